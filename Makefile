@@ -1,0 +1,49 @@
+# SPDX-License-Identifier: MIT
+#
+# A thin front for Meson. Everything lands in $(BUILD).
+BUILD ?= build
+MESON_ARGS ?=
+BENCH_BUILD ?= build-release
+DEMO_ARGS ?=
+TEST_ARGS ?=
+
+all: build
+
+## build     compile: build/sublet, build/libsublet.so, build/libsublet-bridge.so (the default)
+build: deps-build $(BUILD)/build.ninja
+	@ninja -C $(BUILD) $(NINJA_ARGS)
+
+## run       the demonstration: Redis in lent memory while a capture device claims buffers
+run: deps-run build
+	@$(BUILD)/sublet demo $(DEMO_ARGS)
+
+## test      every test; the last line counts them
+test: deps-test build
+	@tools/test.sh $(BUILD) $(TEST_ARGS)
+
+## bench     the benchmarks, in a release build of their own
+bench: deps-test
+	@test -x bench/run || { echo "sublet: bench/run is not there" >&2; exit 1; }
+	@test -f $(BENCH_BUILD)/build.ninja || meson setup $(BENCH_BUILD) --buildtype=release $(MESON_ARGS)
+	@ninja -C $(BENCH_BUILD)
+	@bench/run $(BENCH_BUILD)
+
+## install   into /usr/local, or where MESON_ARGS=--prefix=... said; DESTDIR is honoured
+install: build
+	@meson install -C $(BUILD) --no-rebuild
+
+## clean     remove the build folders
+clean:
+	@rm -rf $(BUILD) $(BENCH_BUILD)
+
+## help      this list
+help:
+	@sed -n 's/^## /  make /p' $(firstword $(MAKEFILE_LIST))
+
+$(BUILD)/build.ninja: | deps-build
+	@meson setup $(BUILD) $(MESON_ARGS)
+
+deps-build deps-run deps-test:
+	@tools/deps.sh $(@:deps-%=%)
+
+.PHONY: all build run test bench install clean help deps-build deps-run deps-test

@@ -1,0 +1,101 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * sublet/map.h: ordinary memory at stable addresses that lives in the lent area.
+ *
+ * Which calls may run at the same time on overlapping ranges:
+ *
+ *              map   unmap   decommit/commit   lock/unlock   load/store   claim
+ *   map        yes   -       -                 -             -            yes
+ *   unmap      -     no      no                no            no           yes
+ *   decommit   -     no      no                no            no           yes
+ *   lock       -     no      no                yes           yes          yes
+ *   claim      yes   yes     yes               yes           yes          yes
+ *
+ * "no": the caller keeps them apart, as with free(); on ranges that do not overlap everything may run at once.
+ */
+#ifndef SUBLET_MAP_H
+#define SUBLET_MAP_H
+
+#include <sublet/types.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+enum sublet_map_flags {
+	SUBLET_MOVABLE = 1u << 0,     /* contents are kept when a claim needs the frames */
+	SUBLET_DISCARDABLE = 1u << 1, /* contents may be dropped while unlocked; starts locked */
+	SUBLET_PLAIN_OK = 1u << 2,    /* where the arena is full, take ordinary memory of the process instead of
+	                                 failing; shows in the statistics as plain */
+};
+
+/*
+ * Map `bytes` of zeroed, readable and writable memory at a new, stable address.
+ * bytes is rounded up to frames; the address is aligned to 64 KiB, to 2 MiB if bytes is that large.
+ * flags: exactly one of MOVABLE and DISCARDABLE, and PLAIN_OK if wanted.
+ * Not promised: which frames, nor that they stay. Loads and stores never notice a move, save
+ * for waiting a short time; a device or another process that was told a frame does (see sublet/pin.h).
+ * Memory that the process protects (mprotect) or that a child of fork() still shares does not move.
+ *
+ * -EINVAL  bytes is 0, or flags make no sense
+ * -ENOMEM  movable memory would outgrow the area, or no addresses are left
+ */
+SUBLET_API SUBLET_NODISCARD int sublet_map(struct sublet_mm *mm, uint64_t bytes, uint32_t flags, void **addr);
+
+/*
+ * As sublet_map, with an alignment of the address, in bytes: a power of two up to 1 GiB.
+ * -EINVAL also: align_bytes is no power of two, or larger than 1 GiB
+ */
+SUBLET_API SUBLET_NODISCARD int sublet_map_aligned(struct sublet_mm *mm, uint64_t bytes, uint64_t align_bytes,
+						   uint32_t flags, void **addr);
+
+/*
+ * Give back addresses and memory. Any part of a mapping, in whole units of 64 KiB (of frames, where
+ * they are larger) but for the end of the mapping.
+ * -EINVAL  the range is not mapped as a whole, or is not aligned
+ * -EBUSY   a pin holds some of it; nothing was unmapped
+ */
+SUBLET_API SUBLET_NODISCARD int sublet_unmap(struct sublet_mm *mm, void *addr, uint64_t bytes);
+
+/*
+ * Give back the memory of a range, and keep its addresses; until sublet_commit the range must not be
+ * touched (it may fault, or not). Any page-aligned part; frames return once a whole 64 KiB unit is
+ * decommitted, but for those that a pin holds. Movable memory only.
+ * -EINVAL  the range is not mapped as a whole, or is not page-aligned
+ */
+SUBLET_API SUBLET_NODISCARD int sublet_decommit(struct sublet_mm *mm, void *addr, uint64_t bytes);
+
+/*
+ * Make a decommitted range usable again; it reads as zeros. flags: SUBLET_PLAIN_OK or 0.
+ * -EINVAL  as for sublet_decommit, or a page of it is not decommitted
+ * -ENOMEM  no frames; what was committed already of the range stays decommitted
+ */
+SUBLET_API SUBLET_NODISCARD int sublet_commit(struct sublet_mm *mm, void *addr, uint64_t bytes, uint32_t flags);
+
+/* What became of discardable memory while it was unlocked. */
+enum sublet_lock_result {
+	SUBLET_INTACT = 0,    /* every byte is as it was at unlock */
+	SUBLET_DISCARDED = 1, /* some of the range was dropped; those parts read as zeros */
+};
+
+/*
+ * Lock discardable memory: from here until sublet_unlock its contents are kept. Whole folios are
+ * locked, so a range that is no multiple of 64 KiB locks a little more. Locks do not count: one
+ * unlock undoes any number of them.
+ * Returns SUBLET_INTACT, SUBLET_DISCARDED, or
+ * -EINVAL  the range is not discardable memory as a whole
+ * -ENOMEM  there are no frames for the parts that were dropped; the range stays unlocked
+ */
+SUBLET_API SUBLET_NODISCARD int sublet_lock(struct sublet_mm *mm, void *addr, uint64_t bytes);
+
+/*
+ * Unlock discardable memory: a claim may drop it from now on. It must not be touched until locked
+ * again. Only folios that lie in the range as a whole are unlocked.
+ * -EINVAL  the range is not discardable memory as a whole
+ */
+SUBLET_API SUBLET_NODISCARD int sublet_unlock(struct sublet_mm *mm, void *addr, uint64_t bytes);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

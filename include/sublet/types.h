@@ -1,0 +1,70 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * sublet/types.h: the words that every other header uses.
+ *
+ * Glossary (one word per idea; docs/architecture.md has the pictures):
+ *
+ *   frame     one base page of real memory, 4 KiB, or 2 MiB on a hugetlb backing
+ *   pfn       index of a frame in its arena
+ *   folio     2^order frames, aligned, that are allocated, referenced and moved as one
+ *   arena     everything one struct sublet_arena manages
+ *   area      a contiguous range of frames that devices register once; lent while not claimed
+ *   normal    the zone that is never claimed: room for what moves out of an area
+ *   mm        one address space: a window of reserved addresses and its page table
+ *   movable   memory at a stable address whose frames may change at any time
+ *   discardable  movable memory whose contents may be dropped instead of moved
+ *   pin       a counted reference that stops a folio from moving
+ *   claim     a contiguous window of an area, taken for a device
+ *   blocker   whatever made a window unclaimable
+ *
+ * Conventions of the whole library:
+ *   - every call that can fail returns 0 or -errno, and refuses before its first visible change;
+ *   - units stand last in a name (_bytes, _ns, _pfn, _frames);
+ *   - option structs begin with their own size, so that a program built against an older header
+ *     keeps working: write { SUBLET_OPTIONS(sublet_claim_options), .deadline_ns = ... };
+ *     a member that is 0 has its default;
+ *   - every call is thread-safe unless its comment says otherwise.
+ */
+#ifndef SUBLET_TYPES_H
+#define SUBLET_TYPES_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#define SUBLET_VERSION "0.1.0"
+#define SUBLET_VERSION_MAJOR 0
+#define SUBLET_VERSION_MINOR 1
+#define SUBLET_VERSION_PATCH 0
+
+#define SUBLET_API __attribute__((visibility("default")))
+#define SUBLET_NODISCARD __attribute__((warn_unused_result))
+
+#define SUBLET_OPTIONS(type) .size_bytes = sizeof(struct type)
+
+#define SUBLET_US ((uint64_t)1000)
+#define SUBLET_MS ((uint64_t)1000000)
+#define SUBLET_SEC ((uint64_t)1000000000)
+
+#define SUBLET_KIB ((uint64_t)1 << 10)
+#define SUBLET_MIB ((uint64_t)1 << 20)
+#define SUBLET_GIB ((uint64_t)1 << 30)
+
+/* Longest names, in bytes with the final NUL. */
+#define SUBLET_NAME_BYTES 64
+#define SUBLET_OWNER_BYTES 32
+
+struct sublet_arena;
+struct sublet_mm;
+
+/* Purpose: the version of the library that is loaded, as "major.minor.patch". Never NULL, never freed. */
+SUBLET_API const char *sublet_version(void);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

@@ -1,0 +1,74 @@
+/* SPDX-License-Identifier: MIT */
+/* bridge/bridge.h: what the files of libsublet-bridge.so share. */
+#ifndef SUBLET_BRIDGE_BRIDGE_H
+#define SUBLET_BRIDGE_BRIDGE_H
+
+#include "bridge/settings.h"
+#include "core/arena.h"
+
+#include <stdatomic.h>
+#include <sys/types.h>
+
+/* The one instance: a process has one malloc. Written by the constructor, read by everybody. */
+struct sublet__bridge {
+	_Atomic(struct sublet_mm *) mm; /* NULL: passive, or not started yet */
+	struct sublet_arena *arena;
+	pid_t pid;                     /* that created the arena */
+	size_t unit_bytes;             /* what sublet_unmap takes: 64 KiB or a frame */
+	_Atomic bool is_child;         /* a child of fork(): the arena is the parent's */
+	_Atomic bool took_memory;      /* the program's malloc came here at least once */
+	_Atomic uint64_t outside_bytes; /* of the heap, in ordinary memory that the engine does not know */
+	_Atomic uintptr_t low, high;   /* every address ever handed out lies in [low, high) */
+	struct sublet__settings settings;
+};
+extern struct sublet__bridge sublet__bridge;
+
+/* Whose memory is [addr, addr + bytes)? */
+enum sublet__owner {
+	SUBLET__OWNER_OTHER,    /* not lent: the bridge has nothing to say */
+	SUBLET__OWNER_LENT,     /* lent, and the engine may be called */
+	SUBLET__OWNER_CHILD,    /* lent by the parent of this process: private copy-on-write memory here */
+	SUBLET__OWNER_UNKNOWN,  /* as CHILD, or a vfork() child that runs in its parent's memory: change nothing */
+};
+enum sublet__owner sublet__bridge_owner(const void *addr, size_t bytes);
+/* The same for the process alone, without an address. OTHER: there is no arena. */
+enum sublet__owner sublet__bridge_state(void);
+
+/* "sublet: ..." and a newline on stderr, without malloc or stdio. */
+void sublet__bridge_say(const char *format, ...) __attribute__((format(printf, 1, 2)));
+
+/* hooks.c: find jemalloc and set its extent hooks. -ENOSYS: there is none; -EPROTO: an unusable one. */
+int sublet__hooks_find(void);
+int sublet__hooks_install(void);
+
+/* real.c: look up what the interposers stand in front of; before, they make plain system calls. */
+void sublet__real_resolve(void);
+/* The definition that the program would have without the bridge; NULL: none. Remembered in *slot. */
+void *sublet__real_find(_Atomic(void *) *slot, const char *name);
+/* The same, typed, and once per place of use: constructors of other libraries come before ours. */
+#define SUBLET__REAL(name)                                                                                  \
+	(__extension__({                                                                                     \
+		static _Atomic(void *) slot_;                                                                \
+		(__typeof__(&name))sublet__real_find(&slot_, #name);                                         \
+	}))
+
+/* A definition that the program shall find instead of libc's; listed in bridge.map. */
+#define SUBLET__INTERPOSER __attribute__((visibility("default")))
+
+struct sublet__real {
+	void *(*mmap)(void *addr, size_t bytes, int protection, int flags, int fd, off_t offset);
+	int (*munmap)(void *addr, size_t bytes);
+	void *(*mremap)(void *addr, size_t bytes, size_t new_bytes, int flags, ...);
+	int (*mprotect)(void *addr, size_t bytes, int protection);
+	int (*pkey_mprotect)(void *addr, size_t bytes, int protection, int key);
+	int (*madvise)(void *addr, size_t bytes, int advice);
+	int (*posix_madvise)(void *addr, size_t bytes, int advice);
+	int (*mlock)(const void *addr, size_t bytes);
+	int (*mlock2)(const void *addr, size_t bytes, unsigned int flags);
+	int (*munlock)(const void *addr, size_t bytes);
+	int (*mlockall)(int flags);
+	int (*munlockall)(void);
+};
+extern struct sublet__real sublet__real;
+
+#endif

@@ -1,0 +1,344 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * jemalloc's extent hooks: where its memory comes from.
+ *
+ * jemalloc asks its hooks for extents of a few MiB, cuts them up, and gives pages back when they
+ * have been unused for a while. These hooks serve it from the arena:
+ *
+ *   alloc         sublet_map; ordinary memory where the arena is full
+ *   dalloc        sublet_unmap, if the range is whole units; else refused, and jemalloc goes on with
+ *   decommit      sublet_decommit: the frames go back, the addresses stay jemalloc's ("retained")
+ *   commit        sublet_commit, before it uses such addresses again
+ *   purge_*       refused. jemalloc purges only what it could not decommit, and a refusal costs
+ *                 nothing but the memory; a purge that gave frames back would have to get frames
+ *                 again on the spot, and there is no way to report that it could not
+ *   split, merge  allowed inside the window: jemalloc's bookkeeping, not ours
+ *
+ * Rules. jemalloc holds locks while it calls: nothing here may malloc, and the engine never does.
+ * A child of fork() has a private copy of the memory, but no arena: what it needs from here on is
+ * ordinary memory. Memory that jemalloc mapped before the constructor set the hooks reaches them
+ * too; it is outside the window and is never given back, as by jemalloc's own hooks.
+ *
+ * Sparing frames. jemalloc grows by steps that double; all of a step is real memory here at once, so
+ * retain_grow_limit bounds it. The 2 MiB block in which each jemalloc arena keeps its own
+ * structures is hardly used, and there are four arenas to a CPU: while the hooks are being installed
+ * those blocks are ordinary memory. The main thread is moved off jemalloc's arena 0, which has
+ * ordinary memory left from before.
+ */
+#include "bridge/bridge.h"
+
+#include <sublet/map.h>
+
+#include <dlfcn.h>
+#include <errno.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/mman.h>
+
+#define PAGE_BYTES ((size_t)4096)
+#define GROW_LIMIT_MAX (8 * SUBLET_MIB)
+#define GROW_LIMIT_MIN (2 * SUBLET_MIB)
+
+/* As in <jemalloc/jemalloc.h>, 5.0 to 5.3; a true result means refused. Not included: no package of it is needed. */
+typedef struct hooks extent_hooks;
+struct hooks {
+	void *(*alloc)(extent_hooks *h, void *new_addr, size_t size, size_t alignment, bool *zero, bool *commit,
+		       unsigned int arena);
+	bool (*dalloc)(extent_hooks *h, void *addr, size_t size, bool committed, unsigned int arena);
+	void (*destroy)(extent_hooks *h, void *addr, size_t size, bool committed, unsigned int arena);
+	bool (*commit)(extent_hooks *h, void *addr, size_t size, size_t offset, size_t length, unsigned int arena);
+	bool (*decommit)(extent_hooks *h, void *addr, size_t size, size_t offset, size_t length, unsigned int arena);
+	bool (*purge_lazy)(extent_hooks *h, void *addr, size_t size, size_t offset, size_t length,
+			   unsigned int arena);
+	bool (*purge_forced)(extent_hooks *h, void *addr, size_t size, size_t offset, size_t length,
+			     unsigned int arena);
+	bool (*split)(extent_hooks *h, void *addr, size_t size, size_t size_a, size_t size_b, bool committed,
+		      unsigned int arena);
+	bool (*merge)(extent_hooks *h, void *addr_a, size_t size_a, void *addr_b, size_t size_b, bool committed,
+		      unsigned int arena);
+};
+
+typedef int (*mallctl_fn)(const char *name, void *old, size_t *old_bytes, void *new, size_t new_bytes);
+
+static mallctl_fn real_mallctl;
+static _Atomic bool installing;
+
+static int bridge_mallctl(const char *name, void *old, size_t *old_bytes, void *new, size_t new_bytes);
+
+static struct sublet_mm *engine(void)
+{
+	return atomic_load_explicit(&sublet__bridge.mm, memory_order_acquire);
+}
+
+/* Ordinary, zeroed memory; alignment is a power of two. */
+static void *ordinary_alloc(size_t size, size_t alignment)
+{
+	size_t slack = alignment > PAGE_BYTES ? alignment - PAGE_BYTES : 0;
+	char *whole, *start;
+
+	if (size + slack < size)
+		return NULL;
+	whole = sublet__real.mmap(NULL, size + slack, PROT_READ | PROT_WRITE,
+				  MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+	if (whole == MAP_FAILED)
+		return NULL;
+	start = (char *)(((uintptr_t)whole + alignment - 1) & ~(uintptr_t)(alignment - 1));
+	if (start != whole)
+		(void)sublet__real.munmap(whole, (size_t)(start - whole));
+	if (start + size != whole + size + slack)
+		(void)sublet__real.munmap(start + size, (size_t)(whole + slack - start));
+	return start;
+}
+
+/* Put fresh, ordinary memory over a range: only in a child of fork(), whose memory is its own. */
+static bool ordinary_over(void *addr, size_t size)
+{
+	return sublet__real.mmap(addr, size, PROT_READ | PROT_WRITE,
+				 MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0) == addr;
+}
+
+/* Widen [low, high), which mlockall() needs: the engine does not tell where its window is. */
+static void note_range(uintptr_t start, uintptr_t end)
+{
+	uintptr_t seen = atomic_load_explicit(&sublet__bridge.low, memory_order_relaxed);
+
+	/* Relaxed: both are read by the thread's own later calls or by others' that race anyway. */
+	while ((seen == 0 || start < seen) &&
+	       !atomic_compare_exchange_weak_explicit(&sublet__bridge.low, &seen, start, memory_order_relaxed,
+						      memory_order_relaxed))
+		;
+	seen = atomic_load_explicit(&sublet__bridge.high, memory_order_relaxed);
+	while (end > seen &&
+	       !atomic_compare_exchange_weak_explicit(&sublet__bridge.high, &seen, end, memory_order_relaxed,
+						      memory_order_relaxed))
+		;
+}
+
+static void *alloc_lent(size_t size, size_t alignment)
+{
+	void *addr = NULL;
+
+	if (sublet_map_aligned(engine(), size, alignment, SUBLET_MOVABLE | SUBLET_PLAIN_OK, &addr) != 0)
+		return NULL;
+	note_range((uintptr_t)addr, (uintptr_t)addr + size);
+	atomic_store_explicit(&sublet__bridge.took_memory, true, memory_order_relaxed);
+	return addr;
+}
+
+static void *hook_alloc(extent_hooks *h, void *new_addr, size_t size, size_t alignment, bool *zero, bool *commit,
+			unsigned int arena)
+{
+	void *addr = NULL;
+
+	(void)h, (void)arena;
+	if (new_addr != NULL)
+		return NULL; /* jemalloc would like to grow in place; it copes */
+	if (sublet__bridge_state() == SUBLET__OWNER_LENT && !atomic_load(&installing)) {
+		addr = alloc_lent(size, alignment);
+		if (addr == NULL) {
+			/* No addresses or no memory for the engine: the program need not suffer for it. */
+			addr = ordinary_alloc(size, alignment);
+			if (addr != NULL)
+				sublet__arena_note_outside(sublet__bridge.arena, size);
+		}
+	} else {
+		addr = ordinary_alloc(size, alignment);
+	}
+	if (addr != NULL)
+		*zero = *commit = true;
+	return addr;
+}
+
+static bool hook_dalloc(extent_hooks *h, void *addr, size_t size, bool committed, unsigned int arena)
+{
+	size_t unit = sublet__bridge.unit_bytes;
+
+	(void)h, (void)committed, (void)arena;
+	if (sublet__bridge_owner(addr, size) != SUBLET__OWNER_LENT || (((uintptr_t)addr | size) & (unit - 1)) != 0)
+		return true;
+	return sublet_unmap(engine(), addr, size) != 0;
+}
+
+static void hook_destroy(extent_hooks *h, void *addr, size_t size, bool committed, unsigned int arena)
+{
+	(void)hook_dalloc(h, addr, size, committed, arena); /* refused: those addresses are lost, as jemalloc says */
+}
+
+static bool hook_commit(extent_hooks *h, void *addr, size_t size, size_t offset, size_t length, unsigned int arena)
+{
+	char *start = (char *)addr + offset;
+
+	(void)h, (void)size, (void)arena;
+	switch (sublet__bridge_owner(start, length)) {
+	case SUBLET__OWNER_LENT:
+		return sublet_commit(engine(), start, length, SUBLET_PLAIN_OK) != 0;
+	case SUBLET__OWNER_CHILD:
+		return !ordinary_over(start, length);
+	default:
+		return true;
+	}
+}
+
+static bool hook_decommit(extent_hooks *h, void *addr, size_t size, size_t offset, size_t length,
+			  unsigned int arena)
+{
+	char *start = (char *)addr + offset;
+
+	(void)h, (void)size, (void)arena;
+	if (sublet__bridge_owner(start, length) != SUBLET__OWNER_LENT)
+		return true;
+	return sublet_decommit(engine(), start, length) != 0;
+}
+
+static bool hook_purge_lazy(extent_hooks *h, void *addr, size_t size, size_t offset, size_t length,
+			    unsigned int arena)
+{
+	(void)h, (void)addr, (void)size, (void)offset, (void)length, (void)arena;
+	return true;
+}
+
+static bool hook_purge_forced(extent_hooks *h, void *addr, size_t size, size_t offset, size_t length,
+			      unsigned int arena)
+{
+	char *start = (char *)addr + offset;
+
+	(void)h, (void)size, (void)arena;
+	switch (sublet__bridge_owner(start, length)) {
+	case SUBLET__OWNER_OTHER: /* ordinary memory, ordinary way */
+		return sublet__real.madvise(start, length, MADV_DONTNEED) != 0;
+	case SUBLET__OWNER_CHILD:
+		return !ordinary_over(start, length);
+	default:
+		return true;
+	}
+}
+
+static bool hook_split(extent_hooks *h, void *addr, size_t size, size_t size_a, size_t size_b, bool committed,
+		       unsigned int arena)
+{
+	(void)h, (void)addr, (void)size, (void)size_a, (void)size_b, (void)committed, (void)arena;
+	return false;
+}
+
+/* Lent memory and ordinary memory stay apart, lest a later call meet half of each. */
+static bool hook_merge(extent_hooks *h, void *addr_a, size_t size_a, void *addr_b, size_t size_b, bool committed,
+		       unsigned int arena)
+{
+	struct sublet_mm *mm = engine();
+
+	(void)h, (void)committed, (void)arena;
+	return mm == NULL || sublet__mm_contains(mm, addr_a, size_a) != sublet__mm_contains(mm, addr_b, size_b);
+}
+
+static extent_hooks hooks = {
+	.alloc = hook_alloc,
+	.dalloc = hook_dalloc,
+	.destroy = hook_destroy,
+	.commit = hook_commit,
+	.decommit = hook_decommit,
+	.purge_lazy = hook_purge_lazy,
+	.purge_forced = hook_purge_forced,
+	.split = hook_split,
+	.merge = hook_merge,
+};
+
+/* ---- installing them ---- */
+
+static bool get(const char *name, void *value, size_t bytes)
+{
+	return real_mallctl(name, value, &bytes, NULL, 0) == 0;
+}
+
+static bool set_arena(unsigned int arena, const char *what, void *value, size_t bytes)
+{
+	char name[64];
+
+	(void)snprintf(name, sizeof(name), "arena.%u.%s", arena, what);
+	return real_mallctl(name, NULL, NULL, value, bytes) == 0;
+}
+
+static bool hook_arena(unsigned int arena)
+{
+	size_t limit = (size_t)(sublet__bridge.settings.area_bytes / 64);
+	extent_hooks *mine = &hooks;
+
+	if (!set_arena(arena, "extent_hooks", &mine, sizeof(mine)))
+		return false;
+	if (limit > GROW_LIMIT_MAX)
+		limit = GROW_LIMIT_MAX;
+	if (limit < GROW_LIMIT_MIN)
+		limit = GROW_LIMIT_MIN;
+	(void)set_arena(arena, "retain_grow_limit", &limit, sizeof(limit)); /* refused under retain:false: no growth */
+	return true;
+}
+
+/*
+ * What of the heap stays in ordinary memory: what is in use by now, and what jemalloc kept of its
+ * first mappings and may still use. Its own structures are not the program's heap.
+ */
+static void note_first_memory(void)
+{
+	uint64_t epoch = 1;
+	size_t active = 0, retained = 0;
+
+	(void)real_mallctl("epoch", NULL, NULL, &epoch, sizeof(epoch));
+	if (get("stats.active", &active, sizeof(active)) && get("stats.retained", &retained, sizeof(retained)))
+		sublet__arena_note_outside(sublet__bridge.arena, active + retained);
+}
+
+int sublet__hooks_find(void)
+{
+	const char *version = NULL;
+
+	/* A program that has jemalloc built in stands in front of everybody; else libjemalloc is behind us. */
+	real_mallctl = __extension__(mallctl_fn)dlsym(RTLD_DEFAULT, "mallctl");
+	if (real_mallctl == bridge_mallctl)
+		real_mallctl = __extension__(mallctl_fn)dlsym(RTLD_NEXT, "mallctl");
+	if (real_mallctl == NULL)
+		return -ENOSYS;
+	if (!get("version", &version, sizeof(version)) || version[0] != '5' || version[1] != '.')
+		return -EPROTO;
+	return 0;
+}
+
+int sublet__hooks_install(void)
+{
+	unsigned int count = 0, hooked = 0, second = 1;
+
+	if (!get("arenas.narenas", &count, sizeof(count)))
+		return -EPROTO;
+	atomic_store(&installing, true);
+	for (unsigned int i = 0; i < count; i++)
+		hooked += hook_arena(i); /* an arena that the program destroyed already is refused */
+	atomic_store(&installing, false);
+	if (hooked == 0)
+		return -EPROTO;
+	note_first_memory();
+	if (hooked > 1)
+		(void)real_mallctl("thread.arena", NULL, NULL, &second, sizeof(second));
+	return 0;
+}
+
+/* The program's own: arenas that it creates with hooks of its own keep them, all others get ours. */
+static int bridge_mallctl(const char *name, void *old, size_t *old_bytes, void *new, size_t new_bytes)
+{
+	unsigned int arena;
+	int err;
+
+	if (real_mallctl == NULL)
+		(void)sublet__hooks_find();
+	if (real_mallctl == NULL)
+		return ENOENT;
+	err = real_mallctl(name, old, old_bytes, new, new_bytes);
+	if (err != 0 || new != NULL || old == NULL || *old_bytes != sizeof(arena) || strcmp(name, "arenas.create") != 0)
+		return err;
+	if (sublet__bridge_state() == SUBLET__OWNER_LENT) {
+		memcpy(&arena, old, sizeof(arena));
+		(void)hook_arena(arena);
+	}
+	return 0;
+}
+
+/* By another name, because "mallctl" means the program's own where it has one, even in this file. */
+SUBLET__INTERPOSER int mallctl(const char *name, void *old, size_t *old_bytes, void *new, size_t new_bytes)
+	__attribute__((alias("bridge_mallctl")));

@@ -1,0 +1,133 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * What `sublet run` tells the bridge.
+ *
+ * The environment is the one channel that survives execve in place, and exec chains (`sublet run --
+ * python3`, where python3 is a shell script that executes the real one) need it more than once: so
+ * nothing is removed in the process that the settings are meant for. Its children inherit the
+ * variables too; the bridge wakes up there, sees another pid, takes its variables out again and
+ * stays passive, so that grandchildren never load it at all.
+ *
+ * All of it by hand on environ: a program may have a getenv and setenv of its own (bash has), which
+ * know nothing of environ before main. Values only ever get shorter, so they are edited in place.
+ */
+#include "bridge/settings.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+/* The place of "NAME=value" in environ; NULL: not set. */
+static char **find_variable(const char *name)
+{
+	size_t length = strlen(name);
+
+	for (char **at = environ; at != NULL && *at != NULL; at++)
+		if (strncmp(*at, name, length) == 0 && (*at)[length] == '=')
+			return at;
+	return NULL;
+}
+
+static char *value_of(const char *name)
+{
+	char **at = find_variable(name);
+
+	return at ? *at + strlen(name) + 1 : NULL;
+}
+
+static void remove_variable(const char *name)
+{
+	for (char **at = find_variable(name); at != NULL && *at != NULL; at++)
+		at[0] = at[1];
+}
+
+/* "key=" at *text: its number, and *text moved behind the comma that follows. */
+static bool take_number(const char **text, const char *key, uint64_t *value)
+{
+	size_t length = strlen(key);
+	char *end;
+
+	if (strncmp(*text, key, length) != 0 || (*text)[length] < '0' || (*text)[length] > '9')
+		return false;
+	*value = strtoull(*text + length, &end, 10);
+	if (*end != ',')
+		return false;
+	*text = end + 1;
+	return true;
+}
+
+int sublet__settings_read(struct sublet__settings *settings)
+{
+	const char *text = value_of(SUBLET__RUN_VARIABLE);
+	uint64_t pid, preload, backing, technique, follow;
+	struct sublet__settings s = { 0 };
+
+	if (text == NULL)
+		return -ENOENT;
+	if (!take_number(&text, "pid=", &pid) || !take_number(&text, "preload=", &preload) ||
+	    !take_number(&text, "area=", &s.area_bytes) || !take_number(&text, "normal=", &s.normal_bytes) ||
+	    !take_number(&text, "backing=", &backing) || !take_number(&text, "technique=", &technique) ||
+	    !take_number(&text, "chaos=", &s.chaos_ns) || !take_number(&text, "follow=", &follow))
+		return -EINVAL;
+	if (strncmp(text, "name=", 5) != 0 || strlen(text + 5) >= sizeof(s.name))
+		return -EINVAL;
+	if (backing > SUBLET_BACKING_MEMFD || technique > SUBLET_TECHNIQUE_WRITEPROTECT)
+		return -EINVAL;
+	s.pid = (pid_t)pid;
+	s.preload_bytes = (size_t)preload;
+	s.backing = (enum sublet_backing)backing;
+	s.technique = (enum sublet_technique)technique;
+	s.follow = follow != 0;
+	memcpy(s.name, text + 5, strlen(text + 5) + 1);
+	*settings = s;
+	return 0;
+}
+
+/* Is the first entry of this LD_PRELOAD the bridge? The process may have changed the variable. */
+static bool starts_with_bridge(const char *preload, size_t prefix_bytes)
+{
+	const char *colon = strchr(preload, ':');
+	size_t name_bytes = sizeof(SUBLET__BRIDGE_FILE) - 1;
+
+	if (colon == NULL || strlen(preload) < prefix_bytes || (size_t)(colon - preload) < name_bytes)
+		return false;
+	return strncmp(colon - name_bytes, SUBLET__BRIDGE_FILE, name_bytes) == 0;
+}
+
+static void forget_preload(const struct sublet__settings *settings)
+{
+	char *preload = value_of("LD_PRELOAD");
+	const char *rest;
+
+	if (preload == NULL || !starts_with_bridge(preload, settings->preload_bytes))
+		return;
+	rest = preload + settings->preload_bytes;
+	rest += *rest == ':';
+	memmove(preload, rest, strlen(rest) + 1);
+	if (*preload == '\0')
+		remove_variable("LD_PRELOAD");
+}
+
+static void forget_malloc_conf(void)
+{
+	char *conf = value_of("MALLOC_CONF");
+	size_t mine = sizeof(SUBLET__MALLOC_CONF) - 1;
+	size_t length = conf ? strlen(conf) : 0;
+
+	if (length < mine || strcmp(conf + length - mine, SUBLET__MALLOC_CONF) != 0)
+		return;
+	length -= mine;
+	if (length > 0 && conf[length - 1] == ',')
+		length--;
+	conf[length] = '\0';
+	if (length == 0)
+		remove_variable("MALLOC_CONF");
+}
+
+void sublet__settings_forget(const struct sublet__settings *settings)
+{
+	forget_preload(settings);
+	forget_malloc_conf();
+	remove_variable(SUBLET__RUN_VARIABLE);
+}

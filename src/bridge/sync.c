@@ -1,0 +1,85 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * Futexes in lent memory.
+ *
+ * The kernel finds the sleepers of a private futex by its address, and those of a process-shared
+ * one by file and offset, which for lent memory is the frame. A private futex does not notice a
+ * move; a process-shared one is forgotten by it: the sleeper waits at the old frame, and the wake
+ * goes to the new one. So process-shared objects are refused where they would rest in lent memory.
+ * malloc's memory never was shared with another process, so no program can need them there.
+ *
+ * One more process-shared futex is the kernel's own: it wakes pthread_join() at the thread's tid,
+ * which lies on the thread's stack. A stack that the program allocated itself is therefore kept
+ * from moving.
+ */
+#include "bridge/bridge.h"
+
+#include <errno.h>
+#include <pthread.h>
+#include <semaphore.h>
+
+/* In a child of fork() too: such an object would be as useless there as it is here. */
+static bool is_refused(int shared, const void *object, size_t bytes)
+{
+	return shared != PTHREAD_PROCESS_PRIVATE && sublet__bridge_owner(object, bytes) != SUBLET__OWNER_OTHER;
+}
+
+SUBLET__INTERPOSER int pthread_mutex_init(pthread_mutex_t *mutex, const pthread_mutexattr_t *attr)
+{
+	int shared = PTHREAD_PROCESS_PRIVATE;
+
+	if (attr != NULL)
+		(void)pthread_mutexattr_getpshared(attr, &shared);
+	if (is_refused(shared, mutex, sizeof(*mutex)))
+		return EINVAL;
+	return SUBLET__REAL(pthread_mutex_init)(mutex, attr);
+}
+
+SUBLET__INTERPOSER int pthread_cond_init(pthread_cond_t *cond, const pthread_condattr_t *attr)
+{
+	int shared = PTHREAD_PROCESS_PRIVATE;
+
+	if (attr != NULL)
+		(void)pthread_condattr_getpshared(attr, &shared);
+	if (is_refused(shared, cond, sizeof(*cond)))
+		return EINVAL;
+	return SUBLET__REAL(pthread_cond_init)(cond, attr);
+}
+
+SUBLET__INTERPOSER int pthread_rwlock_init(pthread_rwlock_t *lock, const pthread_rwlockattr_t *attr)
+{
+	int shared = PTHREAD_PROCESS_PRIVATE;
+
+	if (attr != NULL)
+		(void)pthread_rwlockattr_getpshared(attr, &shared);
+	if (is_refused(shared, lock, sizeof(*lock)))
+		return EINVAL;
+	return SUBLET__REAL(pthread_rwlock_init)(lock, attr);
+}
+
+SUBLET__INTERPOSER int pthread_barrier_init(pthread_barrier_t *barrier, const pthread_barrierattr_t *attr, unsigned int count)
+{
+	int shared = PTHREAD_PROCESS_PRIVATE;
+
+	if (attr != NULL)
+		(void)pthread_barrierattr_getpshared(attr, &shared);
+	if (is_refused(shared, barrier, sizeof(*barrier)))
+		return EINVAL;
+	return SUBLET__REAL(pthread_barrier_init)(barrier, attr, count);
+}
+
+SUBLET__INTERPOSER int sem_init(sem_t *semaphore, int shared, unsigned int value)
+{
+	if (is_refused(shared, semaphore, sizeof(*semaphore))) {
+		errno = ENOSYS; /* "this system does not support process-shared semaphores" */
+		return -1;
+	}
+	return SUBLET__REAL(sem_init)(semaphore, shared, value);
+}
+
+SUBLET__INTERPOSER int pthread_attr_setstack(pthread_attr_t *attr, void *stack, size_t bytes)
+{
+	if (sublet__bridge_owner(stack, bytes) == SUBLET__OWNER_LENT)
+		sublet__mm_note_protected(atomic_load(&sublet__bridge.mm), stack, bytes, true);
+	return SUBLET__REAL(pthread_attr_setstack)(attr, stack, bytes);
+}

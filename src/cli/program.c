@@ -1,0 +1,178 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * Which programs the bridge can be preloaded into.
+ *
+ * LD_PRELOAD is the dynamic loader's: a program without one, or with another libc's, knows nothing
+ * of it, and a program that gains privileges by being executed must ignore it. All of this is
+ * written in the file, so that `sublet run` can say so in one line before it starts the program,
+ * instead of leaving the user to wonder why nothing was lent.
+ */
+#include "cli/program.h"
+
+#include <elf.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <stdbool.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <sys/xattr.h>
+#include <unistd.h>
+
+#if defined(__x86_64__)
+#define OUR_MACHINE EM_X86_64
+#elif defined(__aarch64__)
+#define OUR_MACHINE EM_AARCH64
+#elif defined(__riscv)
+#define OUR_MACHINE EM_RISCV
+#else
+#define OUR_MACHINE EM_NONE
+#endif
+
+#define SCRIPT_DEPTH_MAX 5 /* the kernel's own limit of interpreters of interpreters */
+#define SEGMENTS_MAX 128   /* a real program has about a dozen */
+#define HEAD_BYTES 256     /* what the kernel reads of a script's first line */
+
+/* ---- finding it ---- */
+
+static int executable(const char *path)
+{
+	struct stat st;
+
+	if (stat(path, &st) != 0)
+		return -errno;
+	if (S_ISDIR(st.st_mode))
+		return -EACCES;
+	return access(path, X_OK) == 0 ? 0 : -errno;
+}
+
+static int find_path(const char *name, char *path, size_t bytes)
+{
+	const char *at = getenv("PATH");
+	int err, worst = -ENOENT;
+
+	if (*name == '\0')
+		return -ENOENT;
+	if (strchr(name, '/') != NULL) {
+		if ((size_t)snprintf(path, bytes, "%s", name) >= bytes)
+			return -ENAMETOOLONG;
+		return executable(path);
+	}
+	if (at == NULL)
+		at = "/bin:/usr/bin";
+	for (;; at++) {
+		size_t length = strcspn(at, ":");
+
+		/* An empty entry is the current directory. */
+		if ((size_t)snprintf(path, bytes, "%.*s%s%s", (int)length, at, length ? "/" : "./", name) < bytes) {
+			err = executable(path);
+			if (err == 0)
+				return 0;
+			if (err == -EACCES)
+				worst = err;
+		}
+		at += length;
+		if (*at == '\0')
+			return worst;
+	}
+}
+
+/* ---- looking into it ---- */
+
+static const char *look_at_loader(int fd, uint64_t offset, uint64_t bytes)
+{
+	char loader[256] = "";
+	const char *slash;
+
+	if (bytes >= sizeof(loader) || pread(fd, loader, bytes, (off_t)offset) != (ssize_t)bytes)
+		return NULL;
+	slash = strrchr(loader, '/');
+	if (strncmp(slash ? slash + 1 : loader, "ld-musl", 7) == 0)
+		return "it uses musl libc, and the bridge is built for glibc";
+	return NULL;
+}
+
+static const char *look_at_elf(int fd, const Elf64_Ehdr *header)
+{
+	Elf64_Phdr segment;
+
+	if (header->e_ident[EI_CLASS] != ELFCLASS64 || header->e_machine != OUR_MACHINE)
+		return "it is made for another machine or word size than sublet";
+	for (unsigned int i = 0; i < header->e_phnum && i < SEGMENTS_MAX; i++) {
+		off_t at = (off_t)(header->e_phoff + (uint64_t)i * header->e_phentsize);
+
+		if (pread(fd, &segment, sizeof(segment), at) != (ssize_t)sizeof(segment))
+			return NULL;
+		if (segment.p_type == PT_INTERP)
+			return look_at_loader(fd, segment.p_offset, segment.p_filesz);
+	}
+	return "it is statically linked, and nothing can be preloaded into it";
+}
+
+/* Does executing it raise privileges? The loader ignores LD_PRELOAD then. */
+static const char *look_at_privilege(int fd)
+{
+	struct stat st;
+
+	if (fstat(fd, &st) != 0)
+		return NULL;
+	if (((st.st_mode & S_ISUID) != 0 && st.st_uid != getuid()) ||
+	    ((st.st_mode & S_ISGID) != 0 && (st.st_mode & S_IXGRP) != 0 && st.st_gid != getgid()))
+		return "it is setuid or setgid, and nothing can be preloaded into it";
+	if (getuid() != 0 && fgetxattr(fd, "security.capability", NULL, 0) > 0)
+		return "its file has capabilities, and nothing can be preloaded into it";
+	return NULL;
+}
+
+/* The program that a script's first line names: "#!/usr/bin/env python3" is env. */
+static bool script_interpreter(const char *head, char *path, size_t bytes)
+{
+	const char *start = head + 2 + strspn(head + 2, " \t");
+	size_t length = strcspn(start, " \t\n");
+
+	if (length == 0 || length >= bytes)
+		return false;
+	memcpy(path, start, length);
+	path[length] = '\0';
+	return true;
+}
+
+static const char *look_into(const char *program)
+{
+	char path[HEAD_BYTES + 1] = "";
+	const char *at = program;
+
+	for (int depth = 0; depth <= SCRIPT_DEPTH_MAX; depth++) {
+		union {
+			Elf64_Ehdr elf;
+			char text[HEAD_BYTES + 1];
+		} head = { .text = "" };
+		int fd = open(at, O_RDONLY | O_CLOEXEC);
+		const char *why = NULL;
+		bool is_script = false;
+
+		if (fd < 0)
+			return NULL; /* may be executable and not readable */
+		if (read(fd, head.text, HEAD_BYTES) >= 4) {
+			is_script = memcmp(head.text, "#!", 2) == 0;
+			if (memcmp(head.text, ELFMAG, SELFMAG) == 0)
+				why = look_at_elf(fd, &head.elf);
+			if (why == NULL && !is_script)
+				why = look_at_privilege(fd); /* the kernel ignores a script's own bits */
+		}
+		(void)close(fd);
+		if (!is_script || !script_interpreter(head.text, path, sizeof(path)))
+			return why;
+		at = path;
+	}
+	return NULL;
+}
+
+int sublet__program_find(const char *name, struct sublet__program *program)
+{
+	int err = find_path(name, program->path, sizeof(program->path));
+
+	program->why_plain = err == 0 ? look_into(program->path) : NULL;
+	return err;
+}

@@ -1,0 +1,489 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * `sublet run`: start an unmodified program with its malloc heap in an arena.
+ *
+ * The work is done inside the program, by libsublet-bridge.so (src/bridge). This command looks at
+ * the program (program.c), finds the two libraries to preload, checks what can be checked before
+ * the program starts, loads the seccomp policy, and executes the program in place: same pid, so
+ * that signals, exit codes, job control and a supervisor's bookkeeping are the program's own.
+ *
+ * A program that cannot be helped is executed plainly, after one line on stderr. What keeps
+ * `sublet run` itself from doing its work is an error instead: one line, a second one with what to
+ * do, and an exit code that env, nohup and timeout use for the same.
+ */
+#include "cli/cli.h"
+#include "cli/policy.h"
+#include "cli/program.h"
+
+#include "bridge/settings.h"
+#include "control/instance.h"
+#include "linux/linux.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <getopt.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+/* As env(1), nohup(1) and timeout(1) have it. SUBLET__EXIT_RUN_FAILED is 125. */
+#define EXIT_CANNOT_EXECUTE 126
+#define EXIT_NOT_FOUND 127
+
+#define AREA_DEFAULT_MAX SUBLET_GIB
+#define NORMAL_DEFAULT_MIN (64 * SUBLET_MIB)
+#define PATH_BYTES 4096
+
+struct run {
+	struct sublet__settings settings;
+	bool area_given, normal_given;
+	uint32_t allow;
+	char **program; /* its argv */
+	char bridge[PATH_BYTES];
+	char jemalloc[PATH_BYTES];
+};
+
+static const char help[] =
+	"usage: sublet run [OPTION...] [--] PROGRAM [ARG...]\n"
+	"\n"
+	"Start PROGRAM with its malloc heap in lent memory. Its pid, signals and exit code are its own.\n"
+	"\n"
+	"  -n, --name NAME       how other `sublet` commands call it (default: PROGRAM's file name)\n"
+	"      --area SIZE       the area that can be claimed (default: a quarter of the free memory, at most 1G)\n"
+	"      --normal SIZE     the normal zone, where moved memory goes (default: a quarter of the area,\n"
+	"                        at least 64M)\n"
+	"      --backing KIND    auto, hugetlb, thp or memfd (default: auto)\n"
+	"      --technique KIND  how live memory is moved: auto, precopy, zap or writeprotect (default: auto)\n"
+	"      --follow          programs that PROGRAM starts get an instance of their own too\n"
+	"      --allow LIST      lift parts of the policy: names from below, separated by commas\n"
+	"      --chaos PERIOD    torture: move random live memory every PERIOD (1ms), claim random windows\n"
+	"  -h, --help            this text\n"
+	"\n"
+	"The policy refuses system calls that keep references to memory behind sublet's back, with errors\n"
+	"that make programs fall back to ordinary I/O. Its parts, and what allowing each one risks:\n";
+
+static const char help_end[] =
+	"\n"
+	"A static or setuid PROGRAM cannot be helped: it is started plainly, after one line on stderr.\n"
+	"Python keeps small objects in mappings of its own: set PYTHONMALLOC=malloc to have them lent too.\n"
+	"SUBLET_BRIDGE and SUBLET_JEMALLOC name the libraries to preload, where they are not found.\n"
+	"\n"
+	"exit status: PROGRAM's own; 2 usage; 125 sublet failed, and PROGRAM was not started; 126 PROGRAM\n"
+	"cannot be executed; 127 it was not found\n";
+
+/* ---- the command line ---- */
+
+/* The index of text in a NULL-ended list; -1 with an error line otherwise. */
+static int choice(const char *option, const char *text, const char *const *names)
+{
+	for (int i = 0; names[i] != NULL; i++)
+		if (strcmp(names[i], text) == 0)
+			return i;
+	sublet__error("%s: there is no \"%s\"", option, text);
+	return -1;
+}
+
+/* In the order of the enums. */
+static const char *const backing_names[] = { "auto", "hugetlb", "thp", "memfd", NULL };
+static const char *const technique_names[] = { "auto", "precopy", "zap", "writeprotect", NULL };
+
+static bool parse_allow(const char *list, uint32_t *allow)
+{
+	const char *bad;
+	int bad_bytes;
+
+	if (sublet__policy_parse(list, allow, &bad, &bad_bytes) == 0)
+		return true;
+	sublet__error("--allow: there is no part \"%.*s\"", bad_bytes, bad);
+	sublet__advice("`sublet run --help` lists them");
+	return false;
+}
+
+static bool set_name(struct run *run, const char *name)
+{
+	if (sublet__instance_name_check(name) != 0) {
+		sublet__error("--name: \"%s\" is empty, longer than %d bytes, or has a character that a file name cannot have",
+			      name, SUBLET_NAME_BYTES - 1);
+		return false;
+	}
+	memcpy(run->settings.name, name, strlen(name) + 1);
+	return true;
+}
+
+static bool take_option(struct run *run, int option, const char *value)
+{
+	struct sublet__settings *s = &run->settings;
+	int index = 0;
+
+	switch (option) {
+	case 'n':
+		return set_name(run, value);
+	case 'a':
+		run->area_given = true;
+		return sublet__option_size("--area", value, &s->area_bytes);
+	case 'm':
+		run->normal_given = true;
+		return sublet__option_size("--normal", value, &s->normal_bytes);
+	case 'b':
+		index = choice("--backing", value, backing_names);
+		s->backing = (enum sublet_backing)index;
+		return index >= 0;
+	case 't':
+		index = choice("--technique", value, technique_names);
+		s->technique = (enum sublet_technique)index;
+		return index >= 0;
+	case 'c':
+		return sublet__option_duration("--chaos", value, &s->chaos_ns);
+	case 'f':
+		s->follow = true;
+		return true;
+	case 'l':
+		return parse_allow(value, &run->allow);
+	default:
+		return false;
+	}
+}
+
+/* Returns 0 to go on, or an exit code + 1. */
+static int parse(struct run *run, int argc, char **argv)
+{
+	static const struct option options[] = {
+		{ "name", required_argument, NULL, 'n' },      { "area", required_argument, NULL, 'a' },
+		{ "normal", required_argument, NULL, 'm' },    { "backing", required_argument, NULL, 'b' },
+		{ "technique", required_argument, NULL, 't' }, { "chaos", required_argument, NULL, 'c' },
+		{ "follow", no_argument, NULL, 'f' },          { "allow", required_argument, NULL, 'l' },
+		{ "help", no_argument, NULL, 'h' },            { NULL, 0, NULL, 0 },
+	};
+	int option;
+
+	/* "+": the first word that is no option is PROGRAM, and what follows is its own. */
+	while ((option = getopt_long(argc, argv, "+n:h", options, NULL)) != -1) {
+		if (option == 'h') {
+			(void)fputs(help, stdout);
+			sublet__policy_print(stdout);
+			(void)fputs(help_end, stdout);
+			return sublet__finish(SUBLET__EXIT_OK) + 1;
+		}
+		if (option == '?')
+			return sublet__usage_error("run") + 1;
+		if (!take_option(run, option, optarg))
+			return SUBLET__EXIT_USAGE + 1;
+	}
+	if (optind == argc) {
+		sublet__error("run: which program?");
+		return sublet__usage_error("run") + 1;
+	}
+	run->program = argv + optind;
+	return 0;
+}
+
+/* ---- checks before the program starts ---- */
+
+static bool check_size(const struct run *run, const struct sublet__linux_facts *facts, uint64_t total)
+{
+	uint64_t pages = total / (2 * SUBLET_MIB);
+
+	if (run->settings.backing == SUBLET_BACKING_HUGETLB) {
+		if (pages <= facts->hugetlb_free_pages)
+			return true;
+		sublet__error("run: --backing hugetlb needs %llu free huge pages of 2 MiB, there are %llu",
+			      (unsigned long long)pages, (unsigned long long)facts->hugetlb_free_pages);
+		sublet__advice("Reserve them (`sysctl vm.nr_hugepages`), or ask for less with --area; see `sublet doctor`.");
+		return false;
+	}
+	if (total <= facts->memory_available_bytes)
+		return true;
+	sublet__error("run: an area of %s and a normal zone of %s are more than the %s of memory available",
+		      sublet__bytes(run->settings.area_bytes).text,
+		      sublet__bytes(total - run->settings.area_bytes).text,
+		      sublet__bytes(facts->memory_available_bytes).text);
+	sublet__advice("Ask for less with --area and --normal; `sublet doctor` shows what there is.");
+	return false;
+}
+
+/* The defaults of the sizes, here rather than in the engine so that the sum can be checked. */
+static bool settle_sizes(struct run *run, const struct sublet__linux_facts *facts)
+{
+	struct sublet__settings *s = &run->settings;
+	const uint64_t unit = 2 * SUBLET_MIB;
+	uint64_t normal;
+
+	if ((run->area_given && s->area_bytes == 0) || s->area_bytes > UINT64_MAX / 4 ||
+	    s->normal_bytes > UINT64_MAX / 4) {
+		sublet__error("run: --area and --normal must be sizes that a machine can have");
+		return false;
+	}
+	if (!run->area_given) {
+		s->area_bytes = facts->memory_available_bytes / 4 / unit * unit;
+		if (s->area_bytes > AREA_DEFAULT_MAX)
+			s->area_bytes = AREA_DEFAULT_MAX;
+		if (s->area_bytes == 0)
+			s->area_bytes = unit;
+	}
+	s->area_bytes = (s->area_bytes + unit - 1) / unit * unit;
+	normal = s->normal_bytes;
+	if (!run->normal_given || normal == 0)
+		normal = s->area_bytes / 4 > NORMAL_DEFAULT_MIN ? s->area_bytes / 4 : NORMAL_DEFAULT_MIN;
+	return check_size(run, facts, s->area_bytes + normal);
+}
+
+static bool check_abilities(const struct run *run, const struct sublet__linux_facts *facts)
+{
+	const struct sublet__settings *s = &run->settings;
+	bool is_huge = s->backing == SUBLET_BACKING_HUGETLB;
+	const char *lacks = NULL;
+
+	if (!facts->userfaultfd) {
+		sublet__error("run: no userfaultfd permission: %s", strerror(-facts->userfaultfd_error));
+		sublet__advice("`sublet doctor` says what to do.");
+		return false;
+	}
+	if (s->backing == SUBLET_BACKING_THP && !facts->huge_tmpfs)
+		lacks = "--backing thp";
+	if (s->technique == SUBLET_TECHNIQUE_PRECOPY && !facts->feature_wp_async)
+		lacks = "--technique precopy";
+	if (s->technique == SUBLET_TECHNIQUE_ZAP && !(is_huge ? facts->feature_minor_hugetlb : facts->feature_minor))
+		lacks = "--technique zap";
+	if (s->technique == SUBLET_TECHNIQUE_WRITEPROTECT && !facts->feature_writeprotect)
+		lacks = "--technique writeprotect";
+	if (lacks != NULL) {
+		sublet__error("run: this kernel (%s) does not have what %s needs", facts->kernel_release, lacks);
+		sublet__advice("Leave it to sublet (auto); `sublet doctor` shows what there is.");
+		return false;
+	}
+	return true;
+}
+
+/* ---- what is preloaded ---- */
+
+static bool is_file(const char *path)
+{
+	struct stat st;
+
+	return stat(path, &st) == 0 && S_ISREG(st.st_mode);
+}
+
+/* LD_PRELOAD separates its entries by colons and by spaces, and has no way to quote them. */
+static bool can_preload(const char *path)
+{
+	if (strpbrk(path, ": \t\n") == NULL)
+		return true;
+	sublet__error("run: the path %s has a space or a colon in it, which LD_PRELOAD cannot hold", path);
+	return false;
+}
+
+static bool find_bridge(char path[PATH_BYTES])
+{
+	const char *given = getenv("SUBLET_BRIDGE");
+	char self[PATH_BYTES];
+	ssize_t length = readlink("/proc/self/exe", self, sizeof(self) - 1);
+	char *slash;
+
+	if (given != NULL) {
+		(void)snprintf(path, PATH_BYTES, "%s", given);
+		return is_file(path);
+	}
+	self[length > 0 ? length : 0] = '\0';
+	slash = strrchr(self, '/');
+	if (slash != NULL) {
+		/* As it is built: beside the command, or in its own folder under it. */
+		slash[1] = '\0';
+		if (snprintf(path, PATH_BYTES, "%s" SUBLET__BRIDGE_FILE, self) < PATH_BYTES && is_file(path))
+			return true;
+		if (snprintf(path, PATH_BYTES, "%ssrc/bridge/" SUBLET__BRIDGE_FILE, self) < PATH_BYTES && is_file(path))
+			return true;
+	}
+	(void)snprintf(path, PATH_BYTES, "%s", SUBLET_LIBDIR "/" SUBLET__BRIDGE_FILE);
+	return is_file(path);
+}
+
+/* Look in each directory of a list that is separated by colons. */
+static bool find_in(const char *directories, const char *file, char path[PATH_BYTES])
+{
+	for (const char *at = directories; at != NULL && *at != '\0';) {
+		size_t length = strcspn(at, ":");
+
+		if (length > 0 && snprintf(path, PATH_BYTES, "%.*s/%s", (int)length, at, file) < PATH_BYTES &&
+		    is_file(path))
+			return true;
+		at += length;
+		at += *at == ':';
+	}
+	return false;
+}
+
+static bool find_jemalloc(char path[PATH_BYTES])
+{
+	static const char usual[] =
+#if defined(__x86_64__)
+		"/usr/lib/x86_64-linux-gnu:/lib/x86_64-linux-gnu:"
+#elif defined(__aarch64__)
+		"/usr/lib/aarch64-linux-gnu:/lib/aarch64-linux-gnu:"
+#endif
+		"/usr/local/lib64:/usr/local/lib:/usr/lib64:/lib64:/usr/lib:/lib";
+	const char *given = getenv("SUBLET_JEMALLOC");
+
+	if (given != NULL) {
+		(void)snprintf(path, PATH_BYTES, "%s", given);
+		return is_file(path);
+	}
+	return find_in(getenv("LD_LIBRARY_PATH"), "libjemalloc.so.2", path) ||
+	       find_in(usual, "libjemalloc.so.2", path) || find_in(SUBLET_LIBDIR, "libjemalloc.so.2", path);
+}
+
+static bool find_libraries(struct run *run)
+{
+	if (!find_bridge(run->bridge)) {
+		sublet__error("run: " SUBLET__BRIDGE_FILE " is not where it was installed (%s)", run->bridge);
+		sublet__advice("Install sublet as a whole, or set SUBLET_BRIDGE to the library's path.");
+		return false;
+	}
+	if (!find_jemalloc(run->jemalloc)) {
+		sublet__error("run: there is no libjemalloc.so.2");
+		sublet__advice("Install it (Debian: libjemalloc2), or set SUBLET_JEMALLOC to its path.");
+		return false;
+	}
+	return can_preload(run->bridge) && can_preload(run->jemalloc);
+}
+
+/* ---- the environment ---- */
+
+/* Set `variable` to "first SEPARATOR second", or to the one of them that is there. */
+static int set_joined(const char *variable, const char *first, char separator, const char *second)
+{
+	size_t bytes = strlen(first) + strlen(second) + 2;
+	char *joined = malloc(bytes);
+	int err;
+
+	if (joined == NULL)
+		return -ENOMEM;
+	if (*first != '\0' && *second != '\0')
+		(void)snprintf(joined, bytes, "%s%c%s", first, separator, second);
+	else
+		(void)snprintf(joined, bytes, "%s%s", first, second);
+	err = setenv(variable, joined, 1) ? -errno : 0;
+	free(joined);
+	return err;
+}
+
+static const char *variable_or_nothing(const char *variable)
+{
+	const char *value = getenv(variable);
+
+	return value ? value : "";
+}
+
+static int set_environment(const struct run *run)
+{
+	const struct sublet__settings *s = &run->settings;
+	char preload[2 * PATH_BYTES + 2], settings[512];
+	int err;
+
+	(void)snprintf(preload, sizeof(preload), "%s:%s", run->bridge, run->jemalloc);
+	(void)snprintf(settings, sizeof(settings), SUBLET__RUN_FORMAT, (long long)getpid(), strlen(preload),
+		       (unsigned long long)s->area_bytes, (unsigned long long)s->normal_bytes,
+		       (unsigned int)s->backing, (unsigned int)s->technique, (unsigned long long)s->chaos_ns,
+		       (unsigned int)s->follow, s->name);
+	err = set_joined("LD_PRELOAD", preload, ':', variable_or_nothing("LD_PRELOAD"));
+	if (err == 0)
+		err = set_joined("MALLOC_CONF", variable_or_nothing("MALLOC_CONF"), ',', SUBLET__MALLOC_CONF);
+	if (err == 0 && setenv(SUBLET__RUN_VARIABLE, settings, 1) != 0)
+		err = -errno;
+	return err;
+}
+
+/* ---- starting ---- */
+
+/* Returns only if it failed. */
+static int execute(const char *path, char **argv)
+{
+	int err;
+
+	(void)execv(path, argv);
+	err = errno;
+	sublet__error("run: cannot execute %s: %s", path, strerror(err));
+	return err == ENOENT ? EXIT_NOT_FOUND : EXIT_CANNOT_EXECUTE;
+}
+
+/* A file that was opened with O_DIRECT before the policy came is read past it. */
+static void warn_of_direct_files(void)
+{
+	struct stat st;
+
+	for (int fd = 0; fd < 1024; fd++) {
+		int flags = fcntl(fd, F_GETFL);
+
+		if (flags >= 0 && (flags & O_DIRECT) != 0 && fstat(fd, &st) == 0 &&
+		    (S_ISREG(st.st_mode) || S_ISBLK(st.st_mode)))
+			sublet__error("run: descriptor %d is open with O_DIRECT: reads into lent memory may be lost", fd);
+	}
+}
+
+static int load_policy(const struct run *run)
+{
+	int err;
+
+	if ((run->allow & sublet__policy_part("direct")) == 0)
+		warn_of_direct_files();
+	err = sublet__policy_load(run->allow);
+	if (err == 0)
+		return 0;
+	sublet__error("run: the seccomp policy cannot be loaded: %s", strerror(-err));
+	sublet__advice("`sublet doctor` shows whether filters are to be had; --allow all goes without (see --help).");
+	return err;
+}
+
+/* The program's file name, with what cannot stand in an instance's name replaced. */
+static void default_name(struct run *run)
+{
+	const char *slash = strrchr(run->program[0], '/');
+
+	if (run->settings.name[0] != '\0')
+		return;
+	(void)snprintf(run->settings.name, sizeof(run->settings.name), "%s", slash ? slash + 1 : run->program[0]);
+	for (char *at = run->settings.name; *at != '\0'; at++)
+		if ((unsigned char)*at < ' ' || *at == 0x7f || (*at == '.' && at == run->settings.name))
+			*at = '_';
+	if (run->settings.name[0] == '\0')
+		memcpy(run->settings.name, "program", sizeof("program"));
+}
+
+static int run_lent(struct run *run, const char *path)
+{
+	struct sublet__linux_facts facts;
+
+	default_name(run);
+	sublet__linux_facts_get(&facts);
+	if (!check_abilities(run, &facts) || !settle_sizes(run, &facts) || !find_libraries(run))
+		return SUBLET__EXIT_RUN_FAILED;
+	if (set_environment(run) != 0) {
+		sublet__error("run: no memory for the environment");
+		return SUBLET__EXIT_RUN_FAILED;
+	}
+	if (load_policy(run) != 0)
+		return SUBLET__EXIT_RUN_FAILED;
+	return execute(path, run->program);
+}
+
+int sublet__cli_run(int argc, char **argv)
+{
+	struct run run = { .allow = SUBLET__POLICY_ALLOW_NONE };
+	struct sublet__program program;
+	int code = parse(&run, argc, argv);
+	int err;
+
+	if (code != 0)
+		return code - 1;
+	err = sublet__program_find(run.program[0], &program);
+	if (err != 0) {
+		sublet__error("run: %s: %s", run.program[0],
+			      err == -ENOENT ? "there is no such program" : strerror(-err));
+		return err == -ENOENT ? EXIT_NOT_FOUND : EXIT_CANNOT_EXECUTE;
+	}
+	if (program.why_plain != NULL) {
+		sublet__error("%s runs in ordinary memory: %s", run.program[0], program.why_plain);
+		return execute(program.path, run.program);
+	}
+	return run_lent(&run, program.path);
+}

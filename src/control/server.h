@@ -1,0 +1,84 @@
+/* SPDX-License-Identifier: MIT */
+/* control/server.h: the control server's own structures; server.c and connection.c only. */
+#ifndef SUBLET_CONTROL_SERVER_H
+#define SUBLET_CONTROL_SERVER_H
+
+#include "control/instance.h"
+#include "control/protocol.h"
+
+#include <pthread.h>
+#include <stdatomic.h>
+#include <sys/types.h>
+
+#define SUBLET__SLOTS 32u               /* connections at once, those that linger included */
+#define SUBLET__CLAIMS_PER_SLOT 1024u   /* a connection may hold */
+#define SUBLET__CLAIM_SLICE_NS SUBLET_SEC /* longest single wait inside the engine */
+#define SUBLET__SETTLE_NS (200 * SUBLET_MS) /* from a driver's end to the release of what it held */
+
+/*
+ * One connection and the thread that serves it. The thread is started with the slot's first
+ * connection and kept for the next ones.
+ *
+ *   FREE --assign--> LIVE --closed, holds nothing--------------------> FREE
+ *                     +-----closed, holds claims--> LINGER --ended---> FREE
+ *
+ * state is guarded by the server's lock. While LIVE everything else belongs to the slot's thread,
+ * while LINGER to the accepting thread. fd and pidfd are atomic for fork_child and stop, which
+ * only read them; each becomes -1 before its descriptor is closed.
+ */
+enum sublet__slot_state {
+	SUBLET__SLOT_FREE = 0,
+	SUBLET__SLOT_LIVE,
+	SUBLET__SLOT_LINGER,
+};
+
+struct sublet__slot {
+	struct sublet__server *server;
+	enum sublet__slot_state state;
+	bool has_thread;
+	pthread_t thread;
+	pthread_cond_t wake; /* with the server's lock */
+	_Atomic int fd;
+	uint64_t fd_ino;
+	_Atomic int pidfd;  /* of the process that connected; -1: pidfd_error says why there is none */
+	int pidfd_error;
+	pid_t pid;
+	uint64_t ended_ns;  /* LINGER: when its process ended; 0: it lives */
+	uint32_t claim_count;
+	uint64_t claims[SUBLET__CLAIMS_PER_SLOT]; /* ids that the peer holds */
+	union {
+		struct sublet__hello hello;
+		struct sublet_arena_info info;
+		struct sublet_claim claim;
+		struct sublet_stats stats;
+		struct sublet_pageblock pageblocks[SUBLET__PAGEBLOCKS_MAX];
+		uint64_t ns;
+	} reply;
+};
+
+struct sublet__server {
+	struct sublet_arena *arena;
+	pid_t pid;         /* that serves: a child of fork() must not stop it */
+	uid_t uid;         /* whose connections are taken */
+	size_t map_bytes;
+	pthread_t thread;  /* accepts, and releases what lingers */
+	pthread_mutex_t lock; /* guards slot states and `stopping`; nests in nothing, nothing nests in it */
+	pthread_mutex_t memcpy_lock; /* one measurement at a time: they disturb each other */
+	_Atomic bool stopping;
+	_Atomic int listen_fd;
+	_Atomic int wake_fd[2]; /* a socket pair: [0] is polled by every thread, [1] wakes the accepting one */
+	_Atomic int dir_fd;
+	uint64_t listen_ino;
+	uint64_t wake_ino;
+	char name[SUBLET_NAME_BYTES];
+	char file[SUBLET__FILE_BYTES];
+	struct sublet__slot slots[SUBLET__SLOTS];
+};
+
+/* Whether fd is still the socket it was: the host may have closed it and got the number again. */
+bool sublet__server_owns(int fd, uint64_t ino);
+
+/* Answer requests until the peer goes away, misbehaves, or the server stops (connection.c). */
+void sublet__connection_serve(struct sublet__slot *slot);
+
+#endif

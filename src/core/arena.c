@@ -1,0 +1,232 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * Birth and death of an engine, and of its address spaces; what the layers above tell it.
+ *
+ * All metadata is one reservation of the platform, laid out here; memory that is never touched
+ * costs nothing. Nothing is allocated after creation.
+ */
+#include "core/engine.h"
+
+#include <errno.h>
+#include <string.h>
+
+static size_t align_up(size_t n, size_t to)
+{
+	return (n + to - 1) / to * to;
+}
+
+/* Lay out parts one after the other; with base NULL only their size is wanted. */
+static void *lay(char *base, size_t *at, size_t bytes)
+{
+	void *part = base ? base + *at : NULL;
+	*at += align_up(bytes, 64);
+	return part;
+}
+
+static size_t arena_lay(struct sublet_arena *arena, char *base)
+{
+	uint32_t pageblocks = arena->frames_total >> arena->pageblock_order;
+	uint32_t area_blocks = arena->zone[ZONE_AREA].frames >> arena->pageblock_order;
+	size_t at = align_up(sizeof *arena, 64), words;
+
+	arena->frames = lay(base, &at, (size_t)arena->frames_total * sizeof *arena->frames);
+	arena->pageblocks = lay(base, &at, (size_t)pageblocks * sizeof *arena->pageblocks);
+	arena->claim = lay(base, &at, ENGINE_CLAIMS_MAX * sizeof *arena->claim);
+	arena->tree_leaves = sublet__window_leaves(area_blocks);
+	words = ((size_t)arena->tree_leaves + 63) / 64;
+	arena->tree_sum = lay(base, &at, 2 * sizeof *arena->tree_sum * (size_t)arena->tree_leaves);
+	arena->tree_min = lay(base, &at, 2 * sizeof *arena->tree_min * (size_t)arena->tree_leaves);
+	arena->dirty = lay(base, &at, words * sizeof *arena->dirty);
+	arena->dirty_top = lay(base, &at, (words + 63) / 64 * sizeof *arena->dirty_top);
+	return at;
+}
+
+int sublet__arena_init(const struct sublet__arena_config *config, struct sublet_arena **out)
+{
+	const struct sublet__platform *p = &config->platform;
+	uint32_t pageblock_order = p->frame_shift < 21 ? 21 - p->frame_shift : 0;
+	uint32_t block_mask = (1u << pageblock_order) - 1;
+	uint64_t total = (uint64_t)config->area_frames + config->normal_frames;
+	struct sublet_arena plan = { 0 };
+
+	if (!config->area_frames || total >= ENGINE_PFN_MAX || (config->area_frames & block_mask) ||
+	    (config->normal_frames & block_mask) || !p->run_pages_max || p->run_pages_max > ENGINE_BLOCK_PAGES ||
+	    (p->run_pages_max & (p->run_pages_max - 1)))
+		return -EINVAL;
+	plan.platform = *p;
+	plan.frames_total = (uint32_t)total;
+	plan.pageblock_order = pageblock_order;
+	plan.unit_order = p->frame_shift < 16 ? 16 - p->frame_shift : 0;
+	plan.order_max = min_u32(pageblock_order, log2_floor(p->run_pages_max));
+	plan.unit_order = min_u32(plan.unit_order, plan.order_max);
+	plan.linear = config->linear;
+	plan.zone[ZONE_AREA].frames = config->area_frames;
+	plan.metadata_bytes = arena_lay(&plan, NULL);
+
+	char *memory = p->ops->reserve(p->ctx, plan.metadata_bytes);
+	if (!memory)
+		return -ENOMEM;
+	struct sublet_arena *arena = (struct sublet_arena *)(void *)memory;
+	memcpy(arena, &plan, sizeof plan);
+	arena_lay(arena, memory);
+	arena->zone[ZONE_NORMAL].first_pfn = config->area_frames; /* before zone_init: zone_of looks at it */
+	sublet__zone_init(arena, ZONE_AREA, 0, config->area_frames, config->zeroed);
+	sublet__zone_init(arena, ZONE_NORMAL, config->area_frames, config->normal_frames, config->zeroed);
+	sublet__window_init(arena);
+	*out = arena;
+	return 0;
+}
+
+static size_t mm_lay(struct sublet_mm *mm, char *base)
+{
+	size_t at = align_up(sizeof *mm, 64);
+
+	mm->pte = lay(base, &at, (size_t)mm->config.pages * sizeof *mm->pte);
+	mm->block = lay(base, &at, (size_t)mm->blocks * sizeof *mm->block);
+	mm->block_mappings = lay(base, &at, (size_t)mm->blocks * sizeof *mm->block_mappings);
+	mm->va_used = lay(base, &at, ((size_t)mm->va_units + 63) / 64 * sizeof *mm->va_used);
+	return at;
+}
+
+void sublet__arena_fini(struct sublet_arena *arena)
+{
+	struct sublet__platform p = arena->platform;
+
+	for (uint32_t i = 0; i < a32_load_acquire(&arena->mm_count); i++) {
+		struct sublet_mm plan = *arena->mm[i];
+		p.ops->unreserve(p.ctx, arena->mm[i], mm_lay(&plan, NULL));
+	}
+	p.ops->unreserve(p.ctx, arena, arena->metadata_bytes);
+}
+
+uint64_t sublet__arena_metadata_bytes(const struct sublet_arena *arena)
+{
+	uint64_t bytes = arena->metadata_bytes;
+
+	/* Of a page table only as much is touched as there are frames to map. */
+	for (uint32_t i = 0; i < a32_load_acquire(&arena->mm_count); i++)
+		bytes += sizeof(struct sublet_mm) + (uint64_t)arena->frames_total * sizeof(sublet__a32);
+	return bytes;
+}
+
+void sublet__arena_set_owner(struct sublet_arena *arena, void *owner)
+{
+	arena->owner = owner;
+}
+
+void *sublet__arena_owner(struct sublet_arena *arena)
+{
+	return arena->owner;
+}
+
+int sublet__mm_create(struct sublet_arena *arena, const struct sublet__mm_config *config, struct sublet_mm **out)
+{
+	const struct sublet__platform *p = &arena->platform;
+	struct sublet_mm plan = { .arena = arena, .config = *config, .parked = ENGINE_NONE };
+	int err = 0;
+
+	if (!config->pages || config->base % (2 * SUBLET_MIB))
+		return -EINVAL;
+	plan.blocks = (config->pages + ENGINE_BLOCK_PAGES - 1) / ENGINE_BLOCK_PAGES;
+	plan.va_units = config->pages >> arena->unit_order;
+	size_t bytes = mm_lay(&plan, NULL);
+	char *memory = p->ops->reserve(p->ctx, bytes);
+	if (!memory)
+		return -ENOMEM;
+	struct sublet_mm *mm = (struct sublet_mm *)(void *)memory;
+	memcpy(mm, &plan, sizeof plan);
+	mm_lay(mm, memory);
+
+	engine_lock(arena, &arena->mm_lock);
+	mm->index = a32_load_relaxed(&arena->mm_count);
+	if (mm->index == ENGINE_MMS_MAX) {
+		err = -ENOMEM;
+	} else {
+		arena->mm[mm->index] = mm;
+		a32_store_release(&arena->mm_count, mm->index + 1); /* pairs with folio_lock_block */
+	}
+	engine_unlock(arena, &arena->mm_lock);
+	if (err)
+		p->ops->unreserve(p->ctx, memory, bytes);
+	else
+		*out = mm;
+	return err;
+}
+
+struct sublet_mm *sublet__arena_mm(struct sublet_arena *arena, uint32_t index)
+{
+	return index < a32_load_acquire(&arena->mm_count) ? arena->mm[index] : NULL;
+}
+
+struct sublet_arena *sublet__mm_arena(struct sublet_mm *mm)
+{
+	return mm->arena;
+}
+
+void sublet__arena_note_outside(struct sublet_arena *arena, uint64_t bytes)
+{
+	a64_add_relaxed(&arena->outside_bytes, bytes);
+}
+
+/* ---- what the program does to its own memory ---- */
+
+/* The part of [addr, addr + bytes) that lies in the window, as pages; false: none. */
+static bool window_part(const struct sublet_mm *mm, const void *addr, uint64_t bytes, uint32_t *vpn, uint32_t *pages)
+{
+	uint64_t start = (uint64_t)(uintptr_t)addr, end = bytes > UINT64_MAX - start ? UINT64_MAX : start + bytes;
+	uint64_t low = mm->config.base;
+	uint64_t high = low + ((uint64_t)mm->config.pages << frames_bytes_shift(mm->arena));
+
+	start = start > low ? start : low;
+	end = end < high ? end : high;
+	return start < end && !sublet__mm_pages(mm, (void *)(uintptr_t)start, end - start, vpn, pages);
+}
+
+void sublet__mm_note_locked(struct sublet_mm *mm, const void *addr, uint64_t bytes, bool locked)
+{
+	uint32_t vpn, pages;
+
+	if (!window_part(mm, addr, bytes, &vpn, &pages))
+		return;
+	for_each_block(at, count, vpn, vpn + pages) {
+		engine_lock(mm->arena, block_lock_of(mm, at));
+		for (uint32_t i = at; i < at + count; i++) {
+			uint32_t pte = a32_load_relaxed(&mm->pte[i]);
+			if (pte & PTE_PRESENT)
+				a32_store_release(&mm->pte[i], locked ? pte | PTE_LOCKED : pte & ~PTE_LOCKED);
+		}
+		sublet__mm_mappings_recount(mm, at / ENGINE_BLOCK_PAGES);
+		engine_unlock(mm->arena, block_lock_of(mm, at));
+	}
+}
+
+static void folio_protect(struct sublet_arena *arena, uint32_t head, bool is_protected)
+{
+	struct sublet__frame *f = &arena->frames[head];
+	uint32_t word = a32_load_relaxed(&f->word);
+	enum sublet__account other = word_state(word) == FRAME_DISCARDABLE ? ACCOUNT_DISCARDABLE : ACCOUNT_MOVABLE;
+
+	if (!!(word & FRAME_PROTECTED) == is_protected)
+		return;
+	a32_store_release(&f->word, word ^ FRAME_PROTECTED);
+	if (!(word & FRAME_HELD))
+		sublet__account(arena, head, 1u << word_order(word), is_protected ? other : ACCOUNT_HELD,
+				is_protected ? ACCOUNT_HELD : other);
+}
+
+void sublet__mm_note_protected(struct sublet_mm *mm, const void *addr, uint64_t bytes, bool is_protected)
+{
+	uint32_t vpn, pages;
+
+	if (!window_part(mm, addr, bytes, &vpn, &pages))
+		return;
+	for_each_block(at, count, vpn, vpn + pages) {
+		engine_lock(mm->arena, block_lock_of(mm, at));
+		for (uint32_t i = at; i < at + count; i++) {
+			uint32_t pte = a32_load_relaxed(&mm->pte[i]);
+			if (pte & PTE_PRESENT)
+				folio_protect(mm->arena, sublet__frame_head(mm->arena, pte_pfn(pte)), is_protected);
+		}
+		engine_unlock(mm->arena, block_lock_of(mm, at));
+	}
+}

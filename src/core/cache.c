@@ -1,0 +1,107 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * Per-thread caches of folios of unit order (64 KiB), the size that allocators take and give most.
+ *
+ * A cache is one line with its own lock, which is uncontended but for threads that share a slot and
+ * for a claim that recalls. Cached folios are the "hidden references" that make the kernel's claims
+ * fail for no reason; here they cannot hide, because of this order (R1):
+ *
+ *   claim                                     thread that frees
+ *   -----                                     -----------------
+ *   pageblock.isolated++   (zone lock)        lock its cache
+ *   for each cache:                           pageblock.isolated?  yes: to the zone instead
+ *     lock, take out what is in the window,   no: put into the cache
+ *     unlock                                  unlock
+ *
+ * If the thread's critical section comes first, the recall finds the folio; if it comes second, the
+ * lock has made `isolated` visible to it. No third order exists.
+ */
+#include "core/engine.h"
+
+#define CACHE_BATCH (ENGINE_CACHE_FOLIOS / 2)
+
+static struct sublet__cache *cache_of(struct sublet_arena *arena)
+{
+	const struct sublet__platform *p = &arena->platform;
+	return &arena->cache[p->ops->thread_slot(p->ctx) % ENGINE_CACHES];
+}
+
+uint32_t sublet__cache_take(struct sublet_arena *arena)
+{
+	struct sublet__cache *cache = cache_of(arena);
+	uint32_t pfn = ENGINE_NONE;
+
+	engine_lock(arena, &cache->lock);
+	if (cache->count == 0) {
+		cache->count = sublet__zone_take_batch(arena, arena->unit_order, cache->pfn, CACHE_BATCH);
+		for (uint32_t i = 0; i < cache->count; i++) {
+			struct sublet__frame *f = &arena->frames[cache->pfn[i]];
+			uint32_t zero = a32_load_relaxed(&f->word) & FRAME_ZERO;
+			a32_store_release(&f->word, frame_word(FRAME_CACHED, arena->unit_order, zero));
+		}
+	}
+	if (cache->count) {
+		pfn = cache->pfn[--cache->count];
+		struct sublet__frame *f = &arena->frames[pfn];
+		uint32_t zero = a32_load_relaxed(&f->word) & FRAME_ZERO;
+		a32_store_release(&f->word, frame_word(FRAME_BUSY, arena->unit_order, zero));
+	}
+	engine_unlock(arena, &cache->lock);
+	return pfn;
+}
+
+/* CACHED folios back to the lists of the zone. */
+static void cache_flush(struct sublet_arena *arena, const uint32_t *pfn, uint32_t count)
+{
+	for (uint32_t i = 0; i < count; i++)
+		sublet__frames_put(arena, pfn[i], unit_pages(arena), ACCOUNT_FREE);
+}
+
+static void heads_to_unit(struct sublet_arena *arena, uint32_t pfn)
+{
+	for (uint32_t i = 1; i < unit_pages(arena); i++)
+		a32_store_relaxed(&arena->frames[pfn + i].word, 0);
+	a32_store_relaxed(&arena->frames[pfn].ref, REF_FROZEN);
+	a32_store_release(&arena->frames[pfn].word, frame_word(FRAME_CACHED, arena->unit_order, 0));
+}
+
+bool sublet__cache_put(struct sublet_arena *arena, uint32_t pfn)
+{
+	struct sublet__cache *cache = cache_of(arena);
+
+	engine_lock(arena, &cache->lock);
+	/* acquire by the cache lock; pairs with pageblocks_isolated (R1) */
+	if (a32_load_relaxed(&pageblock_of(arena, pfn)->isolated)) {
+		engine_unlock(arena, &cache->lock);
+		return false;
+	}
+	if (cache->count == ENGINE_CACHE_FOLIOS) {
+		cache_flush(arena, cache->pfn, CACHE_BATCH);
+		cache->count -= CACHE_BATCH;
+		for (uint32_t i = 0; i < cache->count; i++)
+			cache->pfn[i] = cache->pfn[i + CACHE_BATCH];
+	}
+	heads_to_unit(arena, pfn);
+	cache->pfn[cache->count++] = pfn;
+	sublet__account(arena, pfn, unit_pages(arena), ACCOUNT_MOVABLE, ACCOUNT_FREE);
+	engine_unlock(arena, &cache->lock);
+	return true;
+}
+
+void sublet__cache_recall(struct sublet_arena *arena, uint32_t first_pfn, uint32_t end_pfn)
+{
+	for (uint32_t c = 0; c < ENGINE_CACHES; c++) {
+		struct sublet__cache *cache = &arena->cache[c];
+		engine_lock(arena, &cache->lock);
+		for (uint32_t i = 0; i < cache->count;) {
+			uint32_t pfn = cache->pfn[i];
+			if (pfn < end_pfn && pfn + unit_pages(arena) > first_pfn) {
+				cache->pfn[i] = cache->pfn[--cache->count];
+				cache_flush(arena, &pfn, 1);
+			} else {
+				i++;
+			}
+		}
+		engine_unlock(arena, &cache->lock);
+	}
+}

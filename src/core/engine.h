@@ -1,0 +1,362 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * core/engine.h: the engine's structures, and which lock guards which field.
+ *
+ * One struct sublet_arena holds everything; there are no globals. Metadata is sized at creation:
+ *   frames       16 bytes a frame                                          0.39 % of 4 KiB frames
+ *   page tables   4 bytes a page of the windows, touched only where mapped 0.10 % where mapped once
+ *   pageblocks   16 bytes + 32 bytes of cost tree a 2 MiB                  0.002 %
+ */
+#ifndef SUBLET_CORE_ENGINE_H
+#define SUBLET_CORE_ENGINE_H
+
+#include "core/arena.h"
+#include "core/atomic.h"
+#include "core/frame.h"
+#include "core/lock.h"
+
+#include <sublet/map.h>
+
+#define ENGINE_NONE UINT32_MAX
+#define ENGINE_ORDER_MAX 9u          /* the buddy's largest folio: 512 frames */
+#define ENGINE_BLOCK_PAGES 512u      /* pages of one page-table block: one lock */
+#define ENGINE_PFN_MAX (1u << 28)    /* what a page-table entry can name */
+#define ENGINE_MMS_MAX 64u
+#define ENGINE_CLAIMS_MAX 4096u
+#define ENGINE_CACHES 32u
+#define ENGINE_CACHE_FOLIOS 14u      /* one cache is 64 bytes */
+#define ENGINE_DEADLINE_NS (1000 * SUBLET_MS) /* where the caller gives none */
+
+/* ---- page-table entries ---- */
+
+/*
+ * PRESENT: bits 4.. are the pfn. Otherwise bits 4.. say what the page is instead.
+ *   0                  not mapped
+ *   PTE_GONE           decommitted, no memory behind it
+ *   PTE_DROPPED        discardable, contents given up, no memory behind it
+ *   PTE_PLAIN          ordinary memory of the process (arena was full)
+ */
+#define PTE_PRESENT (1u << 0)
+#define PTE_HOLE (1u << 1)   /* decommitted; the memory behind it waits for the rest of its unit */
+#define PTE_LOCKED (1u << 2) /* the program mlocked it */
+#define PTE_FLAGS 0xfu
+#define PTE_PFN_SHIFT 4
+#define PTE_GONE (1u << PTE_PFN_SHIFT)
+#define PTE_DROPPED (2u << PTE_PFN_SHIFT)
+#define PTE_PLAIN (3u << PTE_PFN_SHIFT)
+
+static inline uint32_t pte_make(uint32_t pfn, uint32_t flags)
+{
+	return pfn << PTE_PFN_SHIFT | PTE_PRESENT | flags;
+}
+
+static inline uint32_t pte_pfn(uint32_t pte)
+{
+	return pte >> PTE_PFN_SHIFT;
+}
+
+static inline uint32_t pte_kind(uint32_t pte)
+{
+	return pte & ~PTE_FLAGS;
+}
+
+static inline bool pte_is_plain(uint32_t pte)
+{
+	return !(pte & PTE_PRESENT) && pte_kind(pte) == PTE_PLAIN;
+}
+
+/* ---- pageblocks ---- */
+
+/* How the frames of a pageblock are accounted; the counts of one block always add up to its frames. */
+enum sublet__account {
+	ACCOUNT_FREE = 0, /* FREE, CACHED */
+	ACCOUNT_MOVABLE,  /* MOVABLE, BUSY */
+	ACCOUNT_DISCARDABLE,
+	ACCOUNT_CLAIMED,
+	ACCOUNT_HELD, /* MOVABLE with HELD or PROTECTED, PARKED */
+	ACCOUNT_ISOLATED,
+	ACCOUNTS,
+};
+
+#define ACCOUNT_BITS 10u
+
+struct sublet__pageblock {
+	sublet__a64 counts;   /* ACCOUNTS fields of 10 bits, changed by one addition */
+	sublet__a32 isolated; /* isolations that overlap it; changed under the zone lock */
+	sublet__a32 stuck;    /* claims that found something stuck here just now */
+};
+
+/* ---- zones ---- */
+
+/* A window being claimed: on the claimer's stack, listed in its zone. Guarded by the zone lock. */
+struct sublet__isolation {
+	uint32_t first_pfn;
+	uint32_t end_pfn;
+	uint32_t isolated_frames; /* how many are ISOLATED already */
+	struct sublet__isolation *next;
+};
+
+struct sublet__zone {
+	/* Protects the free lists, FREE and ISOLATED frames, and isolations. Nests in everything. */
+	struct sublet__lock lock;
+	uint32_t first_pfn;
+	uint32_t frames;
+	uint32_t free_frames; /* on the lists */
+	uint32_t head[ENGINE_ORDER_MAX + 1];
+	uint32_t tail[ENGINE_ORDER_MAX + 1]; /* known-zero folios stand at the head, others at the tail */
+	struct sublet__isolation *isolations;
+};
+
+/* A few folios of unit order, handed out and taken back without the zone lock. */
+struct sublet__cache {
+	struct sublet__lock lock; /* protects the rest; nests in block locks, outside zone locks */
+	uint32_t count;
+	uint32_t pfn[ENGINE_CACHE_FOLIOS];
+};
+
+_Static_assert(sizeof(struct sublet__cache) == 64, "one cache line a cache");
+
+/* ---- address spaces ---- */
+
+struct sublet_mm {
+	struct sublet_arena *arena;
+	struct sublet__mm_config config;
+	uint32_t index;
+	uint32_t blocks;
+	sublet__a32 *pte;              /* [config.pages]; written under the block lock, read by pins without */
+	struct sublet__lock *block;    /* [blocks]: page-table entries and MOVABLE folios of 512 pages; the
+	                                  outermost lock but for claim_lock, held one at a time */
+	uint16_t *block_mappings;      /* [blocks]; guarded by the block lock */
+	struct sublet__lock va_lock;   /* protects va_used, va_low; nests in nothing, holds nothing */
+	uint64_t *va_used;             /* a bit a unit of addresses */
+	uint32_t va_units;
+	uint32_t va_low;               /* all units below are in use */
+	sublet__a32 blocks_used;       /* blocks from here on were never mapped */
+	sublet__a32 mapping_count;     /* kernel mappings: sum of block_mappings */
+	sublet__a32 fork_pending;      /* fork_begin without fork_end */
+	sublet__a32 fork_epoch;
+	sublet__a32 fork_held;         /* 1: something may be held */
+	sublet__a32 child_pid;         /* of the last fork that is not restored */
+	struct sublet__lock parked_lock; /* protects parked; nests in the block lock */
+	uint32_t parked;               /* list of PARKED folios by frame.a */
+};
+
+/* ---- the arena ---- */
+
+struct sublet__counters {
+	sublet__a64 claims, claims_succeeded, claims_busy, claims_noroom, claims_held, windows_tried;
+	sublet__a64 moves, moved_frames, recopied_frames, moves_refused, dropped_frames, zeroed_frames;
+	sublet__a64 linearised_runs, forks;
+};
+
+struct sublet__histogram {
+	sublet__a64 count, sum_ns, max_ns;
+	sublet__a64 bucket[SUBLET_HISTOGRAM_BUCKETS];
+};
+
+struct sublet__claim_slot {
+	uint64_t id; /* 0: free */
+	uint32_t first_pfn;
+	uint32_t frames;
+	uint64_t since_ns;
+	char owner[SUBLET_OWNER_BYTES];
+};
+
+enum { ZONE_AREA = 0, ZONE_NORMAL = 1, ZONES = 2 };
+
+struct sublet_arena {
+	struct sublet__platform platform;
+	uint32_t frames_total;
+	uint32_t unit_order;  /* log2 of pages in a unit: 64 KiB, or one frame */
+	uint32_t order_max;   /* largest folio that is mapped: fits in one run */
+	uint32_t pageblock_order;
+	void *linear;
+	void *owner;
+	size_t metadata_bytes;
+	struct sublet__frame *frames;
+	struct sublet__pageblock *pageblocks; /* of both zones */
+	struct sublet__zone zone[ZONES];
+	struct sublet__cache cache[ENGINE_CACHES];
+
+	/* The window chooser (core/window.c): guarded by claim_lock but for the dirty bits. */
+	uint32_t tree_leaves; /* power of two >= pageblocks of the area */
+	uint64_t *tree_sum;   /* [2 * tree_leaves] */
+	uint64_t *tree_min;   /* [2 * tree_leaves] */
+	sublet__a64 *dirty;   /* a bit a pageblock */
+	sublet__a64 *dirty_top; /* a bit a word of dirty */
+
+	/* Choosing and isolating a window is one step; the claim table too. Outermost; never held while
+	   memory is copied or anybody is waited for. */
+	struct sublet__lock claim_lock;
+	struct sublet__claim_slot *claim;
+	uint64_t claim_generation;
+
+	struct sublet__lock mm_lock; /* protects mm[] growing */
+	sublet__a32 mm_count;
+	struct sublet_mm *mm[ENGINE_MMS_MAX];
+
+	sublet__a64 lent_frames;  /* mapped on frames: never more than the area has */
+	sublet__a64 plain_pages;
+	sublet__a64 outside_bytes;
+	struct sublet__counters counters;
+	struct sublet__histogram claim_ns;
+	struct sublet__histogram blocked_ns;
+};
+
+/* ---- small helpers ---- */
+
+static inline uint64_t engine_now(const struct sublet_arena *arena)
+{
+	return arena->platform.ops->now_ns(arena->platform.ctx);
+}
+
+static inline uint32_t frames_bytes_shift(const struct sublet_arena *arena)
+{
+	return arena->platform.frame_shift;
+}
+
+static inline uint32_t unit_pages(const struct sublet_arena *arena)
+{
+	return 1u << arena->unit_order;
+}
+
+static inline struct sublet__pageblock *pageblock_of(struct sublet_arena *arena, uint32_t pfn)
+{
+	return &arena->pageblocks[pfn >> arena->pageblock_order];
+}
+
+static inline struct sublet__zone *zone_of(struct sublet_arena *arena, uint32_t pfn)
+{
+	return &arena->zone[pfn < arena->zone[ZONE_NORMAL].first_pfn ? ZONE_AREA : ZONE_NORMAL];
+}
+
+static inline uint32_t log2_floor(uint32_t v)
+{
+	return 31u - (uint32_t)__builtin_clz(v);
+}
+
+static inline uint32_t min_u32(uint32_t x, uint32_t y)
+{
+	return x < y ? x : y;
+}
+
+static inline uint32_t max_u32(uint32_t x, uint32_t y)
+{
+	return x > y ? x : y;
+}
+
+static inline void engine_lock(struct sublet_arena *arena, struct sublet__lock *lock)
+{
+	lock_take(&arena->platform, lock);
+}
+
+static inline void engine_unlock(struct sublet_arena *arena, struct sublet__lock *lock)
+{
+	lock_drop(&arena->platform, lock);
+}
+
+/* Order of the largest aligned folio that starts at `at` and has no more than `count` frames. */
+static inline uint32_t order_fitting(uint32_t at, uint32_t count, uint32_t order_max)
+{
+	uint32_t order = min_u32(log2_floor(count), order_max);
+	return at ? min_u32(order, (uint32_t)__builtin_ctz(at)) : order;
+}
+
+/* ---- core/zone.c ---- */
+void sublet__zone_init(struct sublet_arena *arena, uint32_t which, uint32_t first_pfn, uint32_t frames, bool zeroed);
+/* Take a folio, BUSY, accounted MOVABLE, from the first zone in `zones` that has one. ENGINE_NONE: none. */
+uint32_t sublet__folio_take(struct sublet_arena *arena, uint32_t order, const uint32_t zones[ZONES]);
+/* Give back folios that lie end to end: all BUSY (or CLAIMED, PARKED), accounted `from`. */
+void sublet__frames_put(struct sublet_arena *arena, uint32_t pfn, uint32_t frames, enum sublet__account from);
+/* Head of the folio that pfn lies in; ENGINE_NONE if none is to be seen (a race: look again). */
+uint32_t sublet__frame_head(const struct sublet_arena *arena, uint32_t pfn);
+void sublet__account(struct sublet_arena *arena, uint32_t pfn, uint32_t frames, enum sublet__account from,
+		     enum sublet__account to);
+uint32_t sublet__account_get(const struct sublet__pageblock *pb, enum sublet__account what);
+/* Take all free memory of [first, end) out of circulation; frames freed there later follow. */
+void sublet__isolate(struct sublet_arena *arena, struct sublet__isolation *isolation);
+/* Give the window back to the free lists. */
+void sublet__isolate_undo(struct sublet_arena *arena, struct sublet__isolation *isolation);
+/* The whole window is ISOLATED: make it one CLAIMED range of claim `slot`. */
+void sublet__isolate_commit(struct sublet_arena *arena, struct sublet__isolation *isolation, uint32_t slot);
+uint32_t sublet__isolated_frames(struct sublet_arena *arena, struct sublet__isolation *isolation);
+/* Zero what is ISOLATED in [first, end) and not known to be zero; returns the frames zeroed. */
+uint32_t sublet__isolated_zero(struct sublet_arena *arena, uint32_t first_pfn, uint32_t end_pfn);
+
+/* ---- core/cache.c ---- */
+uint32_t sublet__cache_take(struct sublet_arena *arena);
+bool sublet__cache_put(struct sublet_arena *arena, uint32_t pfn);
+/* Empty all caches of folios in [first, end). */
+void sublet__cache_recall(struct sublet_arena *arena, uint32_t first_pfn, uint32_t end_pfn);
+/* Inside core/zone.c, for the caches: zone lock taken once for a batch. */
+uint32_t sublet__zone_take_batch(struct sublet_arena *arena, uint32_t order, uint32_t *pfn, uint32_t count);
+
+/* ---- core/window.c ---- */
+uint32_t sublet__window_leaves(uint32_t pageblocks);
+void sublet__window_init(struct sublet_arena *arena);
+void sublet__window_touch(struct sublet_arena *arena, uint32_t pageblock);
+#define WINDOW_STUCK ((uint64_t)1 << 32)   /* cost of a pageblock where something was stuck just now */
+#define WINDOW_BLOCKED ((uint64_t)1 << 44) /* cost of a pageblock that cannot be emptied */
+/*
+ * The cheapest window of `count` pageblocks that starts at a multiple of `step`; claim_lock held.
+ * Returns its first pageblock or ENGINE_NONE; *cost is its cost.
+ */
+uint32_t sublet__window_cheapest(struct sublet_arena *arena, uint32_t count, uint32_t step, uint64_t *cost);
+uint32_t sublet__window_dearest(struct sublet_arena *arena, uint32_t count, uint32_t step, uint64_t *cost);
+
+/* ---- core/mm.c ---- */
+uint32_t sublet__mm_mappings_recount(struct sublet_mm *mm, uint32_t block);
+bool sublet__mm_lend(struct sublet_arena *arena, uint32_t pages); /* false: the area would be outgrown */
+/* Check [addr, addr + bytes) and turn it into pages; -EINVAL. */
+int sublet__mm_pages(const struct sublet_mm *mm, const void *addr, uint64_t bytes, uint32_t *vpn, uint32_t *pages);
+/* Give [vpn, vpn + pages) of one block memory, as much as one call can; block lock held. Returns the
+   pages done (> 0) or -errno; a page table entry of the range gets pte_flags, folios word_flags. */
+int sublet__mm_populate(struct sublet_mm *mm, uint32_t vpn, uint32_t pages, uint32_t pte_flags, uint32_t word_flags);
+/* Populate, or give ordinary memory where SUBLET_PLAIN_OK allows; one block, block lock held. -errno */
+int sublet__mm_give(struct sublet_mm *mm, uint32_t vpn, uint32_t pages, uint32_t flags);
+/* Freeze every folio of a range of one block, and cut those that reach beyond it; block lock held.
+   False: something is pinned, and nothing is frozen. */
+bool sublet__mm_freeze(struct sublet_mm *mm, uint32_t vpn, uint32_t pages);
+void sublet__mm_unfreeze(struct sublet_mm *mm, uint32_t vpn, uint32_t pages);
+/* A frozen range of one block, made inaccessible already, gives up its memory; entries become `entry`.
+   Block lock held. */
+void sublet__mm_strip(struct sublet_mm *mm, uint32_t vpn, uint32_t pages, uint32_t entry);
+
+/* Call body for the part of [vpn, end) in each block, with `at` and `count` set. */
+#define for_each_block(at, count, vpn, end)                                                                    \
+	for (uint32_t at = (vpn), count;                                                                      \
+	     at < (end) && (count = min_u32((end)-at, ENGINE_BLOCK_PAGES - at % ENGINE_BLOCK_PAGES), true);   \
+	     at += count)
+
+static inline struct sublet__lock *block_lock_of(struct sublet_mm *mm, uint32_t vpn)
+{
+	return &mm->block[vpn / ENGINE_BLOCK_PAGES];
+}
+
+/* ---- core/move.c ---- */
+struct sublet__window_range {
+	uint32_t first_pfn; /* only folios that overlap [first, end) are to move; first == end: any */
+	uint32_t end_pfn;
+	bool nowait;
+	bool dst_anywhere; /* torture and linearising: into the area too, before the normal zone */
+	bool linearise;    /* only if kernel mappings merge by it, else -ENOSPC */
+};
+/*
+ * Move the run around pfn (a MOVABLE folio) away. Returns frames moved, 0: the folio is not there
+ * any more, or -EAGAIN (pinned, raced), -EBUSY (held or protected), -ENOMEM (no destination),
+ * -ENOSPC (kernel mappings), -errno of the platform.
+ */
+int64_t sublet__move_folio(struct sublet_arena *arena, uint32_t pfn, const struct sublet__window_range *range);
+/* Drop the discardable folio at pfn. Returns frames dropped, 0: gone already, or -errno. */
+int64_t sublet__drop_folio(struct sublet_arena *arena, uint32_t pfn, const struct sublet__window_range *range);
+/* The same move for what is mapped at vpn. */
+int64_t sublet__move_page(struct sublet_mm *mm, uint32_t vpn, const struct sublet__window_range *range);
+
+/* ---- core/chaos.c ---- */
+/* Merge kernel mappings of an mm that has used most of its budget; cheap when it has not. */
+void sublet__mm_relieve(struct sublet_mm *mm);
+
+/* ---- core/stats.c ---- */
+void sublet__histogram_add(struct sublet__histogram *h, uint64_t ns);
+
+#endif

@@ -1,0 +1,238 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * Fork: lent memory is shared memory underneath, and a child must not write into its parent.
+ *
+ * Just before the fork every lent mapping turns private at the same frames: ordinary
+ * copy-on-write, no copy made. From then on the frames are the child's snapshot. Their folios are
+ * HELD: they do not move, and when the parent unmaps them they are PARKED, not freed. When no child
+ * shares them any more, the pages the parent wrote meanwhile are copied into the frames, and the
+ * mappings are shared again.
+ *
+ * The race that matters: memory mapped by another thread between fork_begin and the fork itself.
+ *
+ *   fork_begin                          map                          fork_restore(epoch)
+ *   ----------                          ---                          -------------------
+ *   epoch++, fork_pending++             lock block B                 lock block B
+ *   for each block B:                   fork_pending? private, HELD  fork_pending, or another
+ *     lock, privatize, unlock           else shared                  epoch? give up
+ *   the fork happens                    unlock                       else restore; unlock
+ *   fork_pending--
+ *
+ * fork_pending is set before the first block lock is taken, so whoever comes to a block after
+ * fork_begin visited it sees it set, and whoever came before is turned private by the visit.
+ */
+#include "core/engine.h"
+
+#include <errno.h>
+
+#define PIN_WAIT_NS (10 * SUBLET_MS) /* a device write in flight should end before the snapshot */
+#define PIN_POLL_NS (100 * SUBLET_US)
+
+struct fork_run {
+	struct sublet_mm *mm;
+	struct sublet__segment segs[ENGINE_BLOCK_PAGES];
+	uint32_t count;
+	uint32_t flags;
+	uint64_t waited_ns; /* for pins, in this fork */
+};
+
+typedef int (*run_fn)(struct fork_run *run);
+typedef bool (*folio_wanted)(uint32_t word);
+
+static bool wanted_shared(uint32_t word)
+{
+	return !(word & FRAME_HELD);
+}
+
+static bool wanted_held(uint32_t word)
+{
+	return word & FRAME_HELD;
+}
+
+static int run_flush(struct fork_run *run, run_fn fn)
+{
+	int err = run->count ? fn(run) : 0;
+	run->count = 0;
+	return err;
+}
+
+/* Collect neighbouring wanted folios of one block into runs, and call fn on each. Block lock held. */
+static int block_runs(struct fork_run *run, uint32_t vpn, uint32_t pages, folio_wanted wanted, run_fn fn)
+{
+	struct sublet_arena *arena = run->mm->arena;
+	int err = 0;
+
+	run->count = 0;
+	for (uint32_t at = vpn; at < vpn + pages && !err;) {
+		uint32_t pte = a32_load_relaxed(&run->mm->pte[at]), step = 1;
+		bool take = false;
+		if (pte & PTE_PRESENT) {
+			uint32_t word = a32_load_relaxed(&arena->frames[pte_pfn(pte)].word);
+			step = 1u << word_order(word);
+			take = wanted(word);
+		}
+		uint32_t flags = (pte & PTE_LOCKED) ? SUBLET__MAP_LOCKED : 0;
+		if (run->count && (!take || flags != run->flags))
+			err = run_flush(run, fn);
+		if (take && !err) {
+			struct sublet__segment *last = run->count ? &run->segs[run->count - 1] : NULL;
+			run->flags = flags;
+			if (last && last->dst_pfn + last->pages == pte_pfn(pte))
+				last->pages += step;
+			else
+				run->segs[run->count++] =
+					(struct sublet__segment){ at, step, ENGINE_NONE, pte_pfn(pte) };
+		}
+		at += step;
+	}
+	return err ? err : run_flush(run, fn);
+}
+
+/* Set or clear HELD on the folios of a run, with their accounts. */
+static void run_hold(struct fork_run *run, bool hold)
+{
+	struct sublet_arena *arena = run->mm->arena;
+
+	for (uint32_t s = 0; s < run->count; s++)
+		for (uint32_t i = 0; i < run->segs[s].pages;) {
+			uint32_t pfn = run->segs[s].dst_pfn + i;
+			struct sublet__frame *f = &arena->frames[pfn];
+			uint32_t word = a32_load_relaxed(&f->word), frames = 1u << word_order(word);
+			enum sublet__account other = word_state(word) == FRAME_DISCARDABLE ? ACCOUNT_DISCARDABLE :
+											    ACCOUNT_MOVABLE;
+			if (word & FRAME_PROTECTED)
+				other = ACCOUNT_HELD;
+			a32_store_release(&f->word, hold ? word | FRAME_HELD : word & ~FRAME_HELD);
+			if (other != ACCOUNT_HELD)
+				sublet__account(arena, pfn, frames, hold ? other : ACCOUNT_HELD,
+						hold ? ACCOUNT_HELD : other);
+			i += frames;
+		}
+}
+
+static bool run_is_pinned(const struct fork_run *run)
+{
+	struct sublet_arena *arena = run->mm->arena;
+
+	for (uint32_t s = 0; s < run->count; s++)
+		for (uint32_t i = 0; i < run->segs[s].pages;) {
+			const struct sublet__frame *f = &arena->frames[run->segs[s].dst_pfn + i];
+			if (a32_load_acquire(&f->ref) & REF_COUNT_MASK) /* pairs with sublet_unpin */
+				return true;
+			i += 1u << word_order(a32_load_relaxed(&f->word));
+		}
+	return false;
+}
+
+static int run_privatize(struct fork_run *run)
+{
+	const struct sublet__platform *p = &run->mm->arena->platform;
+
+	/* HELD first: no new pin from here on; then let those end that are there, for a bounded time. */
+	run_hold(run, true);
+	for (; run_is_pinned(run) && run->waited_ns < PIN_WAIT_NS; run->waited_ns += PIN_POLL_NS)
+		p->ops->sleep_ns(p->ctx, PIN_POLL_NS);
+	int err = run->mm->config.ops->privatize(run->mm->config.ctx, run->segs, run->count, run->flags);
+	if (err)
+		run_hold(run, false);
+	return err;
+}
+
+static int run_restore(struct fork_run *run)
+{
+	if (run_is_pinned(run))
+		return -EAGAIN;
+	int err = run->mm->config.ops->restore(run->mm->config.ctx, run->segs, run->count, run->flags);
+	if (!err)
+		run_hold(run, false);
+	return err;
+}
+
+static uint32_t used_pages(const struct sublet_mm *mm)
+{
+	return min_u32(a32_load_acquire(&mm->blocks_used) * ENGINE_BLOCK_PAGES, mm->config.pages);
+}
+
+int sublet__mm_fork_begin(struct sublet_mm *mm)
+{
+	struct fork_run run = { .mm = mm };
+	int err = 0;
+
+	a32_add_acq_rel(&mm->fork_epoch, 1);
+	/* seq_cst with the load in sublet__mm_populate and fork_restore; see the picture above */
+	atomic_fetch_add(&mm->fork_pending, 1);
+	a32_store_seq_cst(&mm->fork_held, 1);
+	for_each_block(at, count, 0, used_pages(mm)) {
+		engine_lock(mm->arena, block_lock_of(mm, at));
+		err = block_runs(&run, at, count, wanted_shared, run_privatize);
+		engine_unlock(mm->arena, block_lock_of(mm, at));
+		if (err)
+			return err;
+	}
+	a64_add_relaxed(&mm->arena->counters.forks, 1);
+	return 0;
+}
+
+void sublet__mm_fork_end(struct sublet_mm *mm, int32_t child_pid)
+{
+	if (child_pid > 0)
+		a32_store_relaxed(&mm->child_pid, (uint32_t)child_pid);
+	a32_sub_acq_rel(&mm->fork_pending, 1);
+}
+
+uint32_t sublet__mm_fork_epoch(const struct sublet_mm *mm)
+{
+	return a32_load_seq_cst(&mm->fork_epoch);
+}
+
+static bool fork_since(const struct sublet_mm *mm, uint32_t epoch)
+{
+	return a32_load_seq_cst(&mm->fork_pending) || a32_load_seq_cst(&mm->fork_epoch) != epoch;
+}
+
+/*
+ * Frames that the parent unmapped while a child shared them are free now. What a newer fork parked
+ * is not: it was parked under the lock, after the epoch changed, so it is seen by the same check.
+ */
+static void parked_put(struct sublet_mm *mm, uint32_t epoch)
+{
+	struct sublet_arena *arena = mm->arena;
+	uint32_t pfn = ENGINE_NONE;
+
+	engine_lock(arena, &mm->parked_lock);
+	if (!fork_since(mm, epoch)) {
+		pfn = mm->parked;
+		mm->parked = ENGINE_NONE;
+	}
+	engine_unlock(arena, &mm->parked_lock);
+	while (pfn != ENGINE_NONE) {
+		uint32_t next = a32_load_relaxed(&arena->frames[pfn].a);
+		uint32_t word = a32_load_relaxed(&arena->frames[pfn].word);
+		sublet__frames_put(arena, pfn, 1u << word_order(word), ACCOUNT_HELD);
+		pfn = next;
+	}
+}
+
+int sublet__mm_fork_restore(struct sublet_mm *mm, uint32_t epoch)
+{
+	struct fork_run run = { .mm = mm };
+	bool again = false;
+
+	/* Cleared first: a fork that begins meanwhile sets it again, and is not overlooked. */
+	if (!a32_exchange_acq_rel(&mm->fork_held, 0))
+		return 0;
+	for_each_block(at, count, 0, used_pages(mm)) {
+		engine_lock(mm->arena, block_lock_of(mm, at));
+		if (fork_since(mm, epoch) || block_runs(&run, at, count, wanted_held, run_restore))
+			again = true; /* pinned, or no memory: the other blocks can be restored meanwhile */
+		engine_unlock(mm->arena, block_lock_of(mm, at));
+	}
+	if (!again) {
+		a32_store_relaxed(&mm->child_pid, 0);
+		parked_put(mm, epoch);
+	}
+	if (!again && !fork_since(mm, epoch))
+		return 0;
+	a32_store_seq_cst(&mm->fork_held, 1);
+	return -EAGAIN;
+}

@@ -1,0 +1,95 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * core/frame.h: what is known about one frame, in 16 bytes.
+ *
+ * Only the first frame of a folio (its head) carries the folio's state; the others have no HEAD bit
+ * and nothing in them may be trusted. State machine of a folio:
+ *
+ *            take                    map                     unlock
+ *   FREE ----------> BUSY ----------------------> MOVABLE <----------> DISCARDABLE
+ *    ^ \              |  ^                          |  |      lock          |
+ *    |  \ isolate     |  | move: source, or unmap   |  | unmap while        | drop
+ *    |   v            |  +--------------------------+  | a child shares it  v
+ *    | ISOLATED <-----+ put, inside an isolated        v                  BUSY
+ *    |   |              window                       PARKED
+ *    |   | claim done        release                   | fork_restore
+ *    |   +----------> CLAIMED ------> FREE <-----------+
+ *    +--- put, isolation undone
+ *   CACHED: BUSY's twin, free memory in a thread's cache (core/cache.c); a claim recalls it.
+ *
+ *   state        may be trusted                                    changed under
+ *   FREE         a, b: links of the free list                      zone lock
+ *   CACHED       nothing but order                                 cache lock
+ *   BUSY         nothing but order; one thread has it in hand      that thread
+ *   MOVABLE      a: vpn, b: mm; pte[vpn + i] maps pfn + i          block lock of (mm, vpn)
+ *   DISCARDABLE  as MOVABLE; ref is FROZEN: nobody may pin it      block lock of (mm, vpn)
+ *   PARKED       a: next in the mm's parked list                   mm's parked lock
+ *   ISOLATED     nothing but order; belongs to one isolation       zone lock
+ *   CLAIMED      a: slot in the claim table                        claim lock
+ *
+ * ref counts pins. FROZEN keeps new ones out: while the folio moves, and in every state but MOVABLE,
+ * so that a pin that raced with a move can never take a reference on somebody else's folio that is
+ * not mapped. WRITTEN remembers that a pin for writing was there since the flag was cleared.
+ */
+#ifndef SUBLET_CORE_FRAME_H
+#define SUBLET_CORE_FRAME_H
+
+#include "core/atomic.h"
+
+struct sublet__frame {
+	sublet__a32 ref;
+	sublet__a32 word;
+	sublet__a32 a;
+	sublet__a32 b;
+};
+
+_Static_assert(sizeof(struct sublet__frame) == 16, "at most 16 bytes a frame");
+
+enum sublet__frame_state {
+	FRAME_FREE = 0,
+	FRAME_CACHED,
+	FRAME_BUSY,
+	FRAME_MOVABLE,
+	FRAME_DISCARDABLE,
+	FRAME_PARKED,
+	FRAME_ISOLATED,
+	FRAME_CLAIMED,
+};
+
+#define FRAME_STATE_MASK 0x7u
+#define FRAME_HEAD (1u << 3)
+#define FRAME_ORDER_SHIFT 4
+#define FRAME_ORDER_MASK (0xfu << FRAME_ORDER_SHIFT)
+#define FRAME_ZERO (1u << 8)      /* every byte is known to be 0; free memory only */
+#define FRAME_HELD (1u << 9)      /* a child of fork() shares it: must not move or be reused */
+#define FRAME_PROTECTED (1u << 10) /* the program changed its protection: must not move */
+#define FRAME_DROPPABLE (1u << 11) /* part of a discardable mapping, locked or not */
+
+#define REF_FROZEN (1u << 31)
+#define REF_WRITTEN (1u << 30)
+#define REF_COUNT_MASK (REF_WRITTEN - 1)
+
+/* Keep new pins out, unless there are some. The caller holds the folio's block lock. */
+static inline bool ref_freeze(struct sublet__frame *f)
+{
+	uint32_t ref = a32_load_relaxed(&f->ref);
+	/* acquire: pairs with the release in sublet_unpin, so that the pin's user is done (G2, G6) */
+	return !(ref & (REF_FROZEN | REF_COUNT_MASK)) && a32_cas_seq_cst(&f->ref, &ref, ref | REF_FROZEN);
+}
+
+static inline uint32_t frame_word(enum sublet__frame_state state, uint32_t order, uint32_t flags)
+{
+	return (uint32_t)state | FRAME_HEAD | order << FRAME_ORDER_SHIFT | flags;
+}
+
+static inline enum sublet__frame_state word_state(uint32_t word)
+{
+	return (enum sublet__frame_state)(word & FRAME_STATE_MASK);
+}
+
+static inline uint32_t word_order(uint32_t word)
+{
+	return (word & FRAME_ORDER_MASK) >> FRAME_ORDER_SHIFT;
+}
+
+#endif

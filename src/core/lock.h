@@ -1,0 +1,46 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * core/lock.h: the engine's mutex. Uncontended it is one compare-and-swap and one exchange; only a
+ * thread that must wait calls the platform.
+ *
+ * The whole lock order stands in src/README.md; each lock's definition says what it protects.
+ * One rule goes beyond order: between block and wake of a run no lock is taken (core/move.c, L1).
+ */
+#ifndef SUBLET_CORE_LOCK_H
+#define SUBLET_CORE_LOCK_H
+
+#include "core/atomic.h"
+#include "core/platform.h"
+
+/* word: 0 free, 1 held, 2 held and somebody may be parked on it. */
+struct sublet__lock {
+	sublet__a32 word;
+};
+
+static inline bool lock_try(struct sublet__lock *lock)
+{
+	uint32_t free_word = 0;
+	return a32_cas_acq_rel(&lock->word, &free_word, 1); /* acquire; pairs with lock_drop */
+}
+
+static inline void lock_take(const struct sublet__platform *platform, struct sublet__lock *lock)
+{
+	if (lock_try(lock))
+		return;
+	/* From here on the word says 2, so that whoever drops it wakes somebody. */
+	while (a32_exchange_acq_rel(&lock->word, 2) != 0)
+		platform->ops->park(platform->ctx, &lock->word, 2, UINT64_MAX);
+}
+
+static inline void lock_drop(const struct sublet__platform *platform, struct sublet__lock *lock)
+{
+	if (a32_exchange_acq_rel(&lock->word, 0) == 2) /* release; pairs with lock_try */
+		platform->ops->unpark(platform->ctx, &lock->word, 1);
+}
+
+static inline bool lock_is_held(const struct sublet__lock *lock)
+{
+	return a32_load_relaxed(&lock->word) != 0; /* only for assertions by the holder */
+}
+
+#endif

@@ -1,0 +1,261 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * linux/arena.c: sublet_arena_create and what it puts together.
+ *
+ * Creation goes from what refuses cheaply to what costs: options, userfaultfd, memory, addresses,
+ * threads, engine, fork. One instance object holds all of it, in memory of its own (no malloc), and
+ * teardown is the same list backwards, so a failed creation and a destroy share their code: each
+ * step is undone only if `step` says that it was reached.
+ *
+ * Option structs begin with their size. A shorter one than ours is from an older program: what it
+ * does not know is 0, the default. A longer one is from a newer program: it is accepted if what we
+ * do not know is 0.
+ */
+#include "linux/fork.h"
+#include "linux/instance.h"
+#include "linux/proc.h"
+#include "linux/uffd.h"
+
+#include <errno.h>
+#include <string.h>
+#include <sys/mman.h>
+
+#define HUGE_BYTES (2 * SUBLET_MIB)
+#define NORMAL_MIN_BYTES (64 * SUBLET_MIB)
+#define WINDOW_MIN_BYTES (64 * SUBLET_GIB)
+#define WINDOW_FACTOR 16u
+#define ARENA_MAX_BYTES ((uint64_t)1 << 43) /* pfns have 31 bits */
+
+/* How far creation came. */
+enum step { STEP_NONE, STEP_BACKING, STEP_MM, STEP_PLATFORM, STEP_ENGINE };
+
+const char *sublet_version(void)
+{
+	return SUBLET_VERSION;
+}
+
+struct sublet__instance *sublet__instance_of(struct sublet_arena *arena)
+{
+	return sublet__arena_owner(arena);
+}
+
+const char *sublet__linux_name(struct sublet_arena *arena)
+{
+	return sublet__instance_of(arena)->name;
+}
+
+struct sublet_mm *sublet_arena_mm(struct sublet_arena *arena)
+{
+	return sublet__arena_mm(arena, 0);
+}
+
+/* ---- options ---- */
+
+static int options_read(struct sublet_arena_options *o, const struct sublet_arena_options *given)
+{
+	uint64_t bytes;
+
+	if (!given)
+		return -EINVAL;
+	bytes = given->size_bytes;
+	if (bytes < sizeof given->size_bytes || bytes > 4096)
+		return -EINVAL;
+	for (uint64_t i = sizeof *o; i < bytes; i++)
+		if (((const unsigned char *)given)[i])
+			return -EINVAL;
+	memset(o, 0, sizeof *o);
+	memcpy(o, given, bytes < sizeof *o ? bytes : sizeof *o);
+	return 0;
+}
+
+/* Round up to 2 MiB; false where that does not fit. */
+static bool round_up(uint64_t *bytes)
+{
+	if (*bytes > ARENA_MAX_BYTES * WINDOW_FACTOR)
+		return false;
+	*bytes = (*bytes + HUGE_BYTES - 1) & ~(HUGE_BYTES - 1);
+	return true;
+}
+
+static int options_complete(struct sublet_arena_options *o)
+{
+	if (!o->area_bytes || (unsigned int)o->backing > SUBLET_BACKING_FD ||
+	    (unsigned int)o->technique > SUBLET_TECHNIQUE_WRITEPROTECT || o->workers > SUBLET__WORKERS_MAX ||
+	    !round_up(&o->area_bytes))
+		return -EINVAL;
+	if (o->backing != SUBLET_BACKING_FD && (o->fd_offset_bytes || o->linear))
+		return -EINVAL;
+	if (o->name && (!o->name[0] || strlen(o->name) >= SUBLET_NAME_BYTES || strchr(o->name, '/')))
+		return -EINVAL;
+	if (!o->normal_bytes)
+		o->normal_bytes = o->area_bytes / 4 > NORMAL_MIN_BYTES ? o->area_bytes / 4 : NORMAL_MIN_BYTES;
+	if (!o->window_bytes)
+		o->window_bytes = o->area_bytes > WINDOW_MIN_BYTES / WINDOW_FACTOR ? o->area_bytes * WINDOW_FACTOR
+										   : WINDOW_MIN_BYTES;
+	if (!round_up(&o->normal_bytes) || !round_up(&o->window_bytes) ||
+	    o->area_bytes + o->normal_bytes > ARENA_MAX_BYTES || o->window_bytes < o->area_bytes)
+		return -EINVAL;
+	if (!o->mapping_limit)
+		o->mapping_limit = sublet__max_map_count() / 2;
+	if (o->mapping_limit > UINT32_MAX)
+		o->mapping_limit = UINT32_MAX;
+	return 0;
+}
+
+/* ---- create, destroy ---- */
+
+static void undo(struct sublet__instance *in, enum step step)
+{
+	if (step >= STEP_PLATFORM)
+		sublet__linux_platform_stop(&in->platform);
+	if (step >= STEP_MM)
+		sublet__linux_mm_close(&in->mm);
+	if (step >= STEP_ENGINE)
+		sublet__arena_fini(in->arena);
+	if (step >= STEP_BACKING)
+		sublet__backing_close(&in->backing);
+	munmap(in, sizeof *in);
+}
+
+static int engine_open(struct sublet__instance *in, const struct sublet_arena_options *o)
+{
+	struct sublet__arena_config config = {
+		.platform = {
+			.ops = &sublet__linux_platform_ops,
+			.ctx = &in->platform,
+			.frame_shift = in->backing.frame_shift,
+			.run_pages_max = sublet__linux_mm_run_pages(&in->mm),
+			.workers = in->platform.workers,
+		},
+		.area_frames = (uint32_t)(o->area_bytes >> in->backing.frame_shift),
+		.normal_frames = (uint32_t)(o->normal_bytes >> in->backing.frame_shift),
+		.zeroed = in->backing.zeroed,
+		.linear = in->backing.linear,
+	};
+	int err = sublet__arena_init(&config, &in->arena);
+
+	if (err)
+		return err;
+	sublet__arena_set_owner(in->arena, in);
+	struct sublet__mm_config mm_config = sublet__linux_mm_config(&in->mm, (uint32_t)o->mapping_limit);
+	struct sublet_mm *mm;
+	err = sublet__mm_create(in->arena, &mm_config, &mm);
+	if (!err)
+		err = sublet__fork_add(in);
+	if (err)
+		sublet__arena_fini(in->arena);
+	return err;
+}
+
+static int build(struct sublet__instance *in, const struct sublet_arena_options *o)
+{
+	enum step step = STEP_NONE;
+	uint64_t features;
+	bool via_device;
+	int err = sublet__uffd_probe(&features, &via_device);
+
+	if (err) {
+		err = err == -ENOSYS ? -EOPNOTSUPP : err == -EACCES ? -EPERM : err;
+		goto out;
+	}
+	in->area_bytes = o->area_bytes;
+	in->normal_bytes = o->normal_bytes;
+	in->mapping_limit = o->mapping_limit;
+	if (o->name)
+		memcpy(in->name, o->name, strlen(o->name) + 1);
+	err = sublet__backing_open(&in->backing, o, o->area_bytes + o->normal_bytes);
+	if (err)
+		goto out;
+	step = STEP_BACKING;
+	err = sublet__linux_mm_open(&in->mm, &in->backing, o->technique, o->window_bytes);
+	if (err)
+		goto out;
+	step = STEP_MM;
+	err = sublet__linux_platform_start(&in->platform, in->backing.linear, in->backing.frame_shift, o->workers);
+	if (err)
+		goto out;
+	step = STEP_PLATFORM;
+	err = engine_open(in, o);
+out:
+	if (err)
+		undo(in, step);
+	return err;
+}
+
+int sublet_arena_create(const struct sublet_arena_options *given, struct sublet_arena **arena)
+{
+	struct sublet_arena_options o;
+	int err = arena ? options_read(&o, given) : -EINVAL;
+
+	if (!err)
+		err = options_complete(&o);
+	if (err)
+		return err;
+	struct sublet__instance *in = mmap(NULL, sizeof *in, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	if (in == MAP_FAILED)
+		return -ENOMEM;
+	err = build(in, &o);
+	if (!err)
+		*arena = in->arena;
+	return err;
+}
+
+void sublet_arena_destroy(struct sublet_arena *arena)
+{
+	struct sublet__instance *in;
+
+	if (!arena)
+		return;
+	in = sublet__instance_of(arena);
+	/* A child has neither its threads nor its linear map; what it has is ordinary memory in use. */
+	if (a32_load_acquire(&in->in_child))
+		return;
+	for (uint32_t i = 0; i < in->companions; i++)
+		if (in->companion[i].stop)
+			in->companion[i].stop(in->companion[i].arg);
+	sublet__chaos_stop(in);
+	sublet__fork_remove(in);
+	undo(in, STEP_ENGINE);
+}
+
+/* ---- questions ---- */
+
+int sublet_arena_info(struct sublet_arena *arena, struct sublet_arena_info *info)
+{
+	const struct sublet__instance *in;
+	struct sublet_arena_info all;
+
+	if (!arena || !info || info->size_bytes < sizeof info->size_bytes)
+		return -EINVAL;
+	in = sublet__instance_of(arena);
+	all = (struct sublet_arena_info){
+		.size_bytes = info->size_bytes,
+		.backing = in->backing.kind,
+		.technique = in->mm.technique,
+		.frame_bytes = (uint64_t)1 << in->backing.frame_shift,
+		.area_bytes = in->area_bytes,
+		.normal_bytes = in->normal_bytes,
+		.area_offset_bytes = in->backing.fd_offset,
+		.linear = in->backing.linear,
+		.fd = in->backing.fd,
+		.workers = in->platform.workers,
+		.mapping_limit = in->mapping_limit,
+		.metadata_bytes = sublet__arena_metadata_bytes(arena),
+	};
+	memcpy(info, &all, info->size_bytes < sizeof all ? info->size_bytes : sizeof all);
+	return 0;
+}
+
+int sublet__linux_companion_add(struct sublet_arena *arena, const struct sublet__linux_companion *companion)
+{
+	struct sublet__instance *in = sublet__instance_of(arena);
+	int err = -ENOSPC;
+
+	sublet__lock(&in->companion_lock);
+	if (in->companions < SUBLET__COMPANIONS_MAX) {
+		in->companion[in->companions++] = *companion;
+		err = 0;
+	}
+	sublet__unlock(&in->companion_lock);
+	return err;
+}

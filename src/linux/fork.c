@@ -1,0 +1,426 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * linux/fork.c: fork() of a process that has memory lent.
+ *
+ * Lent memory is shared memory, so a plain fork() would leave parent and child writing the same
+ * bytes. Instead:
+ *
+ *   prepare   every lent mapping of every arena turns private (sublet__mm_fork_begin)
+ *   fork      ordinary copy-on-write for both
+ *   parent    learns the child's pid, lets the engine go on (sublet__mm_fork_end)
+ *   child     closes what it must not keep; its arenas are plain memory from now on (in_child)
+ *   watcher   a thread; when no process sees the frames any more, shared again (sublet__mm_fork_restore)
+ *
+ * No lock is held from prepare to parent: another thread may be in the middle of an allocator's hook,
+ * waiting in the engine, with locks that the allocator's own prepare handler is about to want. What
+ * must not happen meanwhile is counted instead, in the engine: forks of several threads overlap
+ * freely, and restore gives up when one begins. forks.pending counts the same for an arena that is
+ * created in that time: it hears of every fork that is pending before anything can be mapped in it.
+ *
+ * Each fork has a pipe. Children inherit its write end and never close it on purpose; the parent
+ * keeps the read end. The child writes its pid (pthread_atfork does not tell the parent), nothing
+ * written and end of file means that the fork failed, and end of file later on means that every
+ * process that had it has ended or called exec. Since a process may close all descriptors and keep
+ * its memory, that is confirmed from /proc (sharers.c) before the frames are touched.
+ *
+ * The watcher is started with the first arena and not at a fork, because starting a thread calls
+ * malloc, and a parent handler may run before the allocator's.
+ */
+#include "linux/fork.h"
+
+#include "linux/proc.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <poll.h>
+#include <stdlib.h>
+#include <sys/eventfd.h>
+#include <unistd.h>
+
+#define PIPES_MAX 64u
+#define HANDSHAKE_MS 1000
+#define RETRY_MIN_MS 5
+#define RETRY_MAX_MS 500
+
+/* What one thread remembers from prepare to the end of its fork. */
+struct fork_here {
+	bool prepared;
+	int read_fd;
+	int write_fd;
+};
+
+static __thread struct fork_here here __attribute__((tls_model("initial-exec")));
+
+/*
+ * One for the process, as pthread_atfork is. Guarded by lock, but for the futex words. The watcher
+ * holds no lock while it restores: `restoring` keeps arenas from going away meanwhile.
+ */
+static struct {
+	sublet__a32 lock;
+	sublet__a32 restoring; /* futex */
+	bool registered;       /* with pthread_atfork: once in a process and its children */
+	bool running;          /* the watcher */
+	bool stop;
+	uint32_t pending;      /* forks between prepare and parent */
+	uint32_t pipes;
+	bool lost_pipe;        /* a child without a pipe: only /proc knows about it */
+	int pipe_fd[PIPES_MAX];
+	int wake_fd;           /* eventfd */
+	struct sublet__instance *first;
+	pthread_t thread;
+} forks = { .wake_fd = -1 };
+
+static void wake_watcher(void)
+{
+	uint64_t one = 1;
+	ssize_t n = write(forks.wake_fd, &one, sizeof one);
+
+	(void)n;
+}
+
+/* ---- prepare ---- */
+
+/* Lock held. */
+static void end_all(const struct sublet__instance *until, int32_t pid)
+{
+	for (struct sublet__instance *in = forks.first; in != until; in = in->next)
+		sublet__mm_fork_end(sublet__arena_mm(in->arena, 0), pid);
+}
+
+/* Lock held. All arenas or none. */
+static int begin_all(void)
+{
+	for (struct sublet__instance *in = forks.first; in; in = in->next) {
+		int err = sublet__mm_fork_begin(sublet__arena_mm(in->arena, 0));
+		if (err) {
+			end_all(in->next, 0);
+			return err;
+		}
+	}
+	return 0;
+}
+
+static int prepare(void)
+{
+	int pair[2] = { -1, -1 };
+	int err = 0;
+
+	sublet__lock(&forks.lock);
+	bool any = forks.first;
+	if (any)
+		err = begin_all();
+	forks.pending += any && !err;
+	sublet__unlock(&forks.lock);
+	if (err)
+		wake_watcher();
+	if (err || !any)
+		return err;
+	if (pipe2(pair, O_CLOEXEC)) {
+		pair[0] = -1;
+		pair[1] = -1;
+	}
+	here = (struct fork_here){ .prepared = true, .read_fd = pair[0], .write_fd = pair[1] };
+	return 0;
+}
+
+int sublet__linux_fork_prepare(void)
+{
+	return here.prepared ? 0 : prepare();
+}
+
+static void on_prepare(void)
+{
+	if (here.prepared)
+		return;
+	int err = prepare();
+	if (err) {
+		sublet__complain("no memory to keep lent memory apart from a child; fork() here would corrupt it", err);
+		abort();
+	}
+}
+
+/* ---- parent ---- */
+
+/* The child's pid; 0 when there is no child; our own where there is one that does not say. */
+static int32_t child_pid(int fd)
+{
+	struct pollfd p = { .fd = fd, .events = POLLIN };
+	int32_t pid = 0;
+	int ready;
+
+	if (fd < 0)
+		return (int32_t)getpid();
+	do
+		ready = poll(&p, 1, HANDSHAKE_MS);
+	while (ready < 0 && errno == EINTR);
+	if (ready <= 0)
+		return (int32_t)getpid();
+	return read(fd, &pid, sizeof pid) == sizeof pid ? pid : 0;
+}
+
+static void on_parent(void)
+{
+	struct fork_here mine = here;
+	int saved = errno;
+
+	if (!mine.prepared)
+		return;
+	here.prepared = false;
+	if (mine.write_fd >= 0)
+		close(mine.write_fd);
+	int32_t pid = child_pid(mine.read_fd);
+	sublet__lock(&forks.lock);
+	if (pid > 0 && mine.read_fd >= 0 && forks.pipes < PIPES_MAX) {
+		forks.pipe_fd[forks.pipes++] = mine.read_fd;
+	} else {
+		forks.lost_pipe = forks.lost_pipe || pid > 0;
+		if (mine.read_fd >= 0)
+			close(mine.read_fd);
+	}
+	forks.pending--;
+	end_all(NULL, pid);
+	sublet__unlock(&forks.lock);
+	wake_watcher();
+	errno = saved;
+}
+
+void sublet__linux_fork_cancel(void)
+{
+	on_parent();
+}
+
+/* ---- child: one thread, and locks in any state ---- */
+
+static void abandon(struct sublet__instance *in)
+{
+	a32_store_release(&in->in_child, 1);
+	for (uint32_t i = 0; i < in->companions; i++)
+		if (in->companion[i].fork_child)
+			in->companion[i].fork_child(in->companion[i].arg);
+	sublet__linux_mm_fork_child(&in->mm);
+	if (in->backing.owns_fd)
+		close(in->backing.fd);
+	in->backing.fd = -1;
+}
+
+static void on_child(void)
+{
+	struct fork_here mine = here;
+
+	/* Not prepared: no arena existed then. */
+	if (mine.write_fd >= 0 && mine.prepared) {
+		int32_t pid = (int32_t)getpid();
+		ssize_t n = write(mine.write_fd, &pid, sizeof pid);
+		(void)n;
+		close(mine.read_fd);
+	}
+	here.prepared = false;
+	for (struct sublet__instance *in = forks.first; in; in = in->next)
+		abandon(in);
+	for (uint32_t i = 0; i < forks.pipes; i++)
+		close(forks.pipe_fd[i]);
+	if (forks.wake_fd >= 0)
+		close(forks.wake_fd);
+	a32_store_release(&forks.lock, 0);
+	a32_store_release(&forks.restoring, 0);
+	forks.running = false;
+	forks.stop = false;
+	forks.lost_pipe = false;
+	forks.pending = 0;
+	forks.pipes = 0;
+	forks.wake_fd = -1;
+	forks.first = NULL;
+}
+
+bool sublet__linux_in_child(struct sublet_arena *arena)
+{
+	return a32_load_acquire(&sublet__instance_of(arena)->in_child);
+}
+
+/* ---- the watcher ---- */
+
+/* Drop the pipes whose other end is gone. fds[i + 1] is pipe i of `polled`. Lock held. */
+static void drop_ended(const struct pollfd *fds, uint32_t polled)
+{
+	for (uint32_t i = polled; i-- > 0;) {
+		int32_t late;
+		if (fds[i + 1].revents & POLLIN && read(fds[i + 1].fd, &late, sizeof late) > 0)
+			continue; /* a pid that nobody waited for */
+		if (!(fds[i + 1].revents & (POLLHUP | POLLERR)))
+			continue;
+		close(forks.pipe_fd[i]);
+		forks.pipe_fd[i] = forks.pipe_fd[--forks.pipes];
+	}
+}
+
+/* Whether some process may still see frames of this arena. */
+static bool is_shared(const struct sublet__instance *in, uint32_t pipes)
+{
+	/* A child has copies of hugetlb memory, no frames (private.c). */
+	if (in->backing.is_hugetlb)
+		return false;
+	/* Where /proc cannot be read the pipes must do. */
+	return pipes || sublet__sharer_find(in->backing.dev, in->backing.ino) > 0;
+}
+
+/* One attempt for every arena that needs it. True: some are left. */
+static bool restore_all(uint32_t pipes)
+{
+	bool left = false;
+
+	for (struct sublet__instance *in = forks.first; in; in = in->next) {
+		struct sublet_mm *mm = sublet__arena_mm(in->arena, 0);
+		/* The epoch before the question: a fork after it makes the answer stale, and restore refuses. */
+		uint32_t epoch = sublet__mm_fork_epoch(mm);
+		if (epoch == in->restored_epoch)
+			continue;
+		if (!is_shared(in, pipes) && !sublet__mm_fork_restore(mm, epoch))
+			in->restored_epoch = epoch;
+		else
+			left = true;
+	}
+	return left;
+}
+
+/* Returns whether to look again without being woken. */
+static bool watch_once(const struct pollfd *fds, uint32_t polled, bool *stop)
+{
+	sublet__lock(&forks.lock);
+	drop_ended(fds, polled);
+	*stop = forks.stop;
+	uint32_t pipes = forks.pipes;
+	bool work = !*stop && !forks.pending; /* the end of a pending fork wakes us */
+	a32_store_release(&forks.restoring, work);
+	sublet__unlock(&forks.lock);
+	if (!work)
+		return false;
+
+	bool left = restore_all(pipes);
+
+	sublet__lock(&forks.lock);
+	if (!left)
+		forks.lost_pipe = false;
+	/* While there are pipes, their end wakes us. */
+	left = left && (!forks.pipes || forks.lost_pipe);
+	a32_store_release(&forks.restoring, 0);
+	sublet__unlock(&forks.lock);
+	sublet__futex_wake(&forks.restoring, UINT32_MAX);
+	return left;
+}
+
+static void *watcher_main(void *arg)
+{
+	struct pollfd fds[PIPES_MAX + 1];
+	int timeout_ms = -1, retry_ms = RETRY_MIN_MS;
+	bool stop = false;
+
+	(void)arg;
+	while (!stop) {
+		uint64_t count;
+		sublet__lock(&forks.lock);
+		uint32_t n = forks.pipes;
+		fds[0] = (struct pollfd){ .fd = forks.wake_fd, .events = POLLIN };
+		for (uint32_t i = 0; i < n; i++)
+			fds[i + 1] = (struct pollfd){ .fd = forks.pipe_fd[i], .events = POLLIN };
+		sublet__unlock(&forks.lock);
+		int ready = poll(fds, n + 1, timeout_ms);
+		if (ready < 0)
+			continue;
+		if (fds[0].revents & POLLIN && read(fds[0].fd, &count, sizeof count) > 0)
+			retry_ms = RETRY_MIN_MS;
+		if (watch_once(fds, n, &stop)) {
+			timeout_ms = retry_ms;
+			retry_ms = retry_ms * 2 < RETRY_MAX_MS ? retry_ms * 2 : RETRY_MAX_MS;
+		} else {
+			timeout_ms = -1;
+			retry_ms = RETRY_MIN_MS;
+		}
+	}
+	return NULL;
+}
+
+/* ---- add, remove ---- */
+
+/* Take the lock while the watcher is not looking at the arenas. */
+static void lock_quiet(void)
+{
+	sublet__lock(&forks.lock);
+	while (a32_load_acquire(&forks.restoring)) {
+		sublet__unlock(&forks.lock);
+		sublet__futex_wait(&forks.restoring, 1, UINT64_MAX);
+		sublet__lock(&forks.lock);
+	}
+}
+
+/* Lock held. */
+static int start(void)
+{
+	if (!forks.registered) {
+		int err = pthread_atfork(on_prepare, on_parent, on_child);
+		if (err)
+			return -err;
+		forks.registered = true;
+	}
+	if (forks.running)
+		return 0;
+	forks.wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+	if (forks.wake_fd < 0)
+		return -errno;
+	forks.stop = false;
+	int err = sublet__linux_thread_start(&forks.thread, "sublet-fork", watcher_main, NULL);
+	if (err) {
+		close(forks.wake_fd);
+		forks.wake_fd = -1;
+		return err;
+	}
+	forks.running = true;
+	return 0;
+}
+
+int sublet__fork_add(struct sublet__instance *instance)
+{
+	int err;
+
+	lock_quiet();
+	err = start();
+	instance->restored_epoch = sublet__mm_fork_epoch(sublet__arena_mm(instance->arena, 0));
+	for (uint32_t i = 0; !err && i < forks.pending; i++)
+		err = sublet__mm_fork_begin(sublet__arena_mm(instance->arena, 0));
+	if (!err) {
+		instance->next = forks.first;
+		forks.first = instance;
+	}
+	sublet__unlock(&forks.lock);
+	return err;
+}
+
+void sublet__fork_remove(struct sublet__instance *instance)
+{
+	struct sublet__instance **at = &forks.first;
+	pthread_t thread;
+	bool last;
+
+	lock_quiet();
+	while (*at && *at != instance)
+		at = &(*at)->next;
+	if (*at)
+		*at = instance->next;
+	last = forks.running && !forks.first;
+	thread = forks.thread;
+	if (last) {
+		forks.stop = true;
+		forks.running = false;
+		wake_watcher();
+	}
+	sublet__unlock(&forks.lock);
+	if (!last)
+		return;
+	pthread_join(thread, NULL);
+	sublet__lock(&forks.lock);
+	/* Unless a new arena has started another watcher meanwhile. */
+	if (!forks.running) {
+		close(forks.wake_fd);
+		forks.wake_fd = -1;
+	}
+	sublet__unlock(&forks.lock);
+}

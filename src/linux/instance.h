@@ -1,0 +1,51 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * linux/instance.h: one arena as this layer sees it; the engine's owner object.
+ *
+ * Lock order: the lock of fork.c, and nothing inside it but engine calls made by a fork handler.
+ */
+#ifndef SUBLET_LINUX_INSTANCE_H
+#define SUBLET_LINUX_INSTANCE_H
+
+#include "core/arena.h"
+#include "linux/backing.h"
+#include "linux/linux.h"
+#include "linux/mm.h"
+#include "linux/platform.h"
+
+#define SUBLET__COMPANIONS_MAX 4u
+
+struct sublet__chaos {
+	sublet__a32 running; /* futex: 1 while the thread lives and is wanted */
+	pthread_t thread;
+	uint64_t period_ns;
+	uint64_t seed;
+};
+
+struct sublet__instance {
+	struct sublet_arena *arena; /* the engine */
+	struct sublet__backing backing;
+	struct sublet__linux_mm mm;
+	struct sublet__linux_platform platform;
+	uint64_t area_bytes;
+	uint64_t normal_bytes;
+	uint64_t mapping_limit;
+	char name[SUBLET_NAME_BYTES];
+	struct sublet__chaos chaos;
+
+	/* Companions are added by any thread, and only go with the arena. */
+	sublet__a32 companion_lock;
+	uint32_t companions;
+	struct sublet__linux_companion companion[SUBLET__COMPANIONS_MAX];
+
+	struct sublet__instance *next; /* guarded by the lock of fork.c */
+	uint32_t restored_epoch;       /* of fork: all is shared as of then; the watcher's own */
+
+	sublet__a32 in_child; /* written once, in a child of fork() */
+};
+
+struct sublet__instance *sublet__instance_of(struct sublet_arena *arena);
+/* Stop the torture thread if it runs. */
+void sublet__chaos_stop(struct sublet__instance *instance);
+
+#endif

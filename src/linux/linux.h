@@ -1,0 +1,89 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * linux/linux.h: what the Linux platform offers to the layers above it (control, bridge, cli).
+ *
+ * All threads that this layer starts block every signal, so that a program's handlers never run on
+ * them, and none of them touches lent memory (a thread that moves memory must not wait for it).
+ */
+#ifndef SUBLET_LINUX_LINUX_H
+#define SUBLET_LINUX_LINUX_H
+
+#include <sublet/arena.h>
+
+#include <pthread.h>
+
+/* What this machine and user can do; every field is found by trying, not by version numbers alone. */
+struct sublet__linux_facts {
+	char kernel_release[65];
+	bool userfaultfd;          /* one with kernel faults could be opened */
+	bool userfaultfd_device;   /* ... by way of /dev/userfaultfd */
+	int userfaultfd_error;     /* -errno of the attempt that came nearest */
+	uint64_t userfaultfd_features;
+	bool feature_minor;        /* minor faults on shmem: zap */
+	bool feature_minor_hugetlb;
+	bool feature_writeprotect; /* write-protection of shmem */
+	bool feature_wp_async;     /* asynchronous write-protection and PAGEMAP_SCAN: pre-copy */
+	bool huge_tmpfs;           /* a private tmpfs with huge=always could be made */
+	int huge_tmpfs_error;
+	uint64_t hugetlb_free_pages; /* of 2 MiB */
+	uint64_t memory_available_bytes; /* MemAvailable, or the cgroup's limit where that is lower */
+	uint64_t memlock_bytes;    /* soft limit; UINT64_MAX: unlimited */
+	uint64_t max_map_count;
+	bool seccomp_filter;       /* filters are to be had without privilege */
+	uint32_t cpus;             /* this process may run on */
+};
+
+/* Find out. Never fails: what cannot be found out is false, 0, or an error field. */
+void sublet__linux_facts_get(struct sublet__linux_facts *facts);
+
+/*
+ * Start a thread with every signal blocked. name: at most 15 characters. -errno of pthread_create.
+ * May be called by any layer; join it with pthread_join.
+ */
+int sublet__linux_thread_start(pthread_t *thread, const char *name, void *(*fn)(void *), void *arg);
+
+/*
+ * Something that lives with the arena (the control server): stop() runs first thing in
+ * sublet_arena_destroy, fork_child() in a child right after fork (close descriptors, touch no
+ * thread; async-signal-safe calls only). At most four per arena. -ENOSPC
+ */
+struct sublet__linux_companion {
+	void (*stop)(void *arg);
+	void (*fork_child)(void *arg);
+	void *arg;
+};
+int sublet__linux_companion_add(struct sublet_arena *arena, const struct sublet__linux_companion *companion);
+
+/*
+ * Fork, for a layer that interposes fork() itself. The pthread_atfork handlers of this layer abort
+ * the process when lent memory cannot be kept apart from a child, because they cannot refuse;
+ * sublet__linux_fork_prepare called just before by the same thread can: -ENOMEM, and fork() must not
+ * be called. After 0 either fork() follows (the handlers then know) or sublet__linux_fork_cancel.
+ */
+int sublet__linux_fork_prepare(void);
+void sublet__linux_fork_cancel(void);
+
+/*
+ * Whether this process is a child of fork() of the one that created the arena: its lent memory is
+ * ordinary copy-on-write memory here, at the same addresses, and no call may be made on the arena
+ * but this one and sublet_arena_destroy, which does nothing. Cheap: one load.
+ */
+bool sublet__linux_in_child(struct sublet_arena *arena);
+
+/* The name given at creation, "" where there is none. Lives as long as the arena. */
+const char *sublet__linux_name(struct sublet_arena *arena);
+
+/*
+ * Torture mode: a thread that every period_ns moves one live run to other frames, and now and then
+ * claims and releases a random window (64 KiB to an eighth of the area). Stopped by
+ * sublet_arena_destroy. -EINVAL: period 0; -EALREADY: it runs; -errno of the thread.
+ */
+int sublet__linux_chaos_start(struct sublet_arena *arena, uint64_t period_ns, uint64_t seed);
+
+/*
+ * Time a libc memcpy of `bytes` between two fresh, populated, cold buffers made of the arena's kind
+ * of backing; the median of three. -ENOMEM, -EINVAL (0 or more than the arena holds).
+ */
+int sublet__linux_memcpy_ns(struct sublet_arena *arena, uint64_t bytes, uint64_t *elapsed_ns);
+
+#endif

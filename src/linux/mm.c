@@ -1,0 +1,423 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * linux/mm.c: move live memory of the calling process.
+ *
+ * Three techniques, all without signals, so that system calls into moved memory sleep instead of
+ * failing with EFAULT (mprotect with a SIGSEGV handler was rejected for that):
+ *
+ *   ZAP           register for minor faults, MADV_DONTNEED: the frames stay in the file, their
+ *                 mapping goes, and whoever touches the range sleeps on the userfaultfd.
+ *   PRECOPY       first write-protect asynchronously (the kernel lifts it at the first write of a
+ *                 page and lets the writer go on) and copy meanwhile. Then register for minor faults
+ *                 too and zap. A page that was not written leaves a write-protect marker in the page
+ *                 table, which PAGEMAP_SCAN reports as swapped; what has no marker was written.
+ *   WRITEPROTECT  write-protect synchronously: readers go on. The slowest, and the most portable.
+ *
+ * In all of them mmap(MAP_FIXED) at the new offset is what moves the range: it drops the
+ * registration, and merges with its neighbours when their frames are neighbours too. Nothing stays
+ * registered between moves, because a registered mapping does not merge with one that is not, and
+ * because a split huge entry under a registration blocks its whole 2 MiB.
+ *
+ * A sleeper cannot be missed: the kernel queues it before it lets go of the mapping, and mmap needs
+ * the mapping; so by the time of UFFDIO_WAKE it is in the queue or sees the new frames.
+ *
+ * remap is all or nothing. One segment is one mmap, which does that by itself. Of several, those
+ * done are open to everybody at once; when a later one fails they are blocked again, their bytes
+ * are copied back, and the old frames return. A kernel that refuses even that (it would have to
+ * refuse a mapping that replaces one of the same size, again and again) leaves no way to keep the
+ * data, and the process is stopped with a message.
+ */
+#include "linux/mm.h"
+
+#include "linux/copy.h"
+#include "linux/proc.h"
+#include "linux/uapi.h"
+#include "linux/uffd.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/syscall.h>
+#include <time.h>
+#include <unistd.h>
+
+/* ---- kernel mappings ---- */
+
+uint32_t sublet__mm_pages(const struct sublet__segment *segs, uint32_t count)
+{
+	return segs[count - 1].vpn + segs[count - 1].pages - segs[0].vpn;
+}
+
+int sublet__mm_map_nothing(uintptr_t addr, size_t bytes)
+{
+	void *p = mmap((void *)addr, bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0);
+
+	return p == MAP_FAILED ? -errno : 0;
+}
+
+void sublet__mm_relock(uintptr_t addr, size_t bytes, uint32_t flags)
+{
+	if (!(flags & SUBLET__MAP_LOCKED))
+		return;
+	/* Past RLIMIT_MEMLOCK the program loses its lock, not its data. */
+	if (syscall(SYS_mlock2, addr, bytes, MLOCK_ONFAULT))
+		(void)mlock((void *)addr, bytes);
+}
+
+int sublet__mm_map_frames(const struct sublet__linux_mm *mm, const struct sublet__segment *seg, uint32_t pfn,
+			  uint32_t flags)
+{
+	bool is_private = flags & SUBLET__MAP_PRIVATE;
+	uintptr_t addr = sublet__mm_addr(mm, seg->vpn);
+	size_t bytes = sublet__mm_bytes(mm, seg->pages);
+	uint64_t offset = mm->fd_offset + ((uint64_t)pfn << mm->shift);
+
+	if (is_private && mm->is_hugetlb)
+		return sublet__mm_map_copy(mm, seg, pfn);
+	/* NORESERVE: a snapshot is rarely written as a whole, as with the fork() it is made for. */
+	void *p = mmap((void *)addr, bytes, PROT_READ | PROT_WRITE,
+		       MAP_FIXED | (is_private ? MAP_PRIVATE | MAP_NORESERVE : MAP_SHARED), mm->fd, (off_t)offset);
+	return p == MAP_FAILED ? -errno : 0;
+}
+
+static void must_map(const struct sublet__linux_mm *mm, const struct sublet__segment *seg, uint32_t pfn,
+		     uint32_t flags)
+{
+	struct timespec pause = { 0, 1000000 };
+	int err = 0;
+
+	for (int i = 0; i < SUBLET__MUST_TRIES; i++) {
+		err = sublet__mm_map_frames(mm, seg, pfn, flags);
+		if (!err)
+			return;
+		nanosleep(&pause, NULL);
+	}
+	sublet__complain("the kernel refuses to map memory back where it was; stopping before data is lost", err);
+	abort();
+}
+
+/* ---- block ---- */
+
+static uint64_t block_mode(const struct sublet__linux_mm *mm)
+{
+	switch (mm->technique) {
+	case SUBLET_TECHNIQUE_PRECOPY:
+		return UFFDIO_REGISTER_MODE_WP | UFFDIO_REGISTER_MODE_MINOR;
+	case SUBLET_TECHNIQUE_WRITEPROTECT:
+		return UFFDIO_REGISTER_MODE_WP;
+	default:
+		return UFFDIO_REGISTER_MODE_MINOR;
+	}
+}
+
+static int block_range(const struct sublet__linux_mm *mm, uintptr_t addr, size_t bytes)
+{
+	int err = sublet__uffd_register(mm->uffd_move, addr, bytes, block_mode(mm));
+
+	if (err)
+		return err;
+	if (mm->technique == SUBLET_TECHNIQUE_WRITEPROTECT)
+		err = sublet__uffd_protect(mm->uffd_move, addr, bytes);
+	else if (madvise((void *)addr, bytes, SUBLET__MADV_DONTNEED_LOCKED))
+		err = -errno;
+	if (err)
+		sublet__uffd_unregister(mm->uffd_move, addr, bytes);
+	return err;
+}
+
+static int mm_track(void *ctx, uint32_t vpn, uint32_t pages)
+{
+	const struct sublet__linux_mm *mm = ctx;
+	uintptr_t addr = sublet__mm_addr(mm, vpn);
+	size_t bytes = sublet__mm_bytes(mm, pages);
+	int err = sublet__uffd_register(mm->uffd_move, addr, bytes, UFFDIO_REGISTER_MODE_WP);
+
+	if (err)
+		return err;
+	err = sublet__uffd_protect(mm->uffd_move, addr, bytes);
+	if (err)
+		sublet__uffd_unregister(mm->uffd_move, addr, bytes);
+	return err;
+}
+
+static int mm_block(void *ctx, uint32_t vpn, uint32_t pages)
+{
+	const struct sublet__linux_mm *mm = ctx;
+
+	return block_range(mm, sublet__mm_addr(mm, vpn), sublet__mm_bytes(mm, pages));
+}
+
+static void set_bits(uint64_t *bitmap, uint64_t first, uint64_t end)
+{
+	for (uint64_t i = first; i < end; i++)
+		bitmap[i / 64] |= 1ull << (i % 64);
+}
+
+static void mm_dirty(void *ctx, uint32_t vpn, uint32_t pages, uint64_t *bitmap)
+{
+	const struct sublet__linux_mm *mm = ctx;
+	uintptr_t addr = sublet__mm_addr(mm, vpn);
+	/* Written and clean pages take turns at worst, so this many regions always suffice. */
+	struct sublet__page_region regions[SUBLET__RUN_PAGES_MAX / 2 + 1];
+	struct sublet__pm_scan scan = {
+		.size = sizeof scan,
+		.start = addr,
+		.end = addr + sublet__mm_bytes(mm, pages),
+		.vec = (uintptr_t)regions,
+		.vec_len = sizeof regions / sizeof *regions,
+		.category_inverted = SUBLET__PAGE_IS_SWAPPED,
+		.category_mask = SUBLET__PAGE_IS_SWAPPED,
+		.return_mask = SUBLET__PAGE_IS_SWAPPED,
+	};
+	int n = ioctl(mm->pagemap, SUBLET__PAGEMAP_SCAN, &scan);
+
+	if (n < 0 || scan.walk_end < scan.end) {
+		set_bits(bitmap, 0, pages);
+		return;
+	}
+	for (int i = 0; i < n; i++) {
+		uint64_t end = (regions[i].end - addr + sublet__mm_bytes(mm, 1) - 1) >> mm->shift;
+		set_bits(bitmap, (regions[i].start - addr) >> mm->shift, end < pages ? end : pages);
+	}
+}
+
+static void mm_wake(void *ctx, uint32_t vpn, uint32_t pages)
+{
+	const struct sublet__linux_mm *mm = ctx;
+
+	sublet__uffd_wake(mm->uffd_move, sublet__mm_addr(mm, vpn), sublet__mm_bytes(mm, pages));
+}
+
+static void mm_unblock(void *ctx, uint32_t vpn, uint32_t pages)
+{
+	const struct sublet__linux_mm *mm = ctx;
+	uintptr_t addr = sublet__mm_addr(mm, vpn);
+	size_t bytes = sublet__mm_bytes(mm, pages);
+
+	sublet__uffd_unregister(mm->uffd_move, addr, bytes);
+	/* Unregistering wakes only where something was registered: not after a remap that was rolled back. */
+	sublet__uffd_wake(mm->uffd_move, addr, bytes);
+}
+
+/* ---- map, remap, unmap ---- */
+
+static int mm_map(void *ctx, const struct sublet__segment *segs, uint32_t count, uint32_t flags)
+{
+	const struct sublet__linux_mm *mm = ctx;
+
+	for (uint32_t i = 0; i < count; i++) {
+		int err = sublet__mm_map_frames(mm, &segs[i], segs[i].dst_pfn, flags);
+		if (err) {
+			/* Fewer mappings than a moment ago: this cannot run into the limit. */
+			for (uint32_t k = 0; k < i; k++)
+				(void)sublet__mm_map_nothing(sublet__mm_addr(mm, segs[k].vpn),
+							     sublet__mm_bytes(mm, segs[k].pages));
+			return err == -EAGAIN ? -ENOMEM : err;
+		}
+	}
+	sublet__mm_relock(sublet__mm_addr(mm, segs[0].vpn), sublet__mm_bytes(mm, sublet__mm_pages(segs, count)), flags);
+	return 0;
+}
+
+static int mm_map_plain(void *ctx, uint32_t vpn, uint32_t pages)
+{
+	const struct sublet__linux_mm *mm = ctx;
+	void *p = mmap((void *)sublet__mm_addr(mm, vpn), sublet__mm_bytes(mm, pages), PROT_READ | PROT_WRITE,
+		       MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0);
+
+	return p == MAP_FAILED ? -ENOMEM : 0;
+}
+
+static int mm_unmap(void *ctx, uint32_t vpn, uint32_t pages)
+{
+	const struct sublet__linux_mm *mm = ctx;
+
+	return sublet__mm_map_nothing(sublet__mm_addr(mm, vpn), sublet__mm_bytes(mm, pages));
+}
+
+static void mm_clear(void *ctx, uint32_t vpn, uint32_t pages)
+{
+	const struct sublet__linux_mm *mm = ctx;
+
+	memset((void *)sublet__mm_addr(mm, vpn), 0, sublet__mm_bytes(mm, pages));
+}
+
+/* Segments 0 .. done - 1 point to their new frames and are in use there: bring their bytes back. */
+static void remap_undo(const struct sublet__linux_mm *mm, const struct sublet__segment *segs, uint32_t done,
+		       uint32_t flags)
+{
+	struct timespec pause = { 0, 1000000 };
+
+	for (uint32_t i = 0; i < done; i++) {
+		const struct sublet__segment *s = &segs[i];
+		uintptr_t addr = sublet__mm_addr(mm, s->vpn);
+		size_t bytes = sublet__mm_bytes(mm, s->pages);
+		int err = block_range(mm, addr, bytes);
+		for (int tries = 0; err && tries < SUBLET__MUST_TRIES; tries++) {
+			nanosleep(&pause, NULL);
+			err = block_range(mm, addr, bytes);
+		}
+		if (err) {
+			sublet__complain("cannot take back half a move; stopping before data is lost", err);
+			abort();
+		}
+		sublet__copy(sublet__mm_frame(mm, s->src_pfn), sublet__mm_frame(mm, s->dst_pfn), bytes);
+		must_map(mm, s, s->src_pfn, flags);
+		/*
+		 * From here on the old frames hold the data and may be written. Blocked again because that
+		 * is what the caller believes; should it fail, an open range does no harm to one who backs out.
+		 */
+		(void)block_range(mm, addr, bytes);
+	}
+}
+
+static int mm_remap(void *ctx, const struct sublet__segment *segs, uint32_t count, uint32_t flags)
+{
+	const struct sublet__linux_mm *mm = ctx;
+
+	for (uint32_t i = 0; i < count; i++) {
+		int err = sublet__mm_map_frames(mm, &segs[i], segs[i].dst_pfn, flags);
+		if (err) {
+			remap_undo(mm, segs, i, flags);
+			return err;
+		}
+	}
+	sublet__mm_relock(sublet__mm_addr(mm, segs[0].vpn), sublet__mm_bytes(mm, sublet__mm_pages(segs, count)), flags);
+	return 0;
+}
+
+const struct sublet__mm_ops sublet__linux_mm_ops = {
+	.map = mm_map,
+	.map_plain = mm_map_plain,
+	.unmap = mm_unmap,
+	.clear = mm_clear,
+	.track = mm_track,
+	.block = mm_block,
+	.dirty = mm_dirty,
+	.remap = mm_remap,
+	.wake = mm_wake,
+	.unblock = mm_unblock,
+	.privatize = sublet__mm_privatize,
+	.restore = sublet__mm_restore,
+};
+
+/* ---- open, close ---- */
+
+static bool can_scan(int pagemap)
+{
+	struct sublet__pm_scan scan = { .size = sizeof scan };
+
+	/* An empty range is a valid question where the call exists. */
+	return pagemap >= 0 && ioctl(pagemap, SUBLET__PAGEMAP_SCAN, &scan) >= 0;
+}
+
+static enum sublet_technique choose(const struct sublet__linux_mm *mm, uint64_t features)
+{
+	uint64_t minor = mm->is_hugetlb ? SUBLET__UFFD_MINOR_HUGETLB : SUBLET__UFFD_MINOR_SHMEM;
+
+	if (!(features & minor))
+		return SUBLET_TECHNIQUE_WRITEPROTECT;
+	/* One huge entry is blocked as fast as it is protected: hugetlb gains nothing from a first copy. */
+	if (!mm->is_hugetlb && features & SUBLET__UFFD_WP_ASYNC && can_scan(mm->pagemap))
+		return SUBLET_TECHNIQUE_PRECOPY;
+	return SUBLET_TECHNIQUE_ZAP;
+}
+
+static uint64_t features_needed(const struct sublet__linux_mm *mm)
+{
+	uint64_t minor = mm->is_hugetlb ? SUBLET__UFFD_MINOR_HUGETLB : SUBLET__UFFD_MINOR_SHMEM;
+
+	switch (mm->technique) {
+	case SUBLET_TECHNIQUE_PRECOPY:
+		return minor | SUBLET__UFFD_WP_SHMEM | SUBLET__UFFD_WP_UNPOPULATED | SUBLET__UFFD_WP_ASYNC;
+	case SUBLET_TECHNIQUE_ZAP:
+		return minor | SUBLET__UFFD_WP_SHMEM;
+	default:
+		return SUBLET__UFFD_WP_SHMEM;
+	}
+}
+
+static int open_descriptors(struct sublet__linux_mm *mm, enum sublet_technique wanted)
+{
+	uint64_t features, optional, needed;
+	bool via_device;
+	int err = sublet__uffd_probe(&features, &via_device);
+
+	if (err)
+		return err == -ENOSYS ? -EOPNOTSUPP : err == -EACCES ? -EPERM : err;
+	mm->pagemap = open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC);
+	mm->technique = wanted == SUBLET_TECHNIQUE_AUTO ? choose(mm, features) : wanted;
+	needed = features_needed(mm);
+	if ((features & needed) != needed)
+		return -EOPNOTSUPP;
+	if (mm->technique == SUBLET_TECHNIQUE_PRECOPY && !can_scan(mm->pagemap))
+		return -EOPNOTSUPP;
+	optional = features & SUBLET__UFFD_WP_UNPOPULATED;
+	mm->uffd_move = sublet__uffd_open(needed | optional);
+	if (mm->uffd_move < 0)
+		return mm->uffd_move;
+	mm->uffd_hold = mm->uffd_move;
+	if (mm->technique == SUBLET_TECHNIQUE_PRECOPY)
+		mm->uffd_hold = sublet__uffd_open(SUBLET__UFFD_WP_SHMEM | optional);
+	return mm->uffd_hold < 0 ? mm->uffd_hold : 0;
+}
+
+static void close_descriptors(struct sublet__linux_mm *mm)
+{
+	if (mm->uffd_hold >= 0 && mm->uffd_hold != mm->uffd_move)
+		close(mm->uffd_hold);
+	if (mm->uffd_move >= 0)
+		close(mm->uffd_move);
+	if (mm->pagemap >= 0)
+		close(mm->pagemap);
+	mm->uffd_hold = mm->uffd_move = mm->pagemap = -1;
+}
+
+int sublet__linux_mm_open(struct sublet__linux_mm *mm, const struct sublet__backing *b, enum sublet_technique technique,
+			  uint64_t window_bytes)
+{
+	*mm = (struct sublet__linux_mm){ .bytes = window_bytes, .shift = b->frame_shift, .is_hugetlb = b->is_hugetlb,
+					 .fd = b->fd, .fd_offset = b->fd_offset, .linear = b->linear,
+					 .uffd_move = -1, .uffd_hold = -1, .pagemap = -1 };
+	int err = open_descriptors(mm, technique);
+
+	if (!err) {
+		mm->base = (uintptr_t)sublet__addresses_reserve(window_bytes);
+		err = mm->base ? 0 : -ENOMEM;
+	}
+	if (err)
+		close_descriptors(mm);
+	return err;
+}
+
+void sublet__linux_mm_close(struct sublet__linux_mm *mm)
+{
+	close_descriptors(mm);
+	munmap((void *)mm->base, mm->bytes);
+}
+
+void sublet__linux_mm_fork_child(struct sublet__linux_mm *mm)
+{
+	close_descriptors(mm);
+}
+
+struct sublet__mm_config sublet__linux_mm_config(struct sublet__linux_mm *mm, uint32_t mapping_limit)
+{
+	return (struct sublet__mm_config){
+		.ops = &sublet__linux_mm_ops,
+		.ctx = mm,
+		.base = mm->base,
+		.pages = (uint32_t)(mm->bytes >> mm->shift),
+		.features = mm->technique == SUBLET_TECHNIQUE_PRECOPY ? SUBLET__MM_TRACK : 0,
+		.mapping_limit = mapping_limit,
+	};
+}
+
+uint32_t sublet__linux_mm_run_pages(const struct sublet__linux_mm *mm)
+{
+	if (mm->is_hugetlb)
+		return 1;
+	return mm->technique == SUBLET_TECHNIQUE_PRECOPY ? SUBLET__RUN_PAGES_MAX : 64;
+}

@@ -1,0 +1,264 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * linux/platform.c: clock, futex, threads and frames for the engine.
+ *
+ * Nothing here allocates after start: the program's heap may be the very memory that is being
+ * moved, and a mover that waits for lent memory waits for itself. For the same reason thread-local
+ * data is initial-exec (the dynamic model calls malloc at first use), waiting is bare futexes, and
+ * the workers block every signal, so that no handler of the program ever runs on them.
+ *
+ * The pool is fixed and has one job at a time. A second caller while it is busy runs alone, which
+ * is never wrong: the functions given to parallel() share out their work by counters. A claim uses
+ * several threads to copy, and memory bandwidth is spent by two or three cores, so by default half
+ * of the CPUs, at most 8, take part: the programs whose memory moves want the others.
+ */
+#include "linux/platform.h"
+
+#include "linux/copy.h"
+#include "linux/linux.h"
+#include "linux/proc.h"
+
+#include <errno.h>
+#include <limits.h>
+#include <signal.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/prctl.h>
+#include <sys/syscall.h>
+#include <time.h>
+#include <unistd.h>
+
+#include <linux/futex.h>
+
+#define WORKERS_DEFAULT_MAX 8u
+#define STACK_BYTES ((size_t)256 << 10)
+#define NS_PER_S 1000000000ull
+
+/* ---- time and waiting ---- */
+
+uint64_t sublet__now_ns(void)
+{
+	struct timespec t;
+
+	clock_gettime(CLOCK_MONOTONIC, &t);
+	return (uint64_t)t.tv_sec * NS_PER_S + (uint64_t)t.tv_nsec;
+}
+
+static struct timespec to_timespec(uint64_t ns)
+{
+	return (struct timespec){ .tv_sec = (time_t)(ns / NS_PER_S), .tv_nsec = (long)(ns % NS_PER_S) };
+}
+
+void sublet__futex_wait(const void *word, uint32_t expected, uint64_t timeout_ns)
+{
+	struct timespec t = to_timespec(timeout_ns);
+
+	syscall(SYS_futex, word, FUTEX_WAIT_PRIVATE, expected, timeout_ns == UINT64_MAX ? NULL : &t, NULL, 0);
+}
+
+void sublet__futex_wake(const void *word, uint32_t count)
+{
+	syscall(SYS_futex, word, FUTEX_WAKE_PRIVATE, count < INT_MAX ? count : INT_MAX, NULL, NULL, 0);
+}
+
+void sublet__lock(sublet__a32 *lock)
+{
+	uint32_t expected = 0;
+
+	if (a32_cas_acq_rel(lock, &expected, 1))
+		return;
+	while (a32_exchange_acq_rel(lock, 2))
+		sublet__futex_wait(lock, 2, UINT64_MAX);
+}
+
+void sublet__unlock(sublet__a32 *lock)
+{
+	if (a32_exchange_acq_rel(lock, 0) == 2)
+		sublet__futex_wake(lock, 1);
+}
+
+static uint64_t op_now_ns(void *ctx)
+{
+	(void)ctx;
+	return sublet__now_ns();
+}
+
+static void op_sleep_ns(void *ctx, uint64_t ns)
+{
+	struct timespec t = to_timespec(ns);
+
+	(void)ctx;
+	while (nanosleep(&t, &t) && errno == EINTR)
+		;
+}
+
+static void op_park(void *ctx, const void *word, uint32_t expected, uint64_t timeout_ns)
+{
+	(void)ctx;
+	sublet__futex_wait(word, expected, timeout_ns);
+}
+
+static void op_unpark(void *ctx, const void *word, uint32_t count)
+{
+	(void)ctx;
+	sublet__futex_wake(word, count);
+}
+
+static uint32_t op_thread_slot(void *ctx)
+{
+	static sublet__a32 next;
+	static __thread uint32_t slot __attribute__((tls_model("initial-exec"))); /* 0: none yet */
+
+	(void)ctx;
+	if (!slot)
+		slot = a32_add_relaxed(&next, 1) + 1;
+	return slot - 1;
+}
+
+/* ---- memory ---- */
+
+static void *op_reserve(void *ctx, size_t bytes)
+{
+	void *p = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+
+	(void)ctx;
+	if (p == MAP_FAILED)
+		return NULL;
+	/* Tables are sparse: a huge page on first touch would commit 512 times what is used. */
+	(void)madvise(p, bytes, MADV_NOHUGEPAGE);
+	return p;
+}
+
+static void op_unreserve(void *ctx, void *memory, size_t bytes)
+{
+	(void)ctx;
+	munmap(memory, bytes);
+}
+
+static void op_copy(void *ctx, uint32_t dst_pfn, uint32_t src_pfn, uint32_t frames)
+{
+	const struct sublet__linux_platform *p = ctx;
+
+	sublet__copy(p->linear + ((size_t)dst_pfn << p->frame_shift), p->linear + ((size_t)src_pfn << p->frame_shift),
+		     (size_t)frames << p->frame_shift);
+}
+
+static void op_zero(void *ctx, uint32_t pfn, uint32_t frames)
+{
+	const struct sublet__linux_platform *p = ctx;
+
+	sublet__zero(p->linear + ((size_t)pfn << p->frame_shift), (size_t)frames << p->frame_shift);
+}
+
+/* ---- threads ---- */
+
+int sublet__linux_thread_start(pthread_t *thread, const char *name, void *(*fn)(void *), void *arg)
+{
+	pthread_attr_t attr;
+	sigset_t all, old;
+	int err = pthread_attr_init(&attr);
+
+	if (err)
+		return -err;
+	sigfillset(&all);
+	pthread_sigmask(SIG_SETMASK, &all, &old);
+	(void)pthread_attr_setstacksize(&attr, STACK_BYTES);
+	err = pthread_create(thread, &attr, fn, arg);
+	if (!err)
+		(void)pthread_setname_np(*thread, name);
+	pthread_sigmask(SIG_SETMASK, &old, NULL);
+	pthread_attr_destroy(&attr);
+	return -err;
+}
+
+static void *worker_main(void *arg)
+{
+	struct sublet__worker *w = arg;
+	struct sublet__linux_platform *p = w->platform;
+	uint32_t seen = 0;
+
+	/* Pairs with the stores of job in op_parallel and _stop. */
+	while (!a32_load_acquire(&p->stop)) {
+		uint32_t job = a32_load_acquire(&p->job);
+		if (job == seen) {
+			sublet__futex_wait(&p->job, job, UINT64_MAX);
+			continue;
+		}
+		seen = job;
+		if (w->index >= (job & 0xff))
+			continue;
+		p->fn(p->arg, w->index);
+		if (a32_sub_acq_rel(&p->running, 1) == 1)
+			sublet__futex_wake(&p->running, 1);
+	}
+	return NULL;
+}
+
+static void op_parallel(void *ctx, uint32_t threads, void (*fn)(void *arg, uint32_t worker), void *arg)
+{
+	struct sublet__linux_platform *p = ctx;
+	uint32_t idle = 0, left;
+
+	if (threads > p->workers)
+		threads = p->workers;
+	if (threads <= 1 || !a32_cas_acq_rel(&p->busy, &idle, 1)) {
+		fn(arg, 0);
+		return;
+	}
+	p->fn = fn;
+	p->arg = arg;
+	a32_store_relaxed(&p->running, threads - 1);
+	/* Pairs with the load in worker_main: who sees the job sees fn, arg and running. */
+	a32_store_release(&p->job, ((a32_load_relaxed(&p->job) >> 8) + 1) << 8 | threads);
+	sublet__futex_wake(&p->job, UINT32_MAX);
+	fn(arg, 0);
+	while ((left = a32_load_acquire(&p->running)))
+		sublet__futex_wait(&p->running, left, UINT64_MAX);
+	a32_store_release(&p->busy, 0);
+}
+
+const struct sublet__platform_ops sublet__linux_platform_ops = {
+	.now_ns = op_now_ns,
+	.sleep_ns = op_sleep_ns,
+	.park = op_park,
+	.unpark = op_unpark,
+	.thread_slot = op_thread_slot,
+	.reserve = op_reserve,
+	.unreserve = op_unreserve,
+	.copy = op_copy,
+	.zero = op_zero,
+	.parallel = op_parallel,
+};
+
+int sublet__linux_platform_start(struct sublet__linux_platform *p, uint8_t *linear, uint32_t frame_shift,
+				 uint32_t workers)
+{
+	uint32_t half = sublet__cpu_count() / 2;
+
+	if (!workers)
+		workers = half < 1 ? 1 : half < WORKERS_DEFAULT_MAX ? half : WORKERS_DEFAULT_MAX;
+	*p = (struct sublet__linux_platform){ .linear = linear, .frame_shift = frame_shift, .workers = 1 };
+	sublet__copy_choose();
+	for (uint32_t i = 1; i < workers && i < SUBLET__WORKERS_MAX; i++) {
+		struct sublet__worker *w = &p->worker[i];
+		w->platform = p;
+		w->index = i;
+		int err = sublet__linux_thread_start(&w->thread, "sublet-worker", worker_main, w);
+		if (err) {
+			sublet__linux_platform_stop(p);
+			return err;
+		}
+		p->workers = i + 1;
+	}
+	return 0;
+}
+
+void sublet__linux_platform_stop(struct sublet__linux_platform *p)
+{
+	a32_store_release(&p->stop, 1);
+	a32_store_release(&p->job, ((a32_load_relaxed(&p->job) >> 8) + 1) << 8);
+	sublet__futex_wake(&p->job, UINT32_MAX);
+	for (uint32_t i = 1; i < p->workers; i++)
+		pthread_join(p->worker[i].thread, NULL);
+	p->workers = 1;
+}

@@ -1,0 +1,55 @@
+/* SPDX-License-Identifier: MIT */
+/* linux/platform.h: clock, futex, threads and frames for the engine (struct sublet__platform_ops). */
+#ifndef SUBLET_LINUX_PLATFORM_H
+#define SUBLET_LINUX_PLATFORM_H
+
+#include "core/atomic.h"
+#include "core/platform.h"
+
+#include <pthread.h>
+
+#define SUBLET__WORKERS_MAX 64u
+
+struct sublet__linux_platform;
+
+struct sublet__worker {
+	struct sublet__linux_platform *platform;
+	uint32_t index; /* 1 .. workers - 1; 0 is whoever calls parallel() */
+	pthread_t thread;
+};
+
+struct sublet__linux_platform {
+	uint8_t *linear;
+	uint32_t frame_shift;
+	uint32_t workers; /* the caller included */
+	/*
+	 * One job at a time. job = number << 8 | threads wanted: a worker learns in one load whether a
+	 * job is new and whether it takes part, and only who takes part reads fn and arg, which cannot
+	 * change before it has counted itself out of `running`.
+	 */
+	sublet__a32 busy;    /* 1 while a caller owns the workers */
+	sublet__a32 job;     /* futex */
+	sublet__a32 running; /* futex: workers that are not done */
+	sublet__a32 stop;
+	void (*fn)(void *arg, uint32_t worker);
+	void *arg;
+	struct sublet__worker worker[SUBLET__WORKERS_MAX];
+};
+
+extern const struct sublet__platform_ops sublet__linux_platform_ops;
+
+/* workers 0: chosen from the CPUs. -errno of the first thread that could not be started; then none runs. */
+int sublet__linux_platform_start(struct sublet__linux_platform *p, uint8_t *linear, uint32_t frame_shift,
+				 uint32_t workers);
+void sublet__linux_platform_stop(struct sublet__linux_platform *p);
+
+/* ---- for this layer ---- */
+
+void sublet__futex_wait(const void *word, uint32_t expected, uint64_t timeout_ns);
+void sublet__futex_wake(const void *word, uint32_t count);
+/* A lock for short sections of this layer: 0 free, 1 held, 2 held and waited for. */
+void sublet__lock(sublet__a32 *lock);
+void sublet__unlock(sublet__a32 *lock);
+uint64_t sublet__now_ns(void);
+
+#endif

@@ -1,0 +1,306 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * linux/proc.c: small facts from /proc, /sys and the cgroup tree.
+ *
+ * Everything here works on the caller's stack with open, read and close: these functions run inside
+ * programs whose heap is the memory that is being lent, in atfork handlers and on threads that must
+ * not wait for lent memory, so neither stdio nor malloc is at hand.
+ *
+ * Available memory is what a populate can take without the OOM killer: the kernel's own estimate
+ * (MemAvailable) and, for each cgroup from ours up to the root, limit - usage + page cache, which
+ * the kernel would reclaim first. Both cgroup versions are read where the usual mount points have
+ * them; a limit that cannot be found is no limit. Rejected: sysinfo(2), which counts page cache as
+ * used, and trusting allocation errors, which shmem reports by killing somebody.
+ */
+#include "linux/proc.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <sched.h>
+#include <string.h>
+#include <unistd.h>
+
+void sublet__text_start(struct sublet__text *text, const char *s)
+{
+	text->bytes = 0;
+	text->data[0] = 0;
+	sublet__text_add(text, s);
+}
+
+void sublet__text_add(struct sublet__text *text, const char *s)
+{
+	while (*s && text->bytes + 1 < sizeof text->data)
+		text->data[text->bytes++] = *s++;
+	text->data[text->bytes] = 0;
+}
+
+void sublet__text_add_number(struct sublet__text *text, uint64_t value)
+{
+	char digits[21];
+	size_t i = sizeof digits - 1;
+
+	digits[i] = 0;
+	do {
+		digits[--i] = (char)('0' + value % 10);
+		value /= 10;
+	} while (value);
+	sublet__text_add(text, digits + i);
+}
+
+int sublet__proc_read(const char *path, char *data, size_t size)
+{
+	size_t have = 0;
+	int fd = open(path, O_RDONLY | O_CLOEXEC);
+	int err = 0;
+
+	if (fd < 0)
+		return -errno;
+	while (have + 1 < size) {
+		ssize_t n = read(fd, data + have, size - 1 - have);
+		if (n < 0 && errno == EINTR)
+			continue;
+		if (n < 0)
+			err = -errno;
+		if (n <= 0)
+			break;
+		have += (size_t)n;
+	}
+	data[have] = 0;
+	close(fd);
+	return err ? err : (int)have;
+}
+
+static const char *find_line(const char *text, const char *key)
+{
+	size_t bytes = strlen(key);
+
+	while (*text) {
+		if (!strncmp(text, key, bytes))
+			return text + bytes;
+		text = strchr(text, '\n');
+		if (!text)
+			return NULL;
+		text++;
+	}
+	return NULL;
+}
+
+bool sublet__proc_number(const char *text, const char *key, uint64_t *value)
+{
+	uint64_t v = 0;
+
+	if (key)
+		text = find_line(text, key);
+	if (!text)
+		return false;
+	while (*text == ' ' || *text == '\t' || *text == ':')
+		text++;
+	if (*text < '0' || *text > '9')
+		return false;
+	for (; *text >= '0' && *text <= '9'; text++)
+		v = v > UINT64_MAX / 10 - 1 ? UINT64_MAX / 10 - 1 : v * 10 + (uint64_t)(*text - '0');
+	*value = v;
+	return true;
+}
+
+uint64_t sublet__proc_file_number(const char *path, uint64_t otherwise)
+{
+	char data[64];
+	uint64_t value;
+
+	if (sublet__proc_read(path, data, sizeof data) < 0 || !sublet__proc_number(data, NULL, &value))
+		return otherwise;
+	return value;
+}
+
+int sublet__lines_open(struct sublet__lines *lines, const char *path)
+{
+	lines->fd = open(path, O_RDONLY | O_CLOEXEC);
+	lines->at = 0;
+	lines->have = 0;
+	return lines->fd < 0 ? -errno : 0;
+}
+
+const char *sublet__lines_next(struct sublet__lines *lines)
+{
+	size_t bytes = 0;
+
+	for (;;) {
+		if (lines->at == lines->have) {
+			ssize_t n = read(lines->fd, lines->data, sizeof lines->data);
+			if (n < 0 && errno == EINTR)
+				continue;
+			if (n <= 0)
+				break;
+			lines->at = 0;
+			lines->have = (size_t)n;
+		}
+		char c = lines->data[lines->at++];
+		if (c == '\n') {
+			lines->line[bytes] = 0;
+			return lines->line;
+		}
+		if (bytes + 1 < sizeof lines->line)
+			lines->line[bytes++] = c;
+	}
+	lines->line[bytes] = 0;
+	return bytes ? lines->line : NULL;
+}
+
+void sublet__lines_close(struct sublet__lines *lines)
+{
+	close(lines->fd);
+}
+
+/* ---- memory ---- */
+
+/* How one version of the cgroup memory controller names its files. */
+struct cgroup_names {
+	const char *mount;
+	const char *limit;
+	const char *usage;
+};
+
+static bool cgroup_number(const char *mount, const char *group, const char *file, uint64_t *value)
+{
+	struct sublet__text path;
+	char data[64];
+
+	sublet__text_start(&path, mount);
+	sublet__text_add(&path, group);
+	sublet__text_add(&path, file);
+	return sublet__proc_read(path.data, data, sizeof data) > 0 && sublet__proc_number(data, NULL, value);
+}
+
+/* Page cache of one group, which the kernel gives up before it refuses anything. */
+static uint64_t cgroup_cache(const char *mount, const char *group)
+{
+	struct sublet__text path;
+	char data[4096];
+	uint64_t active = 0, inactive = 0;
+
+	sublet__text_start(&path, mount);
+	sublet__text_add(&path, group);
+	sublet__text_add(&path, "/memory.stat");
+	if (sublet__proc_read(path.data, data, sizeof data) <= 0)
+		return 0;
+	if (!sublet__proc_number(data, "total_active_file", &active))
+		(void)sublet__proc_number(data, "active_file", &active);
+	if (!sublet__proc_number(data, "total_inactive_file", &inactive))
+		(void)sublet__proc_number(data, "inactive_file", &inactive);
+	return active + inactive;
+}
+
+/* The least that any group from `group` up to the root has left. `group` is consumed. */
+static uint64_t cgroup_left(const struct cgroup_names *names, char *group)
+{
+	uint64_t left = UINT64_MAX;
+
+	for (;;) {
+		uint64_t limit, usage;
+		if (cgroup_number(names->mount, group, names->limit, &limit) &&
+		    cgroup_number(names->mount, group, names->usage, &usage)) {
+			uint64_t room = limit + cgroup_cache(names->mount, group);
+			room = room > usage ? room - usage : 0;
+			left = room < left ? room : left;
+		}
+		char *slash = strrchr(group, '/');
+		if (!slash)
+			return left;
+		*slash = 0;
+	}
+}
+
+/* The path part of one line of /proc/self/cgroup, or NULL where it is not about memory. */
+static char *cgroup_path(char *line, bool *is_v2)
+{
+	char *controllers = strchr(line, ':');
+	char *path = controllers ? strchr(controllers + 1, ':') : NULL;
+
+	if (!path)
+		return NULL;
+	*path++ = 0;
+	controllers++;
+	*is_v2 = !*controllers;
+	if (!*is_v2 && !strstr(controllers, "memory"))
+		return NULL;
+	return strcmp(path, "/") ? path : path + 1;
+}
+
+static uint64_t cgroups_left(void)
+{
+	static const struct cgroup_names v2[] = {
+		{ "/sys/fs/cgroup", "/memory.max", "/memory.current" },
+		{ "/sys/fs/cgroup/unified", "/memory.max", "/memory.current" },
+	};
+	static const struct cgroup_names v1 = { "/sys/fs/cgroup/memory", "/memory.limit_in_bytes",
+						"/memory.usage_in_bytes" };
+	char data[2048], group[SUBLET__PATH_BYTES];
+	uint64_t left = UINT64_MAX;
+
+	if (sublet__proc_read("/proc/self/cgroup", data, sizeof data) <= 0)
+		return left;
+	for (char *line = data, *next; line && *line; line = next) {
+		bool is_v2;
+		next = strchr(line, '\n');
+		if (next)
+			*next++ = 0;
+		char *path = cgroup_path(line, &is_v2);
+		if (!path || strlen(path) >= sizeof group)
+			continue;
+		for (size_t i = 0; i < (is_v2 ? 2 : 1); i++) {
+			memcpy(group, path, strlen(path) + 1);
+			uint64_t room = cgroup_left(is_v2 ? &v2[i] : &v1, group);
+			left = room < left ? room : left;
+		}
+	}
+	return left;
+}
+
+uint64_t sublet__memory_available(void)
+{
+	char data[4096];
+	uint64_t kib = UINT64_MAX >> 10;
+	uint64_t left = cgroups_left();
+
+	if (sublet__proc_read("/proc/meminfo", data, sizeof data) > 0)
+		(void)sublet__proc_number(data, "MemAvailable", &kib);
+	return kib << 10 < left ? kib << 10 : left;
+}
+
+uint64_t sublet__max_map_count(void)
+{
+	return sublet__proc_file_number("/proc/sys/vm/max_map_count", 65530);
+}
+
+uint64_t sublet__hugetlb_free_pages(void)
+{
+	uint64_t free = sublet__proc_file_number("/sys/kernel/mm/hugepages/hugepages-2048kB/free_hugepages", 0);
+	uint64_t promised = sublet__proc_file_number("/sys/kernel/mm/hugepages/hugepages-2048kB/resv_hugepages", 0);
+
+	return free > promised ? free - promised : 0;
+}
+
+uint32_t sublet__cpu_count(void)
+{
+	cpu_set_t set;
+
+	if (sched_getaffinity(0, sizeof set, &set))
+		return 1;
+	return CPU_COUNT(&set) > 0 ? (uint32_t)CPU_COUNT(&set) : 1;
+}
+
+void sublet__complain(const char *what, int error)
+{
+	struct sublet__text text;
+
+	sublet__text_start(&text, "sublet: ");
+	sublet__text_add(&text, what);
+	if (error) {
+		sublet__text_add(&text, ": errno ");
+		sublet__text_add_number(&text, (uint64_t)(error < 0 ? -error : error));
+	}
+	sublet__text_add(&text, "\n");
+	ssize_t n = write(STDERR_FILENO, text.data, text.bytes);
+	(void)n;
+}

@@ -1,0 +1,53 @@
+/* SPDX-License-Identifier: MIT */
+/* linux/proc.h: small facts from /proc, /sys and the cgroup tree, read without stdio and malloc. */
+#ifndef SUBLET_LINUX_PROC_H
+#define SUBLET_LINUX_PROC_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#define SUBLET__PATH_BYTES 512
+
+/* A text that is put together piece by piece; what does not fit is cut off. Always NUL-terminated. */
+struct sublet__text {
+	size_t bytes;
+	char data[SUBLET__PATH_BYTES];
+};
+
+void sublet__text_start(struct sublet__text *text, const char *s);
+void sublet__text_add(struct sublet__text *text, const char *s);
+void sublet__text_add_number(struct sublet__text *text, uint64_t value);
+
+/* Read the beginning of a file, NUL-terminated. Returns the bytes read or -errno. */
+int sublet__proc_read(const char *path, char *data, size_t size);
+/* The number after the first `key` at the start of a line (key NULL: at the start of the text). */
+bool sublet__proc_number(const char *text, const char *key, uint64_t *value);
+/* A file that holds one number; `otherwise` where it cannot be read. */
+uint64_t sublet__proc_file_number(const char *path, uint64_t otherwise);
+
+/* A file line by line; of longer lines only the beginning is kept. */
+struct sublet__lines {
+	int fd;
+	size_t at;
+	size_t have;
+	char line[256];
+	char data[4096];
+};
+
+/* -errno */
+int sublet__lines_open(struct sublet__lines *lines, const char *path);
+/* The next line without its newline, valid until the next call; NULL at the end. */
+const char *sublet__lines_next(struct sublet__lines *lines);
+void sublet__lines_close(struct sublet__lines *lines);
+
+/* What could be allocated now: MemAvailable, or what the cgroup has left where that is less. */
+uint64_t sublet__memory_available(void);
+uint64_t sublet__max_map_count(void);
+uint64_t sublet__hugetlb_free_pages(void);
+uint32_t sublet__cpu_count(void);
+
+/* One line to standard error: "sublet: ..." and, where error is not 0, its number. */
+void sublet__complain(const char *what, int error);
+
+#endif

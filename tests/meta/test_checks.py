@@ -1,0 +1,120 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: MIT
+"""The checks fire: each rule is broken once in a tree of its own, and must be noticed at the right line."""
+import os
+import sys
+import tempfile
+import unittest
+
+sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
+
+import check_headers  # noqa: E402
+import check_layers  # noqa: E402
+import check_style  # noqa: E402
+import check_symbols  # noqa: E402
+
+HEAD = "/* SPDX-License-Identifier: MIT */\n/* An essay. */\n"
+
+
+class Tree(unittest.TestCase):
+    def setUp(self):
+        self.folder = tempfile.TemporaryDirectory()
+        self.root = self.folder.name
+        for path in ("meson.build", "meson_options.txt", "Makefile"):
+            self.put(path, "# SPDX-License-Identifier: MIT\n")
+        self.put("src/linux/linux.h", HEAD)
+        self.put("include/sublet/types.h", HEAD)
+
+    def tearDown(self):
+        self.folder.cleanup()
+
+    def put(self, path, text):
+        full = os.path.join(self.root, path)
+        os.makedirs(os.path.dirname(full), exist_ok=True)
+        with open(full, "w", encoding="utf-8") as f:
+            f.write(text)
+
+
+class Layers(Tree):
+    def complaints(self, path, line):
+        self.put(path, HEAD + line + "\n")
+        return check_layers.check(self.root)
+
+    def test_upwards(self):
+        found = self.complaints("src/core/a.c", '#include "linux/linux.h"')
+        self.assertEqual(len(found), 1)
+        self.assertTrue(found[0].startswith("src/core/a.c:3: "), found)
+
+    def test_upwards_by_relative_path(self):
+        self.assertEqual(len(self.complaints("src/core/a.c", '#include "../linux/linux.h"')), 1)
+
+    def test_engine_uses_libc(self):
+        self.assertEqual(len(self.complaints("src/core/a.c", "#include <stdio.h>")), 1)
+        self.assertEqual(self.complaints("src/core/a.c", "#include <stdint.h>"), [])
+
+    def test_public_header_uses_libc(self):
+        self.assertEqual(len(self.complaints("include/sublet/a.h", "#include <pthread.h>")), 1)
+
+    def test_beside(self):
+        self.assertEqual(len(self.complaints("src/sim/a.c", '#include "linux/linux.h"')), 1)
+
+    def test_downwards(self):
+        self.assertEqual(self.complaints("src/cli/a.c", '#include "linux/linux.h"'), [])
+        self.assertEqual(self.complaints("src/core/a.c", "#include <sublet/types.h>"), [])
+
+
+class Style(Tree):
+    def complaints(self, text, path="src/core/a.c"):
+        self.put(path, text)
+        return check_style.check(self.root)
+
+    def test_clean(self):
+        self.assertEqual(self.complaints(HEAD + "int f(void)\n{\n\treturn 0;\n}\n"), [])
+
+    def test_function_length(self):
+        longest = "int f(void)\n{\n" + "\t;\n" * check_style.FUNCTION_LINES_MAX + "}\n"
+        self.assertEqual(self.complaints(HEAD + longest), [])
+        self.assertEqual(len(self.complaints(HEAD + longest.replace("{\n", "{\n\t;\n"))), 1)
+
+    def test_file_length(self):
+        self.assertEqual(len(self.complaints(HEAD + "\n" * check_style.FILE_LINES_MAX)), 1)
+
+    def test_line_length(self):
+        self.assertEqual(len(self.complaints(HEAD + "/*" + "a" * check_style.COLUMNS_MAX + "*/\n")), 1)
+
+    def test_licence(self):
+        self.assertEqual(len(self.complaints("\n/* An essay. */\n")), 1)
+
+    def test_essay(self):
+        self.assertEqual(len(self.complaints("/* SPDX-License-Identifier: MIT */\nint a;\n")), 1)
+
+    def test_marker(self):
+        self.assertEqual(len(self.complaints(HEAD + "/* " + "TO" + "DO */\n")), 1)
+
+    def test_bare_atomic(self):
+        self.assertEqual(len(self.complaints(HEAD + "_Atomic int a;\n")), 1)
+        wrappers = self.complaints(HEAD + "_Atomic int a;\n", "src/core/atomic.h")
+        self.assertFalse([c for c in wrappers if c.startswith("src/core/atomic.h")])
+
+    def test_white_space(self):
+        self.assertEqual(len(self.complaints(HEAD + "int a; \n")), 1)
+        self.assertEqual(len(self.complaints(HEAD + "    int a;\n")), 1)
+
+
+class Symbols(Tree):
+    def test_declarations_are_found(self):
+        self.put("include/sublet/a.h", HEAD + "SUBLET_API int sublet_one(void);\n"
+                 "SUBLET_API SUBLET_NODISCARD int\nsublet_two(int a,\n\tint b);\n#define SUBLET_API x\n")
+        where, complaints = check_symbols.declared(self.root)
+        self.assertEqual(set(where), {"sublet_one", "sublet_two"})
+        self.assertEqual(len(complaints), 1)  # the second has no comment
+
+
+class Headers(Tree):
+    def test_header_that_needs_another(self):
+        self.put("include/sublet/a.h", HEAD + "static inline uint32_t f(void) { return 0; }\n")
+        self.assertTrue(check_headers.check(self.root))
+
+
+if __name__ == "__main__":
+    unittest.main()

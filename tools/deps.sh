@@ -1,0 +1,98 @@
+#!/bin/sh
+# SPDX-License-Identifier: MIT
+#
+# Install the Debian or Ubuntu packages that a make target needs and that are missing.
+#
+#   tools/deps.sh build|run|test
+#
+# Each group contains the ones before it. Says nothing and starts nothing where all is there. On other
+# systems, or without the right to install, it names what is missing and leaves it at that: the build
+# goes on, because the tools may be there under other names.
+#
+# Redis and memcached come with a system service that their packages start. Nobody asked for that:
+# a policy-rc.d (Debian's own switch for this) forbids the start while they are installed, and a
+# service that this script brought in is disabled afterwards. What was installed before is left alone.
+set -eu
+
+build="gcc libc6-dev make meson ninja-build pkg-config python3 libjemalloc-dev libjemalloc2 libseccomp-dev
+	liburing-dev libcjson-dev libcmocka-dev"
+run="redis-server redis-tools"
+test="clang g++ git libcap2-bin memcached memtester socat sqlite3 xz-utils"
+
+case "${1:-build}" in
+build) wanted=$build ;;
+run) wanted="$build $run" ;;
+test) wanted="$build $run $test" ;;
+*)
+	echo "usage: tools/deps.sh build|run|test" >&2
+	exit 2
+	;;
+esac
+
+if ! command -v dpkg >/dev/null 2>&1 || ! command -v apt-get >/dev/null 2>&1; then
+	missing=""
+	for tool in cc meson ninja pkg-config python3; do
+		command -v $tool >/dev/null 2>&1 || missing="$missing $tool"
+	done
+	if [ -n "$missing" ]; then
+		echo "sublet: not found:$missing. README.md names the packages of other systems." >&2
+		exit 1
+	fi
+	exit 0
+fi
+
+missing=""
+for package in $wanted; do
+	case "$(dpkg-query -W -f '${Status}' "$package" 2>/dev/null)" in
+	"install ok installed") ;;
+	*) missing="$missing $package" ;;
+	esac
+done
+[ -n "$missing" ] || exit 0
+
+sudo=""
+if [ "$(id -u)" -ne 0 ]; then
+	if ! command -v sudo >/dev/null 2>&1; then
+		echo "sublet: these packages are missing, and there is no sudo to install them:$missing" >&2
+		exit 0
+	fi
+	sudo="sudo"
+	# Without a terminal nobody could type a password.
+	[ -t 0 ] || sudo="sudo -n"
+fi
+
+policy=/usr/sbin/policy-rc.d
+guard=""
+cleanup() {
+	[ -z "$guard" ] || $sudo rm -f "$policy"
+}
+trap cleanup EXIT
+trap 'exit 130' INT TERM
+
+echo "sublet: installing$missing"
+if [ ! -e "$policy" ]; then
+	guard=yes
+	printf '#!/bin/sh\nexit 101\n' | $sudo tee "$policy" >/dev/null
+	$sudo chmod 755 "$policy"
+fi
+install_missing() {
+	# shellcheck disable=SC2086
+	$sudo env DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends $missing \
+		</dev/null >"$log" 2>&1
+}
+log=$(mktemp)
+if ! { $sudo apt-get update -q </dev/null >"$log" 2>&1 && install_missing; } && ! install_missing; then
+	tail -n 5 "$log" >&2
+	echo "sublet: could not install$missing; going on without" >&2
+fi
+rm -f "$log"
+
+for service in redis-server memcached; do
+	case " $missing " in
+	*" $service "*)
+		if command -v systemctl >/dev/null 2>&1; then
+			$sudo systemctl disable --now "$service" >/dev/null 2>&1 || true
+		fi
+		;;
+	esac
+done
