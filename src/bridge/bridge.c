@@ -57,7 +57,8 @@ enum sublet__owner sublet__bridge_state(void)
 {
 	if (atomic_load_explicit(&sublet__bridge.mm, memory_order_acquire) == NULL)
 		return SUBLET__OWNER_OTHER;
-	if (atomic_load_explicit(&sublet__bridge.is_child, memory_order_relaxed)) /* set before the child has threads */
+	if (atomic_load_explicit(&sublet__bridge.is_child,
+				 memory_order_relaxed)) /* set before the child has threads */
 		return SUBLET__OWNER_CHILD;
 	return getpid() == sublet__bridge.pid ? SUBLET__OWNER_LENT : SUBLET__OWNER_UNKNOWN;
 }
@@ -85,9 +86,11 @@ static const char *why_no_arena(int err)
 	case -EPERM:
 		return "no userfaultfd permission; `sublet doctor` says what to do";
 	case -ENOMEM:
-		return "the memory for it is not to be had; try a smaller --area (`sublet doctor` shows how much there is)";
+		return "the memory for it is not to be had; try a smaller --area (`sublet doctor` shows how "
+		       "much there is)";
 	case -EOPNOTSUPP:
-		return "this kernel lacks the --backing or --technique asked for; `sublet doctor` shows what there is";
+		return "this kernel lacks the --backing or --technique asked for; `sublet doctor` shows what "
+		       "there is";
 	default:
 		return strerror(-err);
 	}
@@ -113,16 +116,22 @@ static int create_arena(const struct sublet__settings *s)
 				   (unsigned long long)(s->area_bytes / SUBLET_MIB), why_no_arena(err));
 		return err;
 	}
-	sublet__bridge.unit_bytes = info.frame_bytes > 64 * SUBLET_KIB ? (size_t)info.frame_bytes : 64 * SUBLET_KIB;
+	sublet__bridge.unit_bytes = info.frame_bytes > 64 * SUBLET_KIB ? (size_t)info.frame_bytes
+								       : 64 * SUBLET_KIB;
 	return 0;
 }
 
-static int serve(const struct sublet__settings *s)
+static int create_and_serve(const struct sublet__settings *s)
 {
-	int err = sublet_arena_serve(sublet__bridge.arena, s->name);
+	int err = create_arena(s);
 
 	if (err != 0)
+		return err;
+	err = sublet_arena_serve(sublet__bridge.arena, s->name);
+	if (err != 0) {
 		sublet__bridge_say("cannot serve %s on its control socket: %s", s->name, strerror(-err));
+		sublet_arena_destroy(sublet__bridge.arena);
+	}
 	return err;
 }
 
@@ -131,10 +140,12 @@ static int start_lending(const struct sublet__settings *s)
 	int err;
 
 	/* Released: whoever sees mm sees pid, arena and unit_bytes. */
-	atomic_store_explicit(&sublet__bridge.mm, sublet_arena_mm(sublet__bridge.arena), memory_order_release);
+	atomic_store_explicit(&sublet__bridge.mm, sublet_arena_mm(sublet__bridge.arena),
+			      memory_order_release);
 	err = sublet__hooks_install();
 	if (err == 0 && s->chaos_ns != 0)
-		err = sublet__linux_chaos_start(sublet__bridge.arena, s->chaos_ns, (uint64_t)sublet__bridge.pid);
+		err = sublet__linux_chaos_start(sublet__bridge.arena, s->chaos_ns,
+						(uint64_t)sublet__bridge.pid);
 	if (err != 0)
 		sublet__bridge_say("cannot lend the heap of %s: %s", s->name, strerror(-err));
 	return err;
@@ -145,19 +156,19 @@ static int start(const struct sublet__settings *s)
 	int err = sublet__hooks_find();
 
 	if (err != 0) {
-		sublet__bridge_say("cannot lend the heap of %s: %s", s->name,
-				   err == -ENOSYS ? "libjemalloc.so.2 was not loaded; install it (Debian: libjemalloc2)" :
-						    "its jemalloc is not version 5");
+		sublet__bridge_say(
+			"cannot lend the heap of %s: %s", s->name,
+			err == -ENOSYS ? "libjemalloc.so.2 was not loaded; install it (Debian: libjemalloc2)"
+				       : "its jemalloc is not version 5");
 		return err;
 	}
 	sublet__bridge.pid = getpid();
 	sublet__bridge.settings = *s;
-	err = -pthread_atfork(NULL, NULL, in_child); /* before the arena's own: children run them in this order */
+	err = -pthread_atfork(NULL, NULL,
+			      in_child); /* before the arena's own: children run them in this order */
 	if (err != 0)
 		return err;
-	err = create_arena(s);
-	if (err == 0)
-		err = serve(s);
+	err = sublet__descriptors_apart(create_and_serve, s);
 	if (err == 0)
 		err = start_lending(s);
 	return err;
@@ -205,6 +216,7 @@ __attribute__((destructor)) static void bridge_destructor(void)
 		return;
 	remove_socket();
 	if (!atomic_load_explicit(&sublet__bridge.took_memory, memory_order_relaxed))
-		sublet__bridge_say("%s never took memory from the arena: it needs too little, or has a malloc of its own",
+		sublet__bridge_say("%s never took memory from the arena: it needs too little, or has a "
+				   "malloc of its own",
 				   sublet__bridge.settings.name);
 }

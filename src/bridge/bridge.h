@@ -13,22 +13,22 @@
 struct sublet__bridge {
 	_Atomic(struct sublet_mm *) mm; /* NULL: passive, or not started yet */
 	struct sublet_arena *arena;
-	pid_t pid;                     /* that created the arena */
-	size_t unit_bytes;             /* what sublet_unmap takes: 64 KiB or a frame */
-	_Atomic bool is_child;         /* a child of fork(): the arena is the parent's */
-	_Atomic bool took_memory;      /* the program's malloc came here at least once */
+	pid_t pid;                      /* that created the arena */
+	size_t unit_bytes;              /* what sublet_unmap takes: 64 KiB or a frame */
+	_Atomic bool is_child;          /* a child of fork(): the arena is the parent's */
+	_Atomic bool took_memory;       /* the program's malloc came here at least once */
 	_Atomic uint64_t outside_bytes; /* of the heap, in ordinary memory that the engine does not know */
-	_Atomic uintptr_t low, high;   /* every address ever handed out lies in [low, high) */
+	_Atomic uintptr_t low, high;    /* every address ever handed out lies in [low, high) */
 	struct sublet__settings settings;
 };
 extern struct sublet__bridge sublet__bridge;
 
 /* Whose memory is [addr, addr + bytes)? */
 enum sublet__owner {
-	SUBLET__OWNER_OTHER,    /* not lent: the bridge has nothing to say */
-	SUBLET__OWNER_LENT,     /* lent, and the engine may be called */
-	SUBLET__OWNER_CHILD,    /* lent by the parent of this process: private copy-on-write memory here */
-	SUBLET__OWNER_UNKNOWN,  /* as CHILD, or a vfork() child that runs in its parent's memory: change nothing */
+	SUBLET__OWNER_OTHER, /* not lent: the bridge has nothing to say */
+	SUBLET__OWNER_LENT,  /* lent, and the engine may be called */
+	SUBLET__OWNER_CHILD, /* lent by the parent of this process: private copy-on-write memory here */
+	SUBLET__OWNER_UNKNOWN, /* as CHILD, or a vfork() child that runs in its parent's memory: change nothing */
 };
 enum sublet__owner sublet__bridge_owner(const void *addr, size_t bytes);
 /* The same for the process alone, without an address. OTHER: there is no arena. */
@@ -41,15 +41,22 @@ void sublet__bridge_say(const char *format, ...) __attribute__((format(printf, 1
 int sublet__hooks_find(void);
 int sublet__hooks_install(void);
 
+/*
+ * descriptors.c: call create(settings) and look after the descriptors that it opened from then on.
+ * Returns what create returned.
+ */
+int sublet__descriptors_apart(int (*create)(const struct sublet__settings *),
+			      const struct sublet__settings *settings);
+
 /* real.c: look up what the interposers stand in front of; before, they make plain system calls. */
 void sublet__real_resolve(void);
 /* The definition that the program would have without the bridge; NULL: none. Remembered in *slot. */
 void *sublet__real_find(_Atomic(void *) *slot, const char *name);
 /* The same, typed, and once per place of use: constructors of other libraries come before ours. */
-#define SUBLET__REAL(name)                                                                                  \
-	(__extension__({                                                                                     \
-		static _Atomic(void *) slot_;                                                                \
-		(__typeof__(&name))sublet__real_find(&slot_, #name);                                         \
+#define SUBLET__REAL(name)                                           \
+	(__extension__({                                             \
+		static _Atomic(void *) slot_;                        \
+		(__typeof__(&name))sublet__real_find(&slot_, #name); \
 	}))
 
 /* A definition that the program shall find instead of libc's; listed in bridge.map. */

@@ -35,27 +35,29 @@
 #include <string.h>
 #include <sys/mman.h>
 
-#define PAGE_BYTES ((size_t)4096)
+#define PAGE_BYTES     ((size_t)4096)
 #define GROW_LIMIT_MAX (8 * SUBLET_MIB)
 #define GROW_LIMIT_MIN (2 * SUBLET_MIB)
 
 /* As in <jemalloc/jemalloc.h>, 5.0 to 5.3; a true result means refused. Not included: no package of it is needed. */
 typedef struct hooks extent_hooks;
 struct hooks {
-	void *(*alloc)(extent_hooks *h, void *new_addr, size_t size, size_t alignment, bool *zero, bool *commit,
-		       unsigned int arena);
+	void *(*alloc)(extent_hooks *h, void *new_addr, size_t size, size_t alignment, bool *zero,
+		       bool *commit, unsigned int arena);
 	bool (*dalloc)(extent_hooks *h, void *addr, size_t size, bool committed, unsigned int arena);
 	void (*destroy)(extent_hooks *h, void *addr, size_t size, bool committed, unsigned int arena);
-	bool (*commit)(extent_hooks *h, void *addr, size_t size, size_t offset, size_t length, unsigned int arena);
-	bool (*decommit)(extent_hooks *h, void *addr, size_t size, size_t offset, size_t length, unsigned int arena);
+	bool (*commit)(extent_hooks *h, void *addr, size_t size, size_t offset, size_t length,
+		       unsigned int arena);
+	bool (*decommit)(extent_hooks *h, void *addr, size_t size, size_t offset, size_t length,
+			 unsigned int arena);
 	bool (*purge_lazy)(extent_hooks *h, void *addr, size_t size, size_t offset, size_t length,
 			   unsigned int arena);
 	bool (*purge_forced)(extent_hooks *h, void *addr, size_t size, size_t offset, size_t length,
 			     unsigned int arena);
 	bool (*split)(extent_hooks *h, void *addr, size_t size, size_t size_a, size_t size_b, bool committed,
 		      unsigned int arena);
-	bool (*merge)(extent_hooks *h, void *addr_a, size_t size_a, void *addr_b, size_t size_b, bool committed,
-		      unsigned int arena);
+	bool (*merge)(extent_hooks *h, void *addr_a, size_t size_a, void *addr_b, size_t size_b,
+		      bool committed, unsigned int arena);
 };
 
 typedef int (*mallctl_fn)(const char *name, void *old, size_t *old_bytes, void *new, size_t new_bytes);
@@ -125,8 +127,8 @@ static void *alloc_lent(size_t size, size_t alignment)
 	return addr;
 }
 
-static void *hook_alloc(extent_hooks *h, void *new_addr, size_t size, size_t alignment, bool *zero, bool *commit,
-			unsigned int arena)
+static void *hook_alloc(extent_hooks *h, void *new_addr, size_t size, size_t alignment, bool *zero,
+			bool *commit, unsigned int arena)
 {
 	void *addr = NULL;
 
@@ -154,17 +156,20 @@ static bool hook_dalloc(extent_hooks *h, void *addr, size_t size, bool committed
 	size_t unit = sublet__bridge.unit_bytes;
 
 	(void)h, (void)committed, (void)arena;
-	if (sublet__bridge_owner(addr, size) != SUBLET__OWNER_LENT || (((uintptr_t)addr | size) & (unit - 1)) != 0)
+	if (sublet__bridge_owner(addr, size) != SUBLET__OWNER_LENT ||
+	    (((uintptr_t)addr | size) & (unit - 1)) != 0)
 		return true;
 	return sublet_unmap(engine(), addr, size) != 0;
 }
 
 static void hook_destroy(extent_hooks *h, void *addr, size_t size, bool committed, unsigned int arena)
 {
-	(void)hook_dalloc(h, addr, size, committed, arena); /* refused: those addresses are lost, as jemalloc says */
+	(void)hook_dalloc(h, addr, size, committed,
+			  arena); /* refused: those addresses are lost, as jemalloc says */
 }
 
-static bool hook_commit(extent_hooks *h, void *addr, size_t size, size_t offset, size_t length, unsigned int arena)
+static bool hook_commit(extent_hooks *h, void *addr, size_t size, size_t offset, size_t length,
+			unsigned int arena)
 {
 	char *start = (char *)addr + offset;
 
@@ -221,13 +226,14 @@ static bool hook_split(extent_hooks *h, void *addr, size_t size, size_t size_a, 
 }
 
 /* Lent memory and ordinary memory stay apart, lest a later call meet half of each. */
-static bool hook_merge(extent_hooks *h, void *addr_a, size_t size_a, void *addr_b, size_t size_b, bool committed,
-		       unsigned int arena)
+static bool hook_merge(extent_hooks *h, void *addr_a, size_t size_a, void *addr_b, size_t size_b,
+		       bool committed, unsigned int arena)
 {
 	struct sublet_mm *mm = engine();
 
 	(void)h, (void)committed, (void)arena;
-	return mm == NULL || sublet__mm_contains(mm, addr_a, size_a) != sublet__mm_contains(mm, addr_b, size_b);
+	return mm == NULL ||
+	       sublet__mm_contains(mm, addr_a, size_a) != sublet__mm_contains(mm, addr_b, size_b);
 }
 
 static extent_hooks hooks = {
@@ -268,7 +274,8 @@ static bool hook_arena(unsigned int arena)
 		limit = GROW_LIMIT_MAX;
 	if (limit < GROW_LIMIT_MIN)
 		limit = GROW_LIMIT_MIN;
-	(void)set_arena(arena, "retain_grow_limit", &limit, sizeof(limit)); /* refused under retain:false: no growth */
+	(void)set_arena(arena, "retain_grow_limit", &limit,
+			sizeof(limit)); /* refused under retain:false: no growth */
 	return true;
 }
 
@@ -282,7 +289,8 @@ static void note_first_memory(void)
 	size_t active = 0, retained = 0;
 
 	(void)real_mallctl("epoch", NULL, NULL, &epoch, sizeof(epoch));
-	if (get("stats.active", &active, sizeof(active)) && get("stats.retained", &retained, sizeof(retained)))
+	if (get("stats.active", &active, sizeof(active)) &&
+	    get("stats.retained", &retained, sizeof(retained)))
 		sublet__arena_note_outside(sublet__bridge.arena, active + retained);
 }
 
@@ -291,9 +299,9 @@ int sublet__hooks_find(void)
 	const char *version = NULL;
 
 	/* A program that has jemalloc built in stands in front of everybody; else libjemalloc is behind us. */
-	real_mallctl = __extension__(mallctl_fn)dlsym(RTLD_DEFAULT, "mallctl");
+	real_mallctl = __extension__(mallctl_fn) dlsym(RTLD_DEFAULT, "mallctl");
 	if (real_mallctl == bridge_mallctl)
-		real_mallctl = __extension__(mallctl_fn)dlsym(RTLD_NEXT, "mallctl");
+		real_mallctl = __extension__(mallctl_fn) dlsym(RTLD_NEXT, "mallctl");
 	if (real_mallctl == NULL)
 		return -ENOSYS;
 	if (!get("version", &version, sizeof(version)) || version[0] != '5' || version[1] != '.')
@@ -330,7 +338,8 @@ static int bridge_mallctl(const char *name, void *old, size_t *old_bytes, void *
 	if (real_mallctl == NULL)
 		return ENOENT;
 	err = real_mallctl(name, old, old_bytes, new, new_bytes);
-	if (err != 0 || new != NULL || old == NULL || *old_bytes != sizeof(arena) || strcmp(name, "arenas.create") != 0)
+	if (err != 0 || new != NULL || old == NULL || *old_bytes != sizeof(arena) ||
+	    strcmp(name, "arenas.create") != 0)
 		return err;
 	if (sublet__bridge_state() == SUBLET__OWNER_LENT) {
 		memcpy(&arena, old, sizeof(arena));

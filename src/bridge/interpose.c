@@ -33,7 +33,7 @@
 #define MADV_COLLAPSE 25
 #endif
 #define ADVICE_GUARD_INSTALL 102
-#define ADVICE_GUARD_REMOVE 103
+#define ADVICE_GUARD_REMOVE  103
 
 #define PAGE_BYTES ((uintptr_t)4096)
 
@@ -80,8 +80,9 @@ static int discard(enum sublet__owner owner, void *addr, size_t bytes)
 		errno = EINVAL;
 		return -1;
 	}
-	if (owner == SUBLET__OWNER_CHILD && sublet__real.mmap(addr, whole, PROT_READ | PROT_WRITE,
-							      MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0) == addr)
+	if (owner == SUBLET__OWNER_CHILD &&
+	    sublet__real.mmap(addr, whole, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED,
+			      -1, 0) == addr)
 		return 0;
 	return zero_fill(addr, whole);
 }
@@ -152,8 +153,8 @@ static int protect_lent(void *addr, size_t bytes, int protection, int key)
 
 	if (!plain)
 		sublet__mm_note_protected(engine(), addr, bytes, true);
-	err = key < 0 ? sublet__real.mprotect(addr, bytes, protection) :
-			sublet__real.pkey_mprotect(addr, bytes, protection, key);
+	err = key < 0 ? sublet__real.mprotect(addr, bytes, protection)
+		      : sublet__real.pkey_mprotect(addr, bytes, protection, key);
 	if (plain && err == 0)
 		sublet__mm_note_protected(engine(), addr, bytes, false);
 	return err;

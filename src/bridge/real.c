@@ -138,11 +138,11 @@ void *sublet__real_find(_Atomic(void *) *slot, const char *name)
 }
 
 /* What libc lacks keeps its system call. */
-#define RESOLVE(name)                                                                                       \
-	do {                                                                                                 \
-		__typeof__(sublet__real.name) found_ = SUBLET__REAL(name);                                   \
-		if (found_ != NULL)                                                                          \
-			sublet__real.name = found_;                                                          \
+#define RESOLVE(name)                                                      \
+	do {                                                               \
+		__typeof__(sublet__real.name) found_ = SUBLET__REAL(name); \
+		if (found_ != NULL)                                        \
+			sublet__real.name = found_;                        \
 	} while (0)
 
 void sublet__real_resolve(void)

@@ -12,7 +12,7 @@
  * nanoseconds; backing and technique are those of the enums. `name` stands last and runs to the end.
  */
 #define SUBLET__RUN_VARIABLE "SUBLET_RUN"
-#define SUBLET__RUN_FORMAT                                                                                  \
+#define SUBLET__RUN_FORMAT \
 	"pid=%lld,preload=%zu,area=%llu,normal=%llu,backing=%u,technique=%u,chaos=%llu,follow=%u,name=%s"
 
 /* The file name by which the bridge finds itself again in LD_PRELOAD. */

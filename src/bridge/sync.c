@@ -21,7 +21,8 @@
 /* In a child of fork() too: such an object would be as useless there as it is here. */
 static bool is_refused(int shared, const void *object, size_t bytes)
 {
-	return shared != PTHREAD_PROCESS_PRIVATE && sublet__bridge_owner(object, bytes) != SUBLET__OWNER_OTHER;
+	return shared != PTHREAD_PROCESS_PRIVATE &&
+	       sublet__bridge_owner(object, bytes) != SUBLET__OWNER_OTHER;
 }
 
 SUBLET__INTERPOSER int pthread_mutex_init(pthread_mutex_t *mutex, const pthread_mutexattr_t *attr)
@@ -57,7 +58,8 @@ SUBLET__INTERPOSER int pthread_rwlock_init(pthread_rwlock_t *lock, const pthread
 	return SUBLET__REAL(pthread_rwlock_init)(lock, attr);
 }
 
-SUBLET__INTERPOSER int pthread_barrier_init(pthread_barrier_t *barrier, const pthread_barrierattr_t *attr, unsigned int count)
+SUBLET__INTERPOSER int pthread_barrier_init(pthread_barrier_t *barrier, const pthread_barrierattr_t *attr,
+					    unsigned int count)
 {
 	int shared = PTHREAD_PROCESS_PRIVATE;
 

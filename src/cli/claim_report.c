@@ -135,6 +135,18 @@ static struct sublet__text at_most(uint64_t bytes)
 	return sublet__size_option(bytes / unit * unit);
 }
 
+static void print_blockers(const struct sublet_claim *claim)
+{
+	for (uint32_t i = 0; i < claim->blocker_count; i++) {
+		char text[256];
+
+		if (claim->blockers[i].kind == SUBLET_BLOCKER_NOROOM) /* the error line says so already */
+			continue;
+		if (sublet_blocker_describe(claim, i, text, sizeof(text)) >= 0)
+			sublet__advice("%s", text);
+	}
+}
+
 static void explain_no_room(struct sublet_client *client, const char *size, const char *name,
 			    const struct sublet_claim *claim)
 {
@@ -149,6 +161,7 @@ static void explain_no_room(struct sublet_client *client, const char *size, cons
 	sublet__error("cannot claim %s of %s: %s have nowhere to go (normal zone %s, %s used).", size, name,
 		      sublet__bytes(claim->shortfall_bytes).text, sublet__bytes(stats.normal_bytes).text,
 		      sublet__bytes(stats.normal_used_bytes).text);
+	print_blockers(claim);
 	normal = round_up(stats.normal_bytes + claim->shortfall_bytes, 64 * SUBLET_MIB);
 	if (claim->claimable_bytes >= 64 * SUBLET_KIB)
 		sublet__advice("Start with --normal %s, or claim at most %s.", sublet__size_option(normal).text,
@@ -175,22 +188,11 @@ static void explain_too_big(struct sublet_client *client, const char *size, cons
 		sublet__advice("Claim at most %s.", sublet__size_option(info.area_bytes).text);
 }
 
-static void print_blockers(const struct sublet_claim *claim)
-{
-	for (uint32_t i = 0; i < claim->blocker_count; i++) {
-		char text[256];
-
-		if (sublet_blocker_describe(claim, i, text, sizeof(text)) >= 0)
-			sublet__advice("%s", text);
-	}
-}
-
 static void explain_busy(const char *size, const char *name, const struct sublet__claim_job *job,
 			 const struct sublet_claim *claim)
 {
-	sublet__error("cannot claim %s of %s: memory is held in every window (%u tried in %s)%s", size, name,
-		      claim->windows_tried, sublet__duration(claim->latency_ns).text,
-		      claim->blocker_count ? ":" : ".");
+	sublet__error("cannot claim %s of %s: somebody holds memory in every window (gave up after %s)%s", size, name,
+		      sublet__duration(claim->latency_ns).text, claim->blocker_count ? ":" : ".");
 	print_blockers(claim);
 	if (job->options.flags & SUBLET_CLAIM_NOWAIT)
 		sublet__advice("Try again without --no-wait.");
@@ -207,7 +209,6 @@ int sublet__claim_explain(struct sublet_client *client, const struct sublet__cla
 	switch (error) {
 	case -ENOMEM:
 		explain_no_room(client, size.text, name, claim);
-		print_blockers(claim);
 		break;
 	case -E2BIG:
 		explain_too_big(client, size.text, name, job->bytes);
@@ -235,7 +236,8 @@ cJSON *sublet__claim_json_begin(const struct sublet_instance *in, const struct s
 	request = cJSON_AddObjectToObject(root, "request");
 	sublet__json_u64(request, "size_bytes", job->bytes);
 	sublet__json_u64(request, "align_bytes", job->options.align_bytes);
-	sublet__json_u64(request, "deadline_ns", job->options.deadline_ns ? job->options.deadline_ns : SUBLET_SEC);
+	sublet__json_u64(request, "deadline_ns",
+			 job->options.deadline_ns ? job->options.deadline_ns : SUBLET_SEC);
 	sublet__json_u64(request, "hold_ns", job->hold_ns);
 	sublet__json_u64(request, "count", job->count);
 	cJSON_AddBoolToObject(request, "wait", !(job->options.flags & SUBLET_CLAIM_NOWAIT));
@@ -256,7 +258,8 @@ static void json_blockers(cJSON *object, const struct sublet_claim *claim)
 		cJSON *o = cJSON_CreateObject();
 		char text[256] = "";
 
-		cJSON_AddStringToObject(o, "kind", b->kind <= SUBLET_BLOCKER_PLATFORM ? kinds[b->kind] : "unknown");
+		cJSON_AddStringToObject(o, "kind",
+					b->kind <= SUBLET_BLOCKER_PLATFORM ? kinds[b->kind] : "unknown");
 		cJSON_AddStringToObject(o, "owner", b->owner);
 		sublet__json_u64(o, "offset_bytes", b->offset_bytes);
 		sublet__json_u64(o, "size_bytes", b->bytes);

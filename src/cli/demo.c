@@ -27,8 +27,8 @@
 #include <string.h>
 #include <unistd.h>
 
-#define ROUNDS        5u
-#define ROUND_NS      (2500 * SUBLET_MS)
+#define ROUNDS        8u
+#define ROUND_NS      (1500 * SUBLET_MS)
 #define WARM_NS       (500 * SUBLET_MS)
 #define REFRESH_NS    (200 * SUBLET_MS)
 #define DEATH_NS      (10 * SUBLET_SEC)
@@ -58,8 +58,8 @@ static const char help[] =
 	"times a second and has frames read into them from a disk. Takes about a minute and 2 GiB of "
 	"memory.\n"
 	"\n"
-	"  --rounds N     rounds of four measurements each (default 5)\n"
-	"  --each TIME    length of one measurement (default 2.5s)\n"
+	"  --rounds N     rounds of four measurements each (default 8)\n"
+	"  --each TIME    length of one measurement (default 1.5s)\n"
 	"  --dir FOLDER   where a folder for the frames (96 MiB) may be made; must be on a disk (default "
 	"/var/tmp)\n"
 	"  --json         print the results as JSON\n"

@@ -5,7 +5,7 @@
  * Every child has a process group of its own, so that Ctrl-C reaches only the demonstration itself;
  * it then ends its children in order and removes its folder. Should it be killed instead, the kernel
  * kills the children (PR_SET_PDEATHSIG); what then stays behind is a folder with a few sockets and logs,
- * which the next demonstration removes because its name says whose it was.
+ * which the next demonstration removes because nobody holds its lock.
  */
 #include "cli/demo.h"
 
@@ -17,6 +17,7 @@
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/file.h>
 #include <sys/prctl.h>
 #include <sys/stat.h>
 #include <sys/vfs.h>
@@ -164,6 +165,19 @@ static int try_direct(const char *folder)
 	return err;
 }
 
+/* Open and lock a folder of a demonstration of this user; -1 where it is not, or is in use. */
+static int folder_lock(const char *path)
+{
+	struct stat status;
+	int fd = open(path, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+	if (fd < 0)
+		return -1;
+	if (fstat(fd, &status) == 0 && status.st_uid == geteuid() && flock(fd, LOCK_EX | LOCK_NB) == 0)
+		return fd;
+	close(fd);
+	return -1;
+}
+
 /* Remove what demonstrations of this user left behind that were killed. */
 static void remove_stale(const char *parent)
 {
@@ -171,14 +185,14 @@ static void remove_stale(const char *parent)
 	struct dirent *entry;
 	while (folder && (entry = readdir(folder))) {
 		char path[PATH_MAX];
-		struct stat status;
-		int pid = 0;
-		if (sscanf(entry->d_name, FOLDER_PREFIX "%d-", &pid) != 1 || pid <= 0 || kill(pid, 0) == 0 ||
-		    errno != ESRCH ||
+		if (strncmp(entry->d_name, FOLDER_PREFIX, strlen(FOLDER_PREFIX)) ||
 		    snprintf(path, sizeof(path), "%s/%s", parent, entry->d_name) >= PATH_MAX)
 			continue;
-		if (lstat(path, &status) == 0 && S_ISDIR(status.st_mode) && status.st_uid == geteuid())
-			sublet__demo_folder_remove(path);
+		int fd = folder_lock(path);
+		if (fd < 0)
+			continue;
+		sublet__demo_folder_remove(path);
+		close(fd);
 	}
 	if (folder)
 		closedir(folder);
@@ -190,13 +204,18 @@ static int folder_under(const char *parent, char *path, size_t bytes)
 	if (!realpath(parent, full))
 		return -errno;
 	remove_stale(full);
-	if (snprintf(path, bytes, "%s/" FOLDER_PREFIX "%d-XXXXXX", full, (int)getpid()) >= FOLDER_BYTES_MAX)
+	if (snprintf(path, bytes, "%s/" FOLDER_PREFIX "XXXXXX", full) >= FOLDER_BYTES_MAX)
 		return -ENAMETOOLONG;
 	if (!mkdtemp(path))
 		return -errno;
-	int err = try_direct(path);
-	if (err)
+	/* Held open until this process ends, however it does: a folder that can be locked is nobody's. */
+	int fd = folder_lock(path);
+	int err = fd < 0 ? -EAGAIN : try_direct(path);
+	if (err) {
 		rmdir(path);
+		if (fd >= 0)
+			close(fd);
+	}
 	return err;
 }
 

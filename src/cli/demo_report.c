@@ -6,6 +6,7 @@
  * ratios inside one round, because a machine is never as fast twice.
  */
 #include "cli/demo.h"
+#include "control/server.h"
 
 #include <cjson/cJSON.h>
 #include <stdarg.h>
@@ -13,6 +14,8 @@
 #include <string.h>
 #include <sys/ioctl.h>
 #include <unistd.h>
+
+#define BUSY_RATIO 1.25 /* of one round to another, on the plain heap */
 
 /* A number of one round. */
 typedef double (*round_value)(const struct sublet__demo_results *results, enum sublet__demo_mode mode,
@@ -60,7 +63,8 @@ void sublet__demo_line(bool final, const char *format, ...)
 	va_end(arguments);
 	/* A line that wraps cannot be wiped. */
 	struct winsize window = { .ws_col = 80 };
-	int columns = ioctl(STDERR_FILENO, TIOCGWINSZ, &window) == 0 && window.ws_col > 1 ? window.ws_col - 1 : 79;
+	int columns = ioctl(STDERR_FILENO, TIOCGWINSZ, &window) == 0 && window.ws_col > 1 ? window.ws_col - 1
+											  : 79;
 	sublet__demo_line_clear();
 	fprintf(stderr, "%.*s%s", final ? (int)sizeof(text) : columns, text, final ? "\n" : "");
 	line_is_drawn = !final;
@@ -71,6 +75,23 @@ static int by_value(const void *a, const void *b)
 {
 	double x = *(const double *)a, y = *(const double *)b;
 	return (x > y) - (x < y);
+}
+
+struct range {
+	double lowest;
+	double highest;
+};
+
+static struct range range_of(const struct sublet__demo_results *results, enum sublet__demo_mode mode,
+			     round_value value)
+{
+	struct range range = { 0, 0 };
+	for (uint32_t round = 0; round < results->rounds; round++) {
+		double v = value(results, mode, round);
+		range.lowest = round == 0 || v < range.lowest ? v : range.lowest;
+		range.highest = v > range.highest ? v : range.highest;
+	}
+	return range;
 }
 
 static double median(const struct sublet__demo_results *results, enum sublet__demo_mode mode,
@@ -220,6 +241,17 @@ static const char *reading_text(uint32_t reading)
 	}
 }
 
+/* Under the ratio: how much it differed from round to round. */
+static void print_spread(const struct sublet__demo_results *results)
+{
+	printf("%-20s", "  lowest, highest");
+	for (uint32_t mode = 0; mode < SUBLET__MODES; mode++) {
+		struct range range = range_of(results, mode, ratio);
+		printf("  %5.2f, %5.2f", range.lowest, range.highest);
+	}
+	printf("\n");
+}
+
 static void print_redis(const struct sublet__demo_results *results)
 {
 	printf("%-20s", "");
@@ -234,6 +266,8 @@ static void print_redis(const struct sublet__demo_results *results)
 		for (uint32_t mode = 0; mode < SUBLET__MODES; mode++)
 			printf("  %12.*f", rows[row].decimals, median(results, mode, rows[row].value));
 		printf("\n");
+		if (rows[row].value == ratio)
+			print_spread(results);
 	}
 }
 
@@ -264,8 +298,9 @@ static void print_claims(const struct sublet__demo_results *results)
 		printf("%-20s  %llu of the 10 a second (the disk or the processors were too slow)\n",
 		       "  buffers skipped", (unsigned long long)driver->ticks_missed);
 	if (results->death_released)
-		printf("%-20s  killed while it held a claim; released %s later\n", "driver",
-		       sublet__duration(results->death_ns).text);
+		printf("%-20s  killed while it held a claim; released %s later (%s for its I/O to end)\n",
+		       "driver", sublet__duration(results->death_ns).text,
+		       sublet__duration(SUBLET__SETTLE_NS).text);
 	else
 		printf("%-20s  killed while it held a claim, which was NOT released\n", "driver");
 }
@@ -284,6 +319,12 @@ void sublet__demo_print(struct sublet__demo_results *results)
 	printf("%-20s  before %.12s, after %.12s, plain twin %.12s: %s\n", "data set digest",
 	       results->digest_before, results->digest_after, results->digest_plain,
 	       digests_equal(results) ? "equal" : "DIFFERENT");
+	struct range plain = range_of(results, SUBLET__MODE_PLAIN, rate);
+	if (plain.highest > BUSY_RATIO * plain.lowest)
+		printf("\nThis machine was busy with something else: the plain heap alone went from %.0f to "
+		       "%.0f\n"
+		       "requests a second. The checks hold; put no trust in the ratios.\n",
+		       plain.lowest, plain.highest);
 	printf("\n%s in %s.\n", sublet__demo_good(results) ? "All good" : "NOT GOOD",
 	       sublet__duration(results->elapsed_ns).text);
 }
@@ -296,6 +337,9 @@ static void json_redis(cJSON *root, const struct sublet__demo_results *results)
 		for (size_t row = 0; row < ROWS; row++)
 			cJSON_AddNumberToObject(column, rows[row].name,
 						median(results, mode, rows[row].value));
+		struct range range = range_of(results, mode, ratio);
+		cJSON_AddNumberToObject(column, "ratio_lowest", range.lowest);
+		cJSON_AddNumberToObject(column, "ratio_highest", range.highest);
 		cJSON *rounds = cJSON_AddArrayToObject(column, "rounds_operations_per_second");
 		for (uint32_t round = 0; round < results->rounds; round++)
 			cJSON_AddItemToArray(rounds, cJSON_CreateNumber(results->load[mode][round].rate));

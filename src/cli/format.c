@@ -84,9 +84,9 @@ struct sublet__text sublet__bytes(uint64_t bytes)
 	if (!bytes)
 		return (struct sublet__text){ "0" };
 	if (bytes < 1024)
-		return three_digits(bytes, 1, "bytes");
-	/* 1023.9 MiB would print as 1024 MiB */
-	while (i + 1 < sizeof(names) / sizeof(names[0]) && bytes / unit >= 1024) {
+		return three_digits(bytes, 1, bytes == 1 ? "byte" : "bytes");
+	/* not >= 1024: 1023.9 MiB would print as 1024 MiB */
+	while (i + 1 < sizeof(names) / sizeof(names[0]) && (double)bytes / (double)unit >= 1023.5) {
 		unit <<= 10;
 		i++;
 	}

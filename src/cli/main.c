@@ -96,12 +96,12 @@ static const struct command *find(const char *name)
 static int unknown(const char *name)
 {
 	const struct command *nearest = NULL;
-	size_t best = 4; /* further away is no misspelling */
+	size_t best = 3; /* further away is no misspelling */
 
 	for (size_t i = 0; i < COMMAND_COUNT; i++) {
 		size_t d = distance(name, commands[i].name);
 
-		if (d < best && d < strlen(commands[i].name)) {
+		if (d < best && 2 * d <= strlen(commands[i].name)) {
 			best = d;
 			nearest = &commands[i];
 		}

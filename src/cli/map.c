@@ -192,7 +192,8 @@ static void draw(const struct sublet_instance *in, const struct sublet_arena_inf
 	draw_legend(p, info->frame_bytes);
 }
 
-static int json_map(const struct sublet_instance *in, const struct sublet_arena_info *info, const struct picture *p)
+static int json_map(const struct sublet_instance *in, const struct sublet_arena_info *info,
+		    const struct picture *p)
 {
 	cJSON *root = cJSON_CreateObject(), *array;
 

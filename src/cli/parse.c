@@ -42,13 +42,13 @@ static const struct unit duration_units[] = {
 	{ NULL, 0 },
 };
 
-#define FRACTION_DIGITS 9
+#define NINE_DIGITS 1000000000u
 
 /* "12.5": whole = 12, fraction = 500000000 (of 10^9). Returns the first character after it, NULL: no number. */
 static const char *scan_number(const char *text, uint64_t *whole, uint64_t *fraction, bool *too_large)
 {
 	const char *p = text;
-	uint64_t scale = 1000000000;
+	uint64_t scale = NINE_DIGITS;
 
 	*whole = *fraction = 0;
 	*too_large = false;
@@ -76,6 +76,12 @@ static const struct unit *find_unit(const struct unit *units, const char *name)
 	return NULL;
 }
 
+/* value * fraction / 10^9, in whole ones, without leaving 64 bits. */
+static uint64_t part_of(uint64_t value, uint64_t fraction)
+{
+	return value / NINE_DIGITS * fraction + value % NINE_DIGITS * fraction / NINE_DIGITS;
+}
+
 static int parse(const char *text, const struct unit *units, uint64_t *value)
 {
 	uint64_t whole, fraction, result;
@@ -93,8 +99,7 @@ static int parse(const char *text, const struct unit *units, uint64_t *value)
 		return -EINVAL;
 	if (too_large || __builtin_mul_overflow(whole, unit->value, &result))
 		return -ERANGE;
-	if (__builtin_add_overflow(result, (uint64_t)((unsigned __int128)fraction * unit->value / 1000000000),
-				   &result))
+	if (__builtin_add_overflow(result, part_of(unit->value, fraction), &result))
 		return -ERANGE;
 	*value = result;
 	return 0;
@@ -120,7 +125,7 @@ int sublet__parse_count(const char *text, uint64_t min, uint64_t max, uint64_t *
 	bool too_large;
 	const char *rest = scan_number(text, &whole, &fraction, &too_large);
 
-	if (!rest || *rest)
+	if (!rest || *rest || strchr(text, '.'))
 		return -EINVAL;
 	if (too_large || whole < min || whole > max)
 		return -ERANGE;

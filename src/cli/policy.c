@@ -45,7 +45,7 @@
 #include <scsi/sg.h>
 
 /* Newer than the headers this may be built with. */
-#define POLICY_IOMMU_IOAS_MAP _IO(';', 0x85)
+#define POLICY_IOMMU_IOAS_MAP      _IO(';', 0x85)
 #define POLICY_IOMMU_IOAS_MAP_FILE _IO(';', 0x8f)
 #ifndef SOL_XDP
 #define SOL_XDP 283
@@ -80,25 +80,31 @@ enum part {
 	PART_COUNT,
 };
 
+/* clang-format off: two tables */
+
 static const struct {
 	const char *name;
 	const char *risk;
 } parts[PART_COUNT] = {
 	[PART_DIRECT] = { "direct", "O_DIRECT files: a read that is under way during a move is lost" },
 	[PART_AIO] = { "aio", "io_setup, io_submit: as direct, for as long as a request is in the queue" },
-	[PART_IO_URING] = { "io_uring", "requests and registered buffers keep frames: lost reads, stale writes" },
+	[PART_IO_URING] = { "io_uring",
+			    "requests and registered buffers keep frames: lost reads, stale writes" },
 	[PART_VMSPLICE] = { "vmsplice", "a pipe keeps frames that were given to it: it delivers old bytes" },
-	[PART_ZEROCOPY] = { "zerocopy", "MSG_ZEROCOPY: a socket sends from frames that hold something else by now" },
+	[PART_ZEROCOPY] = { "zerocopy",
+			    "MSG_ZEROCOPY: a socket sends from frames that hold something else by now" },
 	[PART_XDP] = { "xdp", "AF_XDP rings live in the program's memory: packets go astray after a move" },
 	[PART_KCRYPTO] = { "kcrypto", "AF_ALG and kernel TLS work in place on frames: output may be lost" },
-	[PART_PROCESSVM] = { "processvm", "process_vm_readv and _writev: bytes copied during a move are lost" },
+	[PART_PROCESSVM] = { "processvm",
+			     "process_vm_readv and _writev: bytes copied during a move are lost" },
 	[PART_VFIO] = { "vfio", "VFIO and iommufd map frames for a device: it goes on using the old ones" },
 	[PART_RDMA] = { "rdma", "memory regions registered by ioctl: as vfio" },
 	[PART_V4L2] = { "v4l2", "video buffers of type USERPTR: frames are written where nobody looks" },
 	[PART_SGIO] = { "sgio", "SCSI and CD-ROM commands read and write frames directly: as direct" },
 	[PART_NVME] = { "nvme", "NVMe pass-through commands: as direct" },
 	[PART_VHOST] = { "vhost", "vhost-vdpa maps the program's memory for a device: as vfio" },
-	[PART_SEV] = { "sev", "KVM memory encryption is tied to frames: an encrypted guest breaks when it moves" },
+	[PART_SEV] = { "sev",
+		       "KVM memory encryption is tied to frames: an encrypted guest breaks when it moves" },
 	[PART_TEE] = { "tee", "shared memory with a trusted environment: as vfio" },
 };
 
@@ -116,10 +122,18 @@ struct rule {
 	struct match match[2];
 };
 
-#define EQUAL(i, v) { .argument = (i), .mask = UINT32_MAX, .value = (uint32_t)(v) }
-#define HAS_FLAG(i, f) { .argument = (i), .mask = (uint32_t)(f), .value = (uint32_t)(f) }
-#define REFUSE(p, call, err, ...) \
-	{ .part = PART_##p, .syscall = SCMP_SYS(call), .error = (err), .match = { __VA_ARGS__ } }
+#define EQUAL(i, v)                                                         \
+	{                                                                   \
+		.argument = (i), .mask = UINT32_MAX, .value = (uint32_t)(v) \
+	}
+#define HAS_FLAG(i, f)                                                         \
+	{                                                                      \
+		.argument = (i), .mask = (uint32_t)(f), .value = (uint32_t)(f) \
+	}
+#define REFUSE(p, call, err, ...)                                                                     \
+	{                                                                                             \
+		.part = PART_##p, .syscall = SCMP_SYS(call), .error = (err), .match = { __VA_ARGS__ } \
+	}
 #define REFUSE_IOCTL(p, request) REFUSE(p, ioctl, EOPNOTSUPP, EQUAL(1, request))
 
 static const struct rule rules[] = {
@@ -181,6 +195,8 @@ static const struct rule rules[] = {
 
 	REFUSE_IOCTL(TEE, TEE_IOC_SHM_REGISTER),
 };
+
+/* clang-format on */
 
 static uint32_t part_by_name(const char *name, size_t length)
 {

@@ -8,7 +8,7 @@
 
 /* One bit per part, in the order of the table in policy.c. */
 #define SUBLET__POLICY_ALLOW_NONE ((uint32_t)0)
-#define SUBLET__POLICY_ALLOW_ALL UINT32_MAX
+#define SUBLET__POLICY_ALLOW_ALL  UINT32_MAX
 
 /*
  * Parse "aio,vmsplice" or "all" into bits and add them to *allow. -EINVAL: a name that is in no

@@ -30,9 +30,9 @@
 #define OUR_MACHINE EM_NONE
 #endif
 
-#define SCRIPT_DEPTH_MAX 5 /* the kernel's own limit of interpreters of interpreters */
-#define SEGMENTS_MAX 128   /* a real program has about a dozen */
-#define HEAD_BYTES 256     /* what the kernel reads of a script's first line */
+#define SCRIPT_DEPTH_MAX 5   /* the kernel's own limit of interpreters of interpreters */
+#define SEGMENTS_MAX     128 /* a real program has about a dozen */
+#define HEAD_BYTES       256 /* what the kernel reads of a script's first line */
 
 /* ---- finding it ---- */
 
@@ -65,7 +65,8 @@ static int find_path(const char *name, char *path, size_t bytes)
 		size_t length = strcspn(at, ":");
 
 		/* An empty entry is the current directory. */
-		if ((size_t)snprintf(path, bytes, "%.*s%s%s", (int)length, at, length ? "/" : "./", name) < bytes) {
+		if ((size_t)snprintf(path, bytes, "%.*s%s%s", (int)length, at, length ? "/" : "./", name) <
+		    bytes) {
 			err = executable(path);
 			if (err == 0)
 				return 0;

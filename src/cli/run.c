@@ -29,11 +29,11 @@
 
 /* As env(1), nohup(1) and timeout(1) have it. SUBLET__EXIT_RUN_FAILED is 125. */
 #define EXIT_CANNOT_EXECUTE 126
-#define EXIT_NOT_FOUND 127
+#define EXIT_NOT_FOUND      127
 
-#define AREA_DEFAULT_MAX SUBLET_GIB
+#define AREA_DEFAULT_MAX   SUBLET_GIB
 #define NORMAL_DEFAULT_MIN (64 * SUBLET_MIB)
-#define PATH_BYTES 4096
+#define PATH_BYTES         4096
 
 struct run {
 	struct sublet__settings settings;
@@ -50,11 +50,13 @@ static const char help[] =
 	"Start PROGRAM with its malloc heap in lent memory. Its pid, signals and exit code are its own.\n"
 	"\n"
 	"  -n, --name NAME       how other `sublet` commands call it (default: PROGRAM's file name)\n"
-	"      --area SIZE       the area that can be claimed (default: a quarter of the free memory, at most 1G)\n"
+	"      --area SIZE       the area that can be claimed (default: a quarter of the free memory, at "
+	"most 1G)\n"
 	"      --normal SIZE     the normal zone, where moved memory goes (default: a quarter of the area,\n"
 	"                        at least 64M)\n"
 	"      --backing KIND    auto, hugetlb, thp or memfd (default: auto)\n"
-	"      --technique KIND  how live memory is moved: auto, precopy, zap or writeprotect (default: auto)\n"
+	"      --technique KIND  how live memory is moved: auto, precopy, zap or writeprotect (default: "
+	"auto)\n"
 	"      --follow          programs that PROGRAM starts get an instance of their own too\n"
 	"      --allow LIST      lift parts of the policy: names from below, separated by commas\n"
 	"      --chaos PERIOD    torture: move random live memory every PERIOD (1ms), claim random windows\n"
@@ -103,7 +105,8 @@ static bool parse_allow(const char *list, uint32_t *allow)
 static bool set_name(struct run *run, const char *name)
 {
 	if (sublet__instance_name_check(name) != 0) {
-		sublet__error("--name: \"%s\" is empty, longer than %d bytes, or has a character that a file name cannot have",
+		sublet__error("--name: \"%s\" is empty, longer than %d bytes, or has a character that a file "
+			      "name cannot have",
 			      name, SUBLET_NAME_BYTES - 1);
 		return false;
 	}
@@ -149,11 +152,16 @@ static bool take_option(struct run *run, int option, const char *value)
 static int parse(struct run *run, int argc, char **argv)
 {
 	static const struct option options[] = {
-		{ "name", required_argument, NULL, 'n' },      { "area", required_argument, NULL, 'a' },
-		{ "normal", required_argument, NULL, 'm' },    { "backing", required_argument, NULL, 'b' },
-		{ "technique", required_argument, NULL, 't' }, { "chaos", required_argument, NULL, 'c' },
-		{ "follow", no_argument, NULL, 'f' },          { "allow", required_argument, NULL, 'l' },
-		{ "help", no_argument, NULL, 'h' },            { NULL, 0, NULL, 0 },
+		{ "name", required_argument, NULL, 'n' },
+		{ "area", required_argument, NULL, 'a' },
+		{ "normal", required_argument, NULL, 'm' },
+		{ "backing", required_argument, NULL, 'b' },
+		{ "technique", required_argument, NULL, 't' },
+		{ "chaos", required_argument, NULL, 'c' },
+		{ "follow", no_argument, NULL, 'f' },
+		{ "allow", required_argument, NULL, 'l' },
+		{ "help", no_argument, NULL, 'h' },
+		{ NULL, 0, NULL, 0 },
 	};
 	int option;
 
@@ -189,7 +197,8 @@ static bool check_size(const struct run *run, const struct sublet__linux_facts *
 			return true;
 		sublet__error("run: --backing hugetlb needs %llu free huge pages of 2 MiB, there are %llu",
 			      (unsigned long long)pages, (unsigned long long)facts->hugetlb_free_pages);
-		sublet__advice("Reserve them (`sysctl vm.nr_hugepages`), or ask for less with --area; see `sublet doctor`.");
+		sublet__advice("Reserve them (`sysctl vm.nr_hugepages`), or ask for less with --area; see "
+			       "`sublet doctor`.");
 		return false;
 	}
 	if (total <= facts->memory_available_bytes)
@@ -243,12 +252,14 @@ static bool check_abilities(const struct run *run, const struct sublet__linux_fa
 		lacks = "--backing thp";
 	if (s->technique == SUBLET_TECHNIQUE_PRECOPY && !facts->feature_wp_async)
 		lacks = "--technique precopy";
-	if (s->technique == SUBLET_TECHNIQUE_ZAP && !(is_huge ? facts->feature_minor_hugetlb : facts->feature_minor))
+	if (s->technique == SUBLET_TECHNIQUE_ZAP &&
+	    !(is_huge ? facts->feature_minor_hugetlb : facts->feature_minor))
 		lacks = "--technique zap";
 	if (s->technique == SUBLET_TECHNIQUE_WRITEPROTECT && !facts->feature_writeprotect)
 		lacks = "--technique writeprotect";
 	if (lacks != NULL) {
-		sublet__error("run: this kernel (%s) does not have what %s needs", facts->kernel_release, lacks);
+		sublet__error("run: this kernel (%s) does not have what %s needs", facts->kernel_release,
+			      lacks);
 		sublet__advice("Leave it to sublet (auto); `sublet doctor` shows what there is.");
 		return false;
 	}
@@ -291,7 +302,8 @@ static bool find_bridge(char path[PATH_BYTES])
 		slash[1] = '\0';
 		if (snprintf(path, PATH_BYTES, "%s" SUBLET__BRIDGE_FILE, self) < PATH_BYTES && is_file(path))
 			return true;
-		if (snprintf(path, PATH_BYTES, "%ssrc/bridge/" SUBLET__BRIDGE_FILE, self) < PATH_BYTES && is_file(path))
+		if (snprintf(path, PATH_BYTES, "%ssrc/bridge/" SUBLET__BRIDGE_FILE, self) < PATH_BYTES &&
+		    is_file(path))
 			return true;
 	}
 	(void)snprintf(path, PATH_BYTES, "%s", SUBLET_LIBDIR "/" SUBLET__BRIDGE_FILE);
@@ -416,7 +428,9 @@ static void warn_of_direct_files(void)
 
 		if (flags >= 0 && (flags & O_DIRECT) != 0 && fstat(fd, &st) == 0 &&
 		    (S_ISREG(st.st_mode) || S_ISBLK(st.st_mode)))
-			sublet__error("run: descriptor %d is open with O_DIRECT: reads into lent memory may be lost", fd);
+			sublet__error("run: descriptor %d is open with O_DIRECT: reads into lent memory may "
+				      "be lost",
+				      fd);
 	}
 }
 
@@ -430,7 +444,8 @@ static int load_policy(const struct run *run)
 	if (err == 0)
 		return 0;
 	sublet__error("run: the seccomp policy cannot be loaded: %s", strerror(-err));
-	sublet__advice("`sublet doctor` shows whether filters are to be had; --allow all goes without (see --help).");
+	sublet__advice("`sublet doctor` shows whether filters are to be had; --allow all goes without (see "
+		       "--help).");
 	return err;
 }
 
@@ -441,7 +456,8 @@ static void default_name(struct run *run)
 
 	if (run->settings.name[0] != '\0')
 		return;
-	(void)snprintf(run->settings.name, sizeof(run->settings.name), "%s", slash ? slash + 1 : run->program[0]);
+	(void)snprintf(run->settings.name, sizeof(run->settings.name), "%s",
+		       slash ? slash + 1 : run->program[0]);
 	for (char *at = run->settings.name; *at != '\0'; at++)
 		if ((unsigned char)*at < ' ' || *at == 0x7f || (*at == '.' && at == run->settings.name))
 			*at = '_';

@@ -67,23 +67,34 @@ static double percent(uint64_t part, uint64_t whole)
 	return whole ? 100.0 * (double)part / (double)whole : 0;
 }
 
-/* `width` of BAR_MAX characters for part of whole; what is not nothing has at least one. */
+/* A bar for part of whole, after two blanks, and the end of the line; what is not nothing has a character. */
 static void print_bar(uint64_t part, uint64_t whole)
 {
 	int n = whole ? (int)((double)part / (double)whole * BAR_MAX + 0.5) : 0;
 
 	if (part && !n)
 		n = 1;
+	fputs(n ? "  " : "", stdout);
 	while (n-- > 0)
 		putchar('#');
 	putchar('\n');
+}
+
+/* Right-aligned in `width` columns: printf counts the two bytes of a µ as two. */
+static void print_right(int width, const char *text)
+{
+	int columns = 0;
+
+	for (const char *p = text; *p; p++)
+		columns += ((unsigned char)*p & 0xc0) != 0x80;
+	printf("%*s%s", width > columns ? width - columns : 0, "", text);
 }
 
 static void print_state(const char *name, uint64_t bytes, uint64_t area)
 {
 	if (!bytes && strcmp(name, "free") != 0)
 		return;
-	printf("  %-12s %10s %5.1f %%  ", name, sublet__bytes(bytes).text, percent(bytes, area));
+	printf("  %-12s %10s %5.1f %%", name, sublet__bytes(bytes).text, percent(bytes, area));
 	print_bar(bytes, area);
 }
 
@@ -171,8 +182,9 @@ static void print_histogram(const char *title, const struct sublet_histogram *h)
 		most = most < n ? n : most;
 	}
 	for (uint32_t p = first; p <= last; p++) {
-		printf("  from %8s %9llu  ", sublet__duration(sublet_histogram_floor_ns(4 * p)).text,
-		       (unsigned long long)power_count(h, p));
+		fputs("  from ", stdout);
+		print_right(8, sublet__duration(sublet_histogram_floor_ns(4 * p)).text);
+		printf(" %9llu", (unsigned long long)power_count(h, p));
 		print_bar(power_count(h, p), most);
 	}
 }

@@ -176,7 +176,9 @@ int sublet_client_info(struct sublet_client *client, struct sublet_arena_info *i
 int sublet_client_fd(struct sublet_client *client, int *fd)
 {
 	int passed = -1;
-	int err = call(client, &(struct call){ .op = SUBLET__OP_FD, .passed_fd = &passed, .patience_ns = CALL_NS });
+	int err = call(client, &(struct call){ .op = SUBLET__OP_FD,
+					       .passed_fd = &passed,
+					       .patience_ns = CALL_NS });
 
 	if (err)
 		return err;
@@ -205,8 +207,8 @@ static uint64_t claim_patience(uint64_t bytes, uint64_t deadline_ns)
 	return deadline_ns < UINT64_MAX - more ? deadline_ns + more : UINT64_MAX;
 }
 
-int sublet_client_claim(struct sublet_client *client, uint64_t bytes, const struct sublet_claim_options *options,
-			struct sublet_claim *claim)
+int sublet_client_claim(struct sublet_client *client, uint64_t bytes,
+			const struct sublet_claim_options *options, struct sublet_claim *claim)
 {
 	struct sublet_claim_options o = { SUBLET_OPTIONS(sublet_claim_options) };
 	struct sublet__claim_request request;
@@ -273,7 +275,8 @@ int sublet_client_stats(struct sublet_client *client, struct sublet_stats *stats
 }
 
 /* One request's worth. */
-static int some_pageblocks(struct sublet_client *client, uint32_t first, uint32_t count, struct sublet_pageblock *out)
+static int some_pageblocks(struct sublet_client *client, uint32_t first, uint32_t count,
+			   struct sublet_pageblock *out)
 {
 	struct sublet__pageblocks_request request = { .first = first, .count = count };
 	uint32_t used = 0;
@@ -290,7 +293,8 @@ static int some_pageblocks(struct sublet_client *client, uint32_t first, uint32_
 	return used % sizeof(*out) ? broken(client, -EPROTO) : (int)(used / sizeof(*out));
 }
 
-int sublet_client_pageblocks(struct sublet_client *client, size_t first, size_t count, struct sublet_pageblock *out)
+int sublet_client_pageblocks(struct sublet_client *client, size_t first, size_t count,
+			     struct sublet_pageblock *out)
 {
 	size_t done = 0;
 

@@ -51,9 +51,9 @@ static int request_bytes(uint16_t op)
 
 static int reply_fd(struct sublet__slot *slot, uint16_t op, int error, uint32_t bytes, int pass_fd)
 {
-	if (!sublet__server_owns(slot->fd, slot->fd_ino))
+	if (!sublet__fd_ours(&slot->conn))
 		return -EPIPE;
-	return sublet__wire_send(slot->fd, op, error, &slot->reply, bytes, pass_fd,
+	return sublet__wire_send(slot->conn.fd, op, error, &slot->reply, bytes, pass_fd,
 				 sublet__wire_until(SUBLET__MESSAGE_TIMEOUT_NS));
 }
 
@@ -94,7 +94,7 @@ static int op_fd(struct sublet__slot *slot)
 /* The peer closed, or the server stops: nobody waits for the answer. */
 static bool abandoned(const struct sublet__slot *slot)
 {
-	struct pollfd p = { .fd = slot->fd, .events = POLLRDHUP };
+	struct pollfd p = { .fd = slot->conn.fd, .events = POLLRDHUP };
 
 	return slot->server->stopping || (poll(&p, 1, 0) > 0 && (p.revents & (POLLRDHUP | POLLHUP | POLLERR)));
 }
@@ -123,12 +123,11 @@ static int claim_in_slices(struct sublet__slot *slot, const struct sublet__claim
 		.owner = owner,
 	};
 	uint64_t deadline = request->deadline_ns ? request->deadline_ns : SUBLET_SEC;
-	uint64_t until = sublet__wire_until(deadline);
+	uint64_t until = sublet__wire_until(deadline), left = deadline;
 
 	memset(&costs, 0, sizeof(costs));
 	for (;;) {
 		uint64_t began = sublet__wire_now_ns();
-		uint64_t left = began < until ? until - began : 1;
 		int err;
 
 		options.deadline_ns = left < SUBLET__CLAIM_SLICE_NS ? left : SUBLET__CLAIM_SLICE_NS;
@@ -140,6 +139,8 @@ static int claim_in_slices(struct sublet__slot *slot, const struct sublet__claim
 		    sublet__wire_now_ns() - began < SUBLET__CLAIM_SLICE_NS || abandoned(slot))
 			return err;
 		costs = *claim;
+		began = sublet__wire_now_ns();
+		left = began < until ? until - began : 1;
 	}
 }
 
@@ -168,7 +169,7 @@ static int op_claim(struct sublet__slot *slot, const struct sublet__claim_reques
 
 	memset(claim, 0, sizeof(*claim));
 	clean_owner(owner, request->owner, slot->pid);
-	if (slot->pidfd < 0) /* without it nobody could tell when the driver's I/O is over */
+	if (slot->pidfd.fd < 0) /* without it nobody could tell when the driver's I/O is over */
 		err = slot->pidfd_error;
 	else if (slot->claim_count == SUBLET__CLAIMS_PER_SLOT)
 		err = -ENOSPC;
@@ -259,18 +260,19 @@ static int dispatch(struct sublet__slot *slot, uint16_t op, const union request 
 static int wait_request(struct sublet__slot *slot)
 {
 	struct pollfd p[2] = {
-		{ .fd = slot->fd, .events = POLLIN },
-		{ .fd = slot->server->wake_fd[0], .events = 0 }, /* its end alone: the host closed everything */
+		{ .fd = slot->conn.fd, .events = POLLIN },
+		{ .fd = slot->server->wake[0].fd, .events = 0 }, /* its end alone: the host closed everything */
 	};
 
 	while (poll(p, 2, -1) < 0)
 		if (errno != EINTR)
 			return -errno;
-	return p[1].revents || !sublet__server_owns(slot->fd, slot->fd_ino) ? -EPIPE : 0;
+	return p[1].revents || !sublet__fd_ours(&slot->conn) ? -EPIPE : 0;
 }
 
 /* Read one request. -EPROTO: it makes no sense; -EPIPE, -ETIMEDOUT */
-static int read_request(struct sublet__slot *slot, bool greeted, struct sublet__message *head, union request *request)
+static int read_request(struct sublet__slot *slot, bool greeted, struct sublet__message *head,
+			union request *request)
 {
 	uint64_t until = sublet__wire_until(SUBLET__MESSAGE_TIMEOUT_NS);
 	int bytes, err;
@@ -281,7 +283,7 @@ static int read_request(struct sublet__slot *slot, bool greeted, struct sublet__
 			return err;
 		until = sublet__wire_until(SUBLET__MESSAGE_TIMEOUT_NS);
 	}
-	err = sublet__wire_recv(slot->fd, head, sizeof(*head), NULL, until);
+	err = sublet__wire_recv(slot->conn.fd, head, sizeof(*head), NULL, until);
 	if (err)
 		return err;
 	bytes = request_bytes(head->op);
@@ -289,7 +291,7 @@ static int read_request(struct sublet__slot *slot, bool greeted, struct sublet__
 	    head->bytes != (uint32_t)bytes || (!greeted && head->op != SUBLET__OP_HELLO))
 		return -EPROTO;
 	memset(request, 0, sizeof(*request));
-	return bytes ? sublet__wire_recv(slot->fd, request, (size_t)bytes, NULL, until) : 0;
+	return bytes ? sublet__wire_recv(slot->conn.fd, request, (size_t)bytes, NULL, until) : 0;
 }
 
 void sublet__connection_serve(struct sublet__slot *slot)

@@ -57,34 +57,47 @@ static int out_of_the_way(int fd)
 	return high;
 }
 
+/* Keep a new descriptor, out of the program's way. A negative one is an -errno, and returned. */
+static int fd_keep(struct sublet__fd *out, int fd)
+{
+	struct stat st;
+
+	if (fd < 0)
+		return fd;
+	fd = out_of_the_way(fd);
+	if (fstat(fd, &st)) {
+		close(fd);
+		return -EBADF;
+	}
+	out->ino = st.st_ino;
+	out->dev = st.st_dev;
+	out->fd = fd; /* last: fork_child must find the identity that belongs to it */
+	return 0;
+}
+
+bool sublet__fd_ours(const struct sublet__fd *fd)
+{
+	int number = fd->fd;
+	struct stat st;
+
+	return number >= 0 && !fstat(number, &st) && st.st_ino == fd->ino && st.st_dev == fd->dev;
+}
+
 /* Forget first, then close: fork_child must never close a number that is somebody else's already. */
-static void close_fd(_Atomic int *fd)
+static void fd_close(struct sublet__fd *fd)
 {
-	int old = atomic_exchange(fd, -1);
+	bool ours = sublet__fd_ours(fd);
+	int old = atomic_exchange(&fd->fd, -1);
 
-	if (old >= 0)
+	if (ours)
 		close(old);
-}
-
-bool sublet__server_owns(int fd, uint64_t ino)
-{
-	struct stat st;
-
-	return fd >= 0 && !fstat(fd, &st) && S_ISSOCK(st.st_mode) && st.st_ino == ino;
-}
-
-static uint64_t inode(int fd)
-{
-	struct stat st;
-
-	return fstat(fd, &st) ? 0 : st.st_ino;
 }
 
 /* A full socket is as good: the thread wakes up anyway. */
 static void wake_acceptor(struct sublet__server *server)
 {
-	if (sublet__server_owns(server->wake_fd[1], server->wake_ino))
-		send(server->wake_fd[1], "", 1, MSG_NOSIGNAL | MSG_DONTWAIT);
+	if (sublet__fd_ours(&server->wake[1]))
+		send(server->wake[1].fd, "", 1, MSG_NOSIGNAL | MSG_DONTWAIT);
 }
 
 /* ---- one slot ---- */
@@ -92,7 +105,7 @@ static void wake_acceptor(struct sublet__server *server)
 /* Give the claims of `from` to another slot that waits for the same process. Called with the lock. */
 static bool join_lingering(struct sublet__server *server, struct sublet__slot *from)
 {
-	struct pollfd p = { .fd = from->pidfd, .events = POLLIN };
+	struct pollfd p = { .fd = from->pidfd.fd, .events = POLLIN };
 
 	/* once it has ended its pid may be another process; 0 is a process of another namespace */
 	if (from->pid <= 0 || poll(&p, 1, 0) != 0)
@@ -114,18 +127,16 @@ static bool join_lingering(struct sublet__server *server, struct sublet__slot *f
 /* The connection is over. Called with the lock. */
 static void hang_up(struct sublet__slot *slot)
 {
-	if (sublet__server_owns(slot->fd, slot->fd_ino)) {
-		shutdown(slot->fd, SHUT_RDWR);
-		close_fd(&slot->fd);
-	}
-	slot->fd = -1;
+	if (sublet__fd_ours(&slot->conn))
+		shutdown(slot->conn.fd, SHUT_RDWR);
+	fd_close(&slot->conn);
 	if (slot->claim_count && !join_lingering(slot->server, slot)) {
 		slot->ended_ns = 0;
 		slot->state = SUBLET__SLOT_LINGER;
 		wake_acceptor(slot->server);
 		return;
 	}
-	close_fd(&slot->pidfd);
+	fd_close(&slot->pidfd);
 	slot->state = SUBLET__SLOT_FREE;
 }
 
@@ -172,7 +183,7 @@ static int peer_pidfd(int fd, pid_t pid)
 static int assign(struct sublet__server *server, int fd, pid_t pid)
 {
 	struct sublet__slot *slot = NULL;
-	int pidfd, err = 0;
+	int err = 0;
 
 	pthread_mutex_lock(&server->lock);
 	for (uint32_t i = 0; i < SUBLET__SLOTS && !slot; i++)
@@ -184,13 +195,10 @@ static int assign(struct sublet__server *server, int fd, pid_t pid)
 		err = sublet__linux_thread_start(&slot->thread, "sublet-conn", slot_main, slot);
 	if (!err) {
 		slot->has_thread = true;
-		pidfd = peer_pidfd(fd, pid);
-		slot->pidfd_error = pidfd < 0 ? pidfd : 0;
-		slot->pidfd = pidfd < 0 ? -1 : out_of_the_way(pidfd);
+		slot->pidfd_error = fd_keep(&slot->pidfd, peer_pidfd(fd, pid));
 		slot->pid = pid;
 		slot->claim_count = 0;
-		slot->fd_ino = inode(fd);
-		slot->fd = fd;
+		fd_keep(&slot->conn, fd); /* should it fail, the slot's thread hangs up at once */
 		slot->state = SUBLET__SLOT_LIVE;
 		pthread_cond_signal(&slot->wake);
 	}
@@ -210,11 +218,10 @@ static int accept_one(struct sublet__server *server)
 {
 	struct ucred peer = { .uid = (uid_t)-1 };
 	socklen_t bytes = sizeof(peer);
-	int err, fd = accept4(server->listen_fd, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
+	int err, fd = accept4(server->listen.fd, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
 
 	if (fd < 0)
 		return errno == EAGAIN || errno == EINTR || errno == ECONNABORTED ? 0 : -errno;
-	fd = out_of_the_way(fd);
 	if (getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &peer, &bytes) || peer.uid != server->uid) {
 		refuse(fd, -EACCES);
 		return 0;
@@ -236,7 +243,7 @@ static void release_lingering(struct sublet__slot *slot)
 			continue;
 	}
 	slot->claim_count = 0;
-	close_fd(&slot->pidfd);
+	fd_close(&slot->pidfd);
 	pthread_mutex_lock(&slot->server->lock);
 	slot->state = SUBLET__SLOT_FREE;
 	pthread_mutex_unlock(&slot->server->lock);
@@ -261,7 +268,7 @@ static uint32_t watch_lingering(struct sublet__server *server, struct pollfd *p,
 		if (!lingers)
 			continue;
 		if (!slot->ended_ns) {
-			p[n] = (struct pollfd){ .fd = slot->pidfd, .events = POLLIN };
+			p[n] = (struct pollfd){ .fd = slot->pidfd.fd, .events = POLLIN };
 			who[n++] = slot;
 			continue;
 		}
@@ -275,7 +282,8 @@ static uint32_t watch_lingering(struct sublet__server *server, struct pollfd *p,
 }
 
 /* Note which watched processes have ended. */
-static void note_ended(struct sublet__server *server, const struct pollfd *p, struct sublet__slot **who, uint32_t n)
+static void note_ended(struct sublet__server *server, const struct pollfd *p, struct sublet__slot **who,
+		       uint32_t n)
 {
 	for (uint32_t i = 0; i < n; i++) {
 		if (!p[i].revents)
@@ -311,15 +319,13 @@ static void *server_main(void *arg)
 			pause_until = 0;
 		if (pause_until && pause_until < until)
 			until = pause_until;
-		p[0] = (struct pollfd){ .fd = server->wake_fd[0], .events = POLLIN };
-		p[1] = (struct pollfd){ .fd = pause_until ? -1 : server->listen_fd, .events = POLLIN };
+		p[0] = (struct pollfd){ .fd = server->wake[0].fd, .events = POLLIN };
+		p[1] = (struct pollfd){ .fd = pause_until ? -1 : server->listen.fd, .events = POLLIN };
 		if (poll_until(p, n + 2, until) < 0 && errno != EINTR)
 			break;
-		if (!sublet__server_owns(server->listen_fd, server->listen_ino)) {
-			server->listen_fd = -1;
+		if (!sublet__fd_ours(&server->listen))
 			break;
-		}
-		if (p[0].revents && recv(server->wake_fd[0], drain, sizeof(drain), MSG_DONTWAIT) <= 0 &&
+		if (p[0].revents && recv(server->wake[0].fd, drain, sizeof(drain), MSG_DONTWAIT) <= 0 &&
 		    errno != EAGAIN)
 			break;
 		note_ended(server, p + 2, who, n);
@@ -334,13 +340,13 @@ static void *server_main(void *arg)
 /* Close what fork_child may close: descriptors only. */
 static void close_all(struct sublet__server *server)
 {
-	close_fd(&server->listen_fd);
-	close_fd(&server->wake_fd[0]);
-	close_fd(&server->wake_fd[1]);
-	close_fd(&server->dir_fd);
+	fd_close(&server->listen);
+	fd_close(&server->wake[0]);
+	fd_close(&server->wake[1]);
+	fd_close(&server->dir);
 	for (uint32_t i = 0; i < SUBLET__SLOTS; i++) {
-		close_fd(&server->slots[i].fd);
-		close_fd(&server->slots[i].pidfd);
+		fd_close(&server->slots[i].conn);
+		fd_close(&server->slots[i].pidfd);
 	}
 }
 
@@ -349,15 +355,21 @@ static void fork_child(void *arg)
 	close_all(arg); /* pid stays the parent's: stop() in the child does nothing */
 }
 
+static void unpublish(struct sublet__server *server)
+{
+	if (sublet__fd_ours(&server->dir))
+		unlinkat(server->dir.fd, server->file, 0);
+}
+
 /* Unlink, wake everybody, and wait for them. At most one slice of a claim long. */
 static void stop_threads(struct sublet__server *server)
 {
-	unlinkat(server->dir_fd, server->file, 0);
+	unpublish(server);
 	pthread_mutex_lock(&server->lock);
 	server->stopping = true;
 	for (uint32_t i = 0; i < SUBLET__SLOTS; i++) {
-		if (sublet__server_owns(server->slots[i].fd, server->slots[i].fd_ino))
-			shutdown(server->slots[i].fd, SHUT_RDWR);
+		if (sublet__fd_ours(&server->slots[i].conn))
+			shutdown(server->slots[i].conn.fd, SHUT_RDWR);
 		pthread_cond_signal(&server->slots[i].wake);
 	}
 	pthread_mutex_unlock(&server->lock);
@@ -397,7 +409,7 @@ static int new_server(struct sublet_arena *arena, const char *name, struct suble
 	server->map_bytes = bytes;
 	server->pid = getpid();
 	server->uid = geteuid();
-	server->listen_fd = server->dir_fd = server->wake_fd[0] = server->wake_fd[1] = -1;
+	server->listen.fd = server->dir.fd = server->wake[0].fd = server->wake[1].fd = -1;
 	sublet__text_append(server->name, sizeof(server->name), &used, name);
 	sublet__instance_file(server->file, name, server->pid);
 	pthread_mutex_init(&server->lock, NULL);
@@ -406,7 +418,7 @@ static int new_server(struct sublet_arena *arena, const char *name, struct suble
 		struct sublet__slot *slot = &server->slots[i];
 
 		slot->server = server;
-		slot->fd = slot->pidfd = -1;
+		slot->conn.fd = slot->pidfd.fd = -1;
 		pthread_cond_init(&slot->wake, NULL);
 	}
 	*out = server;
@@ -416,7 +428,7 @@ static int new_server(struct sublet_arena *arena, const char *name, struct suble
 /* A name that is taken: by a live instance, or by a file that a dead one of the same pid left. */
 static int clear_stale(const struct sublet__server *server)
 {
-	int fd = sublet__instance_reach(server->dir_fd, server->file);
+	int fd = sublet__instance_reach(server->dir.fd, server->file);
 
 	if (fd >= 0)
 		close(fd);
@@ -435,39 +447,45 @@ static int publish(struct sublet__server *server)
 
 	sublet__text_append(hidden, sizeof(hidden), &used, ".new.");
 	sublet__text_append_u64(hidden, sizeof(hidden), &used, (uint64_t)syscall(SYS_gettid));
-	unlinkat(server->dir_fd, hidden, 0); /* of a dead process that had this number */
-	err = sublet__instance_bind(server->listen_fd, server->dir_fd, hidden);
+	unlinkat(server->dir.fd, hidden, 0); /* of a dead process that had this number */
+	err = sublet__instance_bind(server->listen.fd, server->dir.fd, hidden);
 	if (err)
 		return err;
-	if (listen(server->listen_fd, 64))
+	if (listen(server->listen.fd, 64))
 		err = -errno;
-	if (!err && linkat(server->dir_fd, hidden, server->dir_fd, server->file, 0)) {
+	if (!err && linkat(server->dir.fd, hidden, server->dir.fd, server->file, 0)) {
 		err = errno == EEXIST ? clear_stale(server) : -errno;
-		if (!err && linkat(server->dir_fd, hidden, server->dir_fd, server->file, 0))
+		if (!err && linkat(server->dir.fd, hidden, server->dir.fd, server->file, 0))
 			err = -errno;
 	}
-	unlinkat(server->dir_fd, hidden, 0);
+	unlinkat(server->dir.fd, hidden, 0);
 	return err;
+}
+
+/* -errno of a call that answers -1, or its descriptor. */
+static int or_errno(int fd)
+{
+	return fd < 0 ? -errno : fd;
 }
 
 static int open_sockets(struct sublet__server *server)
 {
-	int pair[2], fd = sublet__instance_dir_open(true);
+	int pair[2], err = fd_keep(&server->dir, sublet__instance_dir_open(true));
 
-	if (fd < 0)
-		return fd;
-	server->dir_fd = out_of_the_way(fd);
+	if (err)
+		return err;
 	if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0, pair))
 		return -errno;
-	server->wake_fd[0] = out_of_the_way(pair[0]);
-	server->wake_fd[1] = out_of_the_way(pair[1]);
-	server->wake_ino = inode(server->wake_fd[1]);
-	fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
-	if (fd < 0)
-		return -errno;
-	server->listen_fd = out_of_the_way(fd);
-	server->listen_ino = inode(server->listen_fd);
-	return publish(server);
+	err = fd_keep(&server->wake[0], pair[0]);
+	if (err) {
+		close(pair[1]);
+		return err;
+	}
+	err = fd_keep(&server->wake[1], pair[1]);
+	if (!err)
+		err = fd_keep(&server->listen,
+			      or_errno(socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0)));
+	return err ? err : publish(server);
 }
 
 int sublet_arena_serve(struct sublet_arena *arena, const char *name)
@@ -497,7 +515,7 @@ int sublet_arena_serve(struct sublet_arena *arena, const char *name)
 	return 0;
 
 unlink:
-	unlinkat(server->dir_fd, server->file, 0);
+	unpublish(server);
 free:
 	free_server(server);
 	return err;

@@ -16,6 +16,17 @@
 #define SUBLET__SETTLE_NS (200 * SUBLET_MS) /* from a driver's end to the release of what it held */
 
 /*
+ * A descriptor of ours in somebody else's process, and what it was when we got it. fd is atomic for
+ * fork_child and stop, which look at it from outside; it becomes -1 before it is closed, and is
+ * closed only while it still is what it was.
+ */
+struct sublet__fd {
+	_Atomic int fd; /* -1: none */
+	uint64_t ino;
+	uint64_t dev;
+};
+
+/*
  * One connection and the thread that serves it. The thread is started with the slot's first
  * connection and kept for the next ones.
  *
@@ -23,8 +34,7 @@
  *                     +-----closed, holds claims--> LINGER --ended---> FREE
  *
  * state is guarded by the server's lock. While LIVE everything else belongs to the slot's thread,
- * while LINGER to the accepting thread. fd and pidfd are atomic for fork_child and stop, which
- * only read them; each becomes -1 before its descriptor is closed.
+ * while LINGER to the accepting thread.
  */
 enum sublet__slot_state {
 	SUBLET__SLOT_FREE = 0,
@@ -38,9 +48,8 @@ struct sublet__slot {
 	bool has_thread;
 	pthread_t thread;
 	pthread_cond_t wake; /* with the server's lock */
-	_Atomic int fd;
-	uint64_t fd_ino;
-	_Atomic int pidfd;  /* of the process that connected; -1: pidfd_error says why there is none */
+	struct sublet__fd conn;
+	struct sublet__fd pidfd; /* of the process that connected; -1: pidfd_error says why there is none */
 	int pidfd_error;
 	pid_t pid;
 	uint64_t ended_ns;  /* LINGER: when its process ended; 0: it lives */
@@ -65,18 +74,16 @@ struct sublet__server {
 	pthread_mutex_t lock; /* guards slot states and `stopping`; nests in nothing, nothing nests in it */
 	pthread_mutex_t memcpy_lock; /* one measurement at a time: they disturb each other */
 	_Atomic bool stopping;
-	_Atomic int listen_fd;
-	_Atomic int wake_fd[2]; /* a socket pair: [0] is polled by every thread, [1] wakes the accepting one */
-	_Atomic int dir_fd;
-	uint64_t listen_ino;
-	uint64_t wake_ino;
+	struct sublet__fd listen;
+	struct sublet__fd dir;
+	struct sublet__fd wake[2]; /* a socket pair: all threads poll [0], [1] wakes the accepting one */
 	char name[SUBLET_NAME_BYTES];
 	char file[SUBLET__FILE_BYTES];
 	struct sublet__slot slots[SUBLET__SLOTS];
 };
 
-/* Whether fd is still the socket it was: the host may have closed it and got the number again. */
-bool sublet__server_owns(int fd, uint64_t ino);
+/* Whether it is still what it was: the host may have closed it and got the number again. */
+bool sublet__fd_ours(const struct sublet__fd *fd);
 
 /* Answer requests until the peer goes away, misbehaves, or the server stops (connection.c). */
 void sublet__connection_serve(struct sublet__slot *slot);

@@ -179,7 +179,7 @@ static bool window_part(const struct sublet_mm *mm, const void *addr, uint64_t b
 
 	start = start > low ? start : low;
 	end = end < high ? end : high;
-	return start < end && !sublet__mm_pages(mm, (void *)(uintptr_t)start, end - start, vpn, pages);
+	return start < end && !sublet__mm_range(mm, (void *)(uintptr_t)start, end - start, vpn, pages);
 }
 
 void sublet__mm_note_locked(struct sublet_mm *mm, const void *addr, uint64_t bytes, bool locked)
@@ -203,15 +203,12 @@ void sublet__mm_note_locked(struct sublet_mm *mm, const void *addr, uint64_t byt
 static void folio_protect(struct sublet_arena *arena, uint32_t head, bool is_protected)
 {
 	struct sublet__frame *f = &arena->frames[head];
-	uint32_t word = a32_load_relaxed(&f->word);
-	enum sublet__account other = word_state(word) == FRAME_DISCARDABLE ? ACCOUNT_DISCARDABLE : ACCOUNT_MOVABLE;
+	uint32_t word = a32_load_relaxed(&f->word), next = word ^ FRAME_PROTECTED;
 
 	if (!!(word & FRAME_PROTECTED) == is_protected)
 		return;
-	a32_store_release(&f->word, word ^ FRAME_PROTECTED);
-	if (!(word & FRAME_HELD))
-		sublet__account(arena, head, 1u << word_order(word), is_protected ? other : ACCOUNT_HELD,
-				is_protected ? ACCOUNT_HELD : other);
+	a32_store_release(&f->word, next);
+	sublet__account(arena, head, 1u << word_order(word), mapped_account(word), mapped_account(next));
 }
 
 void sublet__mm_note_protected(struct sublet_mm *mm, const void *addr, uint64_t bytes, bool is_protected)

@@ -31,12 +31,16 @@ uint32_t sublet__cache_take(struct sublet_arena *arena)
 	struct sublet__cache *cache = cache_of(arena);
 	uint32_t pfn = ENGINE_NONE;
 
-	engine_lock(arena, &cache->lock);
+	spin_take(&arena->platform, &cache->lock);
 	if (cache->count == 0) {
-		cache->count = sublet__zone_take_batch(arena, arena->unit_order, cache->pfn, CACHE_BATCH);
+		uint32_t batch[CACHE_BATCH];
+		cache->count = sublet__zone_take_batch(arena, arena->unit_order, batch, CACHE_BATCH);
 		for (uint32_t i = 0; i < cache->count; i++) {
-			struct sublet__frame *f = &arena->frames[cache->pfn[i]];
+			/* turned round: they go out in ascending order, and neighbours share a kernel mapping */
+			uint32_t pfn_at = batch[cache->count - 1 - i];
+			struct sublet__frame *f = &arena->frames[pfn_at];
 			uint32_t zero = a32_load_relaxed(&f->word) & FRAME_ZERO;
+			cache->pfn[i] = pfn_at;
 			a32_store_release(&f->word, frame_word(FRAME_CACHED, arena->unit_order, zero));
 		}
 	}
@@ -46,7 +50,7 @@ uint32_t sublet__cache_take(struct sublet_arena *arena)
 		uint32_t zero = a32_load_relaxed(&f->word) & FRAME_ZERO;
 		a32_store_release(&f->word, frame_word(FRAME_BUSY, arena->unit_order, zero));
 	}
-	engine_unlock(arena, &cache->lock);
+	spin_drop(&cache->lock);
 	return pfn;
 }
 
@@ -54,13 +58,15 @@ uint32_t sublet__cache_take(struct sublet_arena *arena)
 static void cache_flush(struct sublet_arena *arena, const uint32_t *pfn, uint32_t count)
 {
 	for (uint32_t i = 0; i < count; i++)
-		sublet__frames_put(arena, pfn[i], unit_pages(arena), ACCOUNT_FREE);
+		sublet__folios_free(arena, pfn[i], unit_pages(arena), ACCOUNT_MOVABLE);
 }
 
+/* One folio again, whatever it was cut into. */
 static void heads_to_unit(struct sublet_arena *arena, uint32_t pfn)
 {
-	for (uint32_t i = 1; i < unit_pages(arena); i++)
-		a32_store_relaxed(&arena->frames[pfn + i].word, 0);
+	if (word_order(a32_load_relaxed(&arena->frames[pfn].word)) != arena->unit_order)
+		for (uint32_t i = 1; i < unit_pages(arena); i++)
+			a32_store_relaxed(&arena->frames[pfn + i].word, 0);
 	a32_store_relaxed(&arena->frames[pfn].ref, REF_FROZEN);
 	a32_store_release(&arena->frames[pfn].word, frame_word(FRAME_CACHED, arena->unit_order, 0));
 }
@@ -69,10 +75,10 @@ bool sublet__cache_put(struct sublet_arena *arena, uint32_t pfn)
 {
 	struct sublet__cache *cache = cache_of(arena);
 
-	engine_lock(arena, &cache->lock);
+	spin_take(&arena->platform, &cache->lock);
 	/* acquire by the cache lock; pairs with pageblocks_isolated (R1) */
 	if (a32_load_relaxed(&pageblock_of(arena, pfn)->isolated)) {
-		engine_unlock(arena, &cache->lock);
+		spin_drop(&cache->lock);
 		return false;
 	}
 	if (cache->count == ENGINE_CACHE_FOLIOS) {
@@ -83,16 +89,27 @@ bool sublet__cache_put(struct sublet_arena *arena, uint32_t pfn)
 	}
 	heads_to_unit(arena, pfn);
 	cache->pfn[cache->count++] = pfn;
-	sublet__account(arena, pfn, unit_pages(arena), ACCOUNT_MOVABLE, ACCOUNT_FREE);
-	engine_unlock(arena, &cache->lock);
+	spin_drop(&cache->lock);
 	return true;
+}
+
+uint32_t sublet__cache_frames(struct sublet_arena *arena)
+{
+	uint32_t folios = 0;
+
+	for (uint32_t c = 0; c < ENGINE_CACHES; c++) {
+		spin_take(&arena->platform, &arena->cache[c].lock);
+		folios += arena->cache[c].count;
+		spin_drop(&arena->cache[c].lock);
+	}
+	return folios << arena->unit_order;
 }
 
 void sublet__cache_recall(struct sublet_arena *arena, uint32_t first_pfn, uint32_t end_pfn)
 {
 	for (uint32_t c = 0; c < ENGINE_CACHES; c++) {
 		struct sublet__cache *cache = &arena->cache[c];
-		engine_lock(arena, &cache->lock);
+		spin_take(&arena->platform, &cache->lock);
 		for (uint32_t i = 0; i < cache->count;) {
 			uint32_t pfn = cache->pfn[i];
 			if (pfn < end_pfn && pfn + unit_pages(arena) > first_pfn) {
@@ -102,6 +119,6 @@ void sublet__cache_recall(struct sublet_arena *arena, uint32_t first_pfn, uint32
 				i++;
 			}
 		}
-		engine_unlock(arena, &cache->lock);
+		spin_drop(&cache->lock);
 	}
 }

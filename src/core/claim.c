@@ -23,6 +23,7 @@
 #include <string.h>
 
 #define WINDOWS_MAX 8u             /* tried by one claim */
+#define ROOM_TRIES SUBLET__RUN_PAGES_MAX /* drops for one run to move: a page each at worst */
 #define WAIT_FIRST_NS (20 * SUBLET_US) /* between looks at what is stuck; doubles up to */
 #define WAIT_MOST_NS (1 * SUBLET_MS)
 
@@ -42,7 +43,7 @@ struct claim_job {
 	sublet__a32 block_end;
 	sublet__a32 fatal;      /* -errno that ends this window at once, as uint32_t; 0: none */
 	sublet__a64 moved_frames, dropped_frames, zeroed_frames;
-	struct sublet__lock blockers_lock; /* protects claim->blockers and count; nests in nothing, holds nothing */
+	struct sublet__lock blockers_lock; /* protects claim->blockers and count; claim_lock nests in it */
 
 	uint32_t stuck[WINDOWS_MAX]; /* pageblocks marked stuck by this claim */
 	uint32_t stuck_count;
@@ -58,8 +59,19 @@ static void owner_copy(char *to, const char *from)
 	to[i] = 0;
 }
 
-static void blocker_add(struct claim_job *job, uint32_t kind, uint32_t pfn, uint32_t frames, int error,
-			const struct sublet__claim_slot *other)
+/* Who has the frame at pfn. blockers_lock is held, and claim_lock is not. */
+static void claim_describe(struct sublet_arena *arena, uint32_t pfn, struct sublet_blocker *b)
+{
+	engine_lock(arena, &arena->claim_lock);
+	uint32_t word = a32_load_acquire(&arena->frames[pfn].word), slot = a32_load_relaxed(&arena->frames[pfn].a);
+	if ((word & FRAME_HEAD) && word_state(word) == FRAME_CLAIMED && slot < ENGINE_CLAIMS_MAX) {
+		owner_copy(b->owner, arena->claim[slot].owner);
+		b->age_ns = engine_now(arena) - arena->claim[slot].since_ns;
+	}
+	engine_unlock(arena, &arena->claim_lock);
+}
+
+static void blocker_add(struct claim_job *job, uint32_t kind, uint32_t pfn, uint32_t frames, int error)
 {
 	struct sublet_arena *arena = job->arena;
 	struct sublet_claim *claim = job->claim;
@@ -74,34 +86,35 @@ static void blocker_add(struct claim_job *job, uint32_t kind, uint32_t pfn, uint
 		struct sublet_blocker *b = &claim->blockers[claim->blocker_count++];
 		*b = (struct sublet_blocker){ .kind = kind, .error = error, .offset_bytes = offset,
 					      .bytes = (uint64_t)frames << shift };
-		if (other) {
-			owner_copy(b->owner, other->owner);
-			b->age_ns = engine_now(arena) - other->since_ns;
-		}
+		if (kind == SUBLET_BLOCKER_CLAIM)
+			claim_describe(arena, pfn, b);
 	}
 out:
 	engine_unlock(arena, &job->blockers_lock);
 }
 
-/* What cannot move at pfn, named. */
+/* What cannot move at pfn: its kind, and for a child its pid. */
+static uint32_t immovable_kind(const struct claim_job *job, uint32_t pfn, uint32_t word, int *pid)
+{
+	const struct sublet_arena *arena = job->arena;
+	uint32_t index = a32_load_relaxed(&arena->frames[pfn].b);
+
+	*pid = 0;
+	if (word_state(word) == FRAME_CLAIMED || word_state(word) == FRAME_ISOLATED)
+		return SUBLET_BLOCKER_CLAIM;
+	if (word_state(word) != FRAME_PARKED && !(word & FRAME_HELD))
+		return SUBLET_BLOCKER_PROTECTED;
+	if (index < a32_load_acquire(&arena->mm_count))
+		*pid = (int)a32_load_relaxed(&arena->mm[index]->child_pid);
+	return SUBLET_BLOCKER_CHILD;
+}
+
 static void immovable_name(struct claim_job *job, uint32_t pfn, uint32_t word)
 {
-	struct sublet_arena *arena = job->arena;
-	const struct sublet__frame *f = &arena->frames[pfn];
-	uint32_t frames = 1u << word_order(word), index = a32_load_relaxed(&f->b);
-	int pid = 0;
+	int pid;
+	uint32_t kind = immovable_kind(job, pfn, word, &pid);
 
-	if (word_state(word) == FRAME_CLAIMED) {
-		uint32_t slot = a32_load_relaxed(&f->a);
-		blocker_add(job, SUBLET_BLOCKER_CLAIM, pfn, frames, 0,
-			    slot < ENGINE_CLAIMS_MAX ? &arena->claim[slot] : NULL);
-	} else if (word_state(word) == FRAME_PARKED || (word & FRAME_HELD)) {
-		if (index < a32_load_acquire(&arena->mm_count))
-			pid = (int)a32_load_relaxed(&arena->mm[index]->child_pid);
-		blocker_add(job, SUBLET_BLOCKER_CHILD, pfn, frames, pid, NULL);
-	} else {
-		blocker_add(job, SUBLET_BLOCKER_PROTECTED, pfn, frames, 0, NULL);
-	}
+	blocker_add(job, kind, pfn, 1u << word_order(word), pid);
 }
 
 static void window_fail(struct claim_job *job, int err)
@@ -117,6 +130,60 @@ static bool window_failed(const struct claim_job *job)
 
 /* ---- emptying a window ---- */
 
+/* Drop the first discardable memory of a pageblock that lies outside the window; returns the frames. */
+static uint32_t block_drop(struct claim_job *job, uint32_t pb)
+{
+	struct sublet_arena *arena = job->arena;
+	struct sublet__window_range outside = { .nowait = job->range.nowait };
+	uint32_t pfn = pb << arena->pageblock_order, end = (pb + 1) << arena->pageblock_order;
+
+	while (pfn < end) {
+		uint32_t word = a32_load_acquire(&arena->frames[pfn].word);
+		uint32_t next = pfn + ((word & FRAME_HEAD) ? 1u << word_order(word) : 1);
+		bool in_window = pfn < job->window.end_pfn && next > job->window.first_pfn;
+		if ((word & FRAME_HEAD) && word_state(word) == FRAME_DISCARDABLE && !in_window) {
+			outside.first_pfn = pfn; /* this folio and no other */
+			outside.end_pfn = next;
+			int64_t done = sublet__drop_folio(arena, pfn, &outside);
+			if (done > 0)
+				return (uint32_t)done;
+		}
+		pfn = next;
+	}
+	return 0;
+}
+
+/* Drop discardable memory outside of the windows, to make room for what moves. False: there is none. */
+static bool room_make(struct claim_job *job)
+{
+	struct sublet_arena *arena = job->arena;
+	uint32_t blocks = arena->frames_total >> arena->pageblock_order;
+	uint32_t first = job->window.first_pfn >> arena->pageblock_order;
+	uint32_t last = (job->window.end_pfn - 1) >> arena->pageblock_order;
+
+	for (uint32_t pb = 0; pb < blocks; pb++) {
+		const struct sublet__pageblock *block = &arena->pageblocks[pb];
+		uint32_t own = pb >= first && pb <= last;
+		/* relaxed: what is freed in the window of another claim would be no room; we look again */
+		if (!sublet__account_get(block, ACCOUNT_DISCARDABLE) || a32_load_relaxed(&block->isolated) > own)
+			continue;
+		uint32_t done = block_drop(job, pb);
+		a64_add_relaxed(&job->dropped_frames, done);
+		if (done)
+			return true;
+	}
+	return false;
+}
+
+static int64_t folio_move(struct claim_job *job, uint32_t pfn)
+{
+	int64_t done = sublet__move_folio(job->arena, pfn, &job->range);
+
+	for (uint32_t tries = 0; done == -ENOMEM && tries < ROOM_TRIES && room_make(job); tries++)
+		done = sublet__move_folio(job->arena, pfn, &job->range);
+	return done;
+}
+
 /* Deal with one folio of the window. False: something is still there, look again later. */
 static bool folio_empty(struct claim_job *job, uint32_t pfn, uint32_t word, bool name_pins)
 {
@@ -126,13 +193,13 @@ static bool folio_empty(struct claim_job *job, uint32_t pfn, uint32_t word, bool
 	case FRAME_ISOLATED:
 		return true;
 	case FRAME_MOVABLE:
-		done = (word & (FRAME_HELD | FRAME_PROTECTED)) ? -EBUSY :
-								 sublet__move_folio(job->arena, pfn, &job->range);
+		done = (word & (FRAME_HELD | FRAME_PROTECTED)) ? -EBUSY : folio_move(job, pfn);
 		if (done > 0)
 			a64_add_relaxed(&job->moved_frames, (uint64_t)done);
 		break;
 	case FRAME_DISCARDABLE:
-		done = sublet__drop_folio(job->arena, pfn, &job->range);
+		done = (word & (FRAME_HELD | FRAME_PROTECTED)) ? -EBUSY :
+								 sublet__drop_folio(job->arena, pfn, &job->range);
 		if (done > 0)
 			a64_add_relaxed(&job->dropped_frames, (uint64_t)done);
 		break;
@@ -144,15 +211,15 @@ static bool folio_empty(struct claim_job *job, uint32_t pfn, uint32_t word, bool
 		return false;
 	}
 	if (done == -EAGAIN && name_pins)
-		blocker_add(job, SUBLET_BLOCKER_PIN, pfn, 1u << word_order(word), 0, NULL);
+		blocker_add(job, SUBLET_BLOCKER_PIN, pfn, 1u << word_order(word), 0);
 	if (done >= 0 || done == -EAGAIN)
 		return done > 0;
 	if (done == -EBUSY)
 		immovable_name(job, pfn, word);
 	else if (done == -ENOSPC)
-		blocker_add(job, SUBLET_BLOCKER_MAPPINGS, pfn, 1u << word_order(word), (int)done, NULL);
+		blocker_add(job, SUBLET_BLOCKER_MAPPINGS, pfn, 1u << word_order(word), (int)done);
 	else if (done != -ENOMEM)
-		blocker_add(job, SUBLET_BLOCKER_PLATFORM, pfn, 1u << word_order(word), (int)done, NULL);
+		blocker_add(job, SUBLET_BLOCKER_PLATFORM, pfn, 1u << word_order(word), (int)done);
 	window_fail(job, done == -ENOMEM ? -ENOMEM : -EBUSY);
 	return false;
 }
@@ -278,6 +345,19 @@ static bool word_blocks(uint32_t word)
 	       (word & (FRAME_HELD | FRAME_PROTECTED));
 }
 
+/*
+ * Where [pfn, end) meets the window of another claim, the end of that, else pfn. Two isolations never
+ * overlap: each counts the frames that became ISOLATED in it. The list changes under claim_lock, held here.
+ */
+static uint32_t isolation_skip(const struct sublet_arena *arena, uint32_t pfn, uint32_t end)
+{
+	const struct sublet__isolation *i = arena->zone[ZONE_AREA].isolations;
+
+	while (i && (pfn >= i->end_pfn || end <= i->first_pfn))
+		i = i->next;
+	return i ? i->end_pfn : pfn;
+}
+
 /* The first aligned window in [pfn, end) without anything that blocks; ENGINE_NONE. */
 static uint32_t window_scan(const struct claim_job *job, uint32_t pfn, uint32_t end)
 {
@@ -285,6 +365,11 @@ static uint32_t window_scan(const struct claim_job *job, uint32_t pfn, uint32_t 
 	uint32_t align = job->align_frames, at = pfn, start;
 
 	for (start = (pfn + align - 1) & ~(align - 1); start < end && job->frames <= end - start;) {
+		uint32_t skip = isolation_skip(arena, start, start + job->frames);
+		if (skip != start) {
+			start = (skip + align - 1) & ~(align - 1);
+			continue;
+		}
 		if (at >= start + job->frames)
 			return start;
 		uint32_t word = a32_load_acquire(&arena->frames[at].word);
@@ -294,6 +379,33 @@ static uint32_t window_scan(const struct claim_job *job, uint32_t pfn, uint32_t 
 		at = next;
 	}
 	return ENGINE_NONE;
+}
+
+/* No window is free of them: name the first of what cannot move, neighbours of one kind together. */
+static void immovables_name(struct claim_job *job)
+{
+	const struct sublet_arena *arena = job->arena;
+	uint32_t end = arena->zone[ZONE_AREA].frames, first = 0, kind = SUBLET_BLOCKER_NONE, slot = 0;
+	int pid = 0;
+
+	for (uint32_t pfn = 0; pfn <= end && job->claim->blocker_count < SUBLET_BLOCKERS_MAX;) {
+		uint32_t word = pfn < end ? a32_load_acquire(&arena->frames[pfn].word) : 0;
+		bool blocks = (word & FRAME_HEAD) && word_blocks(word);
+		int now_pid = 0;
+		uint32_t now = blocks ? immovable_kind(job, pfn, word, &now_pid) : SUBLET_BLOCKER_NONE;
+		uint32_t now_slot = now == SUBLET_BLOCKER_CLAIM ? a32_load_relaxed(&arena->frames[pfn].a) : 0;
+		if (now != kind || now_slot != slot) {
+			if (kind != SUBLET_BLOCKER_NONE)
+				blocker_add(job, kind, first, pfn - first, pid);
+			kind = now;
+			slot = now_slot;
+			pid = now_pid;
+			first = pfn;
+		}
+		pfn += (word & FRAME_HEAD) ? 1u << word_order(word) : 1;
+	}
+	if (!job->claim->blocker_count) /* a window that another claim is only about to empty */
+		blocker_add(job, SUBLET_BLOCKER_CLAIM, 0, job->frames, 0);
 }
 
 static uint32_t window_choose_small(struct claim_job *job)
@@ -372,7 +484,7 @@ static void shortfall_fill(struct claim_job *job)
 		free_frames += sublet__account_get(&arena->pageblocks[pb], ACCOUNT_FREE);
 		droppable += sublet__account_get(&arena->pageblocks[pb], ACCOUNT_DISCARDABLE);
 	}
-	uint64_t have = free_frames + droppable;
+	uint64_t have = free_frames + droppable + sublet__cache_frames(arena);
 	uint32_t shift = frames_bytes_shift(arena);
 	have = have < arena->zone[ZONE_AREA].frames ? have : arena->zone[ZONE_AREA].frames;
 	job->claim->claimable_bytes = have << shift;
@@ -394,7 +506,7 @@ static int noroom(struct claim_job *job)
 	if (!job->claim->shortfall_bytes) /* it was there when the claim began, and went meanwhile */
 		job->claim->shortfall_bytes = 1ull << frames_bytes_shift(job->arena);
 	blocker_add(job, SUBLET_BLOCKER_NOROOM, 0,
-		    (uint32_t)(job->claim->shortfall_bytes >> frames_bytes_shift(job->arena)), 0, NULL);
+		    (uint32_t)(job->claim->shortfall_bytes >> frames_bytes_shift(job->arena)), 0);
 	return -ENOMEM;
 }
 
@@ -411,8 +523,7 @@ static int windows_try(struct claim_job *job)
 		if (i && now >= job->deadline_ns)
 			break;
 		if (!window_choose(job)) {
-			if (i == 0)
-				blocker_add(job, SUBLET_BLOCKER_CLAIM, 0, job->frames, 0, NULL);
+			immovables_name(job);
 			break;
 		}
 		job->claim->windows_tried++;
@@ -531,7 +642,7 @@ int sublet_claim(struct sublet_arena *arena, uint64_t bytes, const struct sublet
 	};
 	job.slot = slot_take(arena, o.owner);
 	if (!job.slot) {
-		blocker_add(&job, SUBLET_BLOCKER_CLAIM, 0, arena->zone[ZONE_AREA].frames, 0, NULL);
+		blocker_add(&job, SUBLET_BLOCKER_CLAIM, 0, arena->zone[ZONE_AREA].frames, 0);
 		return -EBUSY;
 	}
 	for (uint32_t i = 0; i < a32_load_acquire(&arena->mm_count); i++)

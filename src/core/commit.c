@@ -9,7 +9,8 @@
  * into pages by zeroing them, and gives gone units fresh memory.
  *
  * Discardable memory carries FRAME_DROPPABLE. Unlocked, its folios are DISCARDABLE and their
- * reference count is frozen, so nothing can pin them and a claim may take them at once.
+ * reference count is frozen, so nothing can pin them and a claim may take them at once. INTACT is a
+ * promise about every byte (G1), so a page given anew is PTE_FRESH until a lock has told of it.
  */
 #include "core/engine.h"
 
@@ -104,7 +105,7 @@ static bool range_is(const struct sublet_mm *mm, uint32_t vpn, uint32_t pages, u
 static int movable_range(const struct sublet_mm *mm, const void *addr, uint64_t bytes, uint32_t *vpn, uint32_t *pages)
 {
 	uint64_t frame_bytes = 1ull << frames_bytes_shift(mm->arena);
-	int err = sublet__mm_pages(mm, addr, bytes, vpn, pages);
+	int err = sublet__mm_range(mm, addr, bytes, vpn, pages);
 
 	if (err || (uintptr_t)addr % frame_bytes || bytes % frame_bytes || !range_is(mm, *vpn, *pages, 0))
 		return -EINVAL;
@@ -146,29 +147,31 @@ static void holes_fill(struct sublet_mm *mm, uint32_t vpn, uint32_t pages)
 	}
 }
 
-/* Fresh memory for the gone units that [vpn, vpn + pages) touches; pages outside it stay holes. */
+static bool page_is_gone(const struct sublet_mm *mm, uint32_t vpn)
+{
+	uint32_t pte = a32_load_relaxed(&mm->pte[vpn]);
+	return !(pte & PTE_PRESENT) && pte_kind(pte) == PTE_GONE;
+}
+
+/*
+ * Fresh memory for the gone pages of the units that [vpn, vpn + pages) touches; pages outside it stay
+ * holes, also where only some of the memory could be had.
+ */
 static int units_give(struct sublet_mm *mm, uint32_t vpn, uint32_t pages, uint32_t flags)
 {
-	uint32_t unit = unit_pages(mm->arena), end = vpn + pages;
+	uint32_t unit = unit_pages(mm->arena), end = vpn + pages, last = (end + unit - 1) & ~(unit - 1);
+	int err = 0;
 
-	for (uint32_t at = vpn & ~(unit - 1); at < end;) {
-		uint32_t run = 0;
-		while (at + run < end && pte_kind(a32_load_relaxed(&mm->pte[at + run])) == PTE_GONE &&
-		       !(a32_load_relaxed(&mm->pte[at + run]) & PTE_PRESENT))
-			run += unit_mapped_pages(mm, at + run) == unit ? unit : unit_mapped_pages(mm, at + run);
-		if (!run) {
-			at += unit;
-			continue;
-		}
-		int err = sublet__mm_give(mm, at, run, flags);
-		if (err)
-			return err;
+	for (uint32_t at = vpn & ~(unit - 1), run; at < last && !err; at += run ? run : 1) {
+		for (run = 0; at + run < last && page_is_gone(mm, at + run);)
+			run++;
+		if (run)
+			err = sublet__mm_give(mm, at, run, flags);
 		for (uint32_t p = at; p < at + run; p++)
-			if (p < vpn || p >= end)
+			if ((p < vpn || p >= end) && !page_is_gone(mm, p))
 				a32_store_release(&mm->pte[p], a32_load_relaxed(&mm->pte[p]) | PTE_HOLE);
-		at = (at + run + unit - 1) & ~(unit - 1);
 	}
-	return 0;
+	return err;
 }
 
 static bool range_is_holes(const struct sublet_mm *mm, uint32_t vpn, uint32_t pages)
@@ -213,8 +216,9 @@ static void folio_unlock(struct sublet_arena *arena, uint32_t pfn, uint32_t word
 	if (word_state(word) != FRAME_MOVABLE || (word & FRAME_HELD) || (ref & (REF_FROZEN | REF_COUNT_MASK)) ||
 	    !a32_cas_seq_cst(&f->ref, &ref, REF_FROZEN))
 		return;
-	a32_store_release(&f->word, (word & ~FRAME_STATE_MASK) | FRAME_DISCARDABLE);
-	sublet__account(arena, pfn, 1u << word_order(word), ACCOUNT_MOVABLE, ACCOUNT_DISCARDABLE);
+	uint32_t next = (word & ~FRAME_STATE_MASK) | FRAME_DISCARDABLE;
+	a32_store_release(&f->word, next);
+	sublet__account(arena, pfn, 1u << word_order(word), mapped_account(word), mapped_account(next));
 }
 
 static void folio_lock(struct sublet_arena *arena, uint32_t pfn, uint32_t word)
@@ -223,8 +227,9 @@ static void folio_lock(struct sublet_arena *arena, uint32_t pfn, uint32_t word)
 
 	if (word_state(word) != FRAME_DISCARDABLE)
 		return;
-	a32_store_release(&f->word, (word & ~FRAME_STATE_MASK) | FRAME_MOVABLE);
-	sublet__account(arena, pfn, 1u << word_order(word), ACCOUNT_DISCARDABLE, ACCOUNT_MOVABLE);
+	uint32_t next = (word & ~FRAME_STATE_MASK) | FRAME_MOVABLE;
+	a32_store_release(&f->word, next);
+	sublet__account(arena, pfn, 1u << word_order(word), mapped_account(word), mapped_account(next));
 	a32_store_release(&f->ref, 0);
 }
 
@@ -248,29 +253,50 @@ static void folios_each(struct sublet_mm *mm, uint32_t vpn, uint32_t pages, bool
 	}
 }
 
-/* Fresh memory for the dropped pages of a range of one block; 1: there were some, 0: none, -ENOMEM. */
+/*
+ * Fresh memory for the dropped pages of a range of one block. They are marked PTE_FRESH, also where only
+ * some of it could be had: whichever sublet_lock succeeds on them first has to say that they were dropped.
+ */
 static int dropped_give(struct sublet_mm *mm, uint32_t vpn, uint32_t pages)
 {
-	int found = 0;
+	int err = 0;
 
-	for (uint32_t at = vpn; at < vpn + pages;) {
-		uint32_t run = 0;
-		while (at + run < vpn + pages && a32_load_relaxed(&mm->pte[at + run]) == PTE_DROPPED)
+	for (uint32_t at = vpn, run; at < vpn + pages && !err; at += run ? run : 1) {
+		for (run = 0; at + run < vpn + pages && a32_load_relaxed(&mm->pte[at + run]) == PTE_DROPPED;)
 			run++;
-		if (run) {
-			int err = sublet__mm_give(mm, at, run, SUBLET_DISCARDABLE);
-			if (err)
-				return err;
-			found = 1;
+		if (run)
+			err = sublet__mm_give(mm, at, run, SUBLET_DISCARDABLE);
+		for (uint32_t p = at; p < at + run; p++) {
+			uint32_t pte = a32_load_relaxed(&mm->pte[p]);
+			if (pte & PTE_PRESENT)
+				a32_store_release(&mm->pte[p], pte | PTE_FRESH);
 		}
-		at += run ? run : 1;
 	}
-	return found;
+	return err;
+}
+
+/* All of the range is locked and has memory: whether some of it was dropped, which is told only once. */
+static int range_fresh(struct sublet_mm *mm, uint32_t vpn, uint32_t pages)
+{
+	int result = SUBLET_INTACT;
+
+	for_each_block(at, count, vpn, vpn + pages) {
+		engine_lock(mm->arena, block_lock_of(mm, at));
+		for (uint32_t p = at; p < at + count; p++) {
+			uint32_t pte = a32_load_relaxed(&mm->pte[p]);
+			if (!(pte & PTE_FRESH))
+				continue;
+			a32_store_release(&mm->pte[p], pte & ~PTE_FRESH);
+			result = SUBLET_DISCARDED;
+		}
+		engine_unlock(mm->arena, block_lock_of(mm, at));
+	}
+	return result;
 }
 
 static int droppable_range(const struct sublet_mm *mm, const void *addr, uint64_t bytes, uint32_t *vpn, uint32_t *pages)
 {
-	int err = sublet__mm_pages(mm, addr, bytes, vpn, pages);
+	int err = sublet__mm_range(mm, addr, bytes, vpn, pages);
 	return !err && range_is(mm, *vpn, *pages, FRAME_DROPPABLE) ? 0 : -EINVAL;
 }
 
@@ -295,7 +321,7 @@ int sublet_unlock(struct sublet_mm *mm, void *addr, uint64_t bytes)
 
 int sublet_lock(struct sublet_mm *mm, void *addr, uint64_t bytes)
 {
-	uint32_t vpn, pages, result = SUBLET_INTACT;
+	uint32_t vpn, pages;
 	int err = droppable_range(mm, addr, bytes, &vpn, &pages);
 
 	if (err)
@@ -303,13 +329,12 @@ int sublet_lock(struct sublet_mm *mm, void *addr, uint64_t bytes)
 	for_each_block(at, count, vpn, vpn + pages) {
 		engine_lock(mm->arena, block_lock_of(mm, at));
 		folios_each(mm, at, count, false, folio_lock);
-		int got = dropped_give(mm, at, count);
+		err = dropped_give(mm, at, count);
 		engine_unlock(mm->arena, block_lock_of(mm, at));
-		if (got < 0) {
+		if (err) {
 			range_unlock(mm, vpn, pages);
-			return got;
+			return err;
 		}
-		result |= (uint32_t)got;
 	}
-	return (int)result;
+	return range_fresh(mm, vpn, pages);
 }

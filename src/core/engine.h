@@ -39,6 +39,7 @@
 #define PTE_PRESENT (1u << 0)
 #define PTE_HOLE (1u << 1)   /* decommitted; the memory behind it waits for the rest of its unit */
 #define PTE_LOCKED (1u << 2) /* the program mlocked it */
+#define PTE_FRESH (1u << 3)  /* given anew for dropped contents, and no sublet_lock has said so yet */
 #define PTE_FLAGS 0xfu
 #define PTE_PFN_SHIFT 4
 #define PTE_GONE (1u << PTE_PFN_SHIFT)
@@ -69,8 +70,8 @@ static inline bool pte_is_plain(uint32_t pte)
 
 /* How the frames of a pageblock are accounted; the counts of one block always add up to its frames. */
 enum sublet__account {
-	ACCOUNT_FREE = 0, /* FREE, CACHED */
-	ACCOUNT_MOVABLE,  /* MOVABLE, BUSY */
+	ACCOUNT_FREE = 0, /* FREE */
+	ACCOUNT_MOVABLE,  /* MOVABLE, BUSY, CACHED */
 	ACCOUNT_DISCARDABLE,
 	ACCOUNT_CLAIMED,
 	ACCOUNT_HELD, /* MOVABLE with HELD or PROTECTED, PARKED */
@@ -79,6 +80,14 @@ enum sublet__account {
 };
 
 #define ACCOUNT_BITS 10u
+
+/* How a MOVABLE or DISCARDABLE folio is accounted. */
+static inline enum sublet__account mapped_account(uint32_t word)
+{
+	if (word & (FRAME_HELD | FRAME_PROTECTED))
+		return ACCOUNT_HELD;
+	return word_state(word) == FRAME_DISCARDABLE ? ACCOUNT_DISCARDABLE : ACCOUNT_MOVABLE;
+}
 
 struct sublet__pageblock {
 	sublet__a64 counts;   /* ACCOUNTS fields of 10 bits, changed by one addition */
@@ -107,9 +116,10 @@ struct sublet__zone {
 	struct sublet__isolation *isolations;
 };
 
-/* A few folios of unit order, handed out and taken back without the zone lock. */
+/* A few folios of unit order, handed out and taken back without the zone lock. They are accounted
+   MOVABLE, so that a hit changes no count; sublet_arena_stats shows them as free. */
 struct sublet__cache {
-	struct sublet__lock lock; /* protects the rest; nests in block locks, outside zone locks */
+	struct sublet__spin lock; /* protects the rest; nests in block locks, outside zone locks */
 	uint32_t count;
 	uint32_t pfn[ENGINE_CACHE_FOLIOS];
 };
@@ -269,7 +279,19 @@ uint32_t sublet__folio_take(struct sublet_arena *arena, uint32_t order, const ui
 /* Give back folios that lie end to end: all BUSY (or CLAIMED, PARKED), accounted `from`. */
 void sublet__frames_put(struct sublet_arena *arena, uint32_t pfn, uint32_t frames, enum sublet__account from);
 /* Head of the folio that pfn lies in; ENGINE_NONE if none is to be seen (a race: look again). */
-uint32_t sublet__frame_head(const struct sublet_arena *arena, uint32_t pfn);
+static inline uint32_t sublet__frame_head(const struct sublet_arena *arena, uint32_t pfn)
+{
+	for (uint32_t order = 0; order <= arena->pageblock_order; order++) {
+		uint32_t head = pfn & ~((1u << order) - 1);
+		uint32_t word = a32_load_acquire(&arena->frames[head].word); /* pairs with frames' releases */
+		if ((word & FRAME_HEAD) && head + (1u << word_order(word)) > pfn)
+			return head;
+	}
+	return ENGINE_NONE;
+}
+
+/* The same, never into a cache; all frames lie in one zone. */
+void sublet__folios_free(struct sublet_arena *arena, uint32_t pfn, uint32_t frames, enum sublet__account from);
 void sublet__account(struct sublet_arena *arena, uint32_t pfn, uint32_t frames, enum sublet__account from,
 		     enum sublet__account to);
 uint32_t sublet__account_get(const struct sublet__pageblock *pb, enum sublet__account what);
@@ -286,6 +308,7 @@ uint32_t sublet__isolated_zero(struct sublet_arena *arena, uint32_t first_pfn, u
 /* ---- core/cache.c ---- */
 uint32_t sublet__cache_take(struct sublet_arena *arena);
 bool sublet__cache_put(struct sublet_arena *arena, uint32_t pfn);
+uint32_t sublet__cache_frames(struct sublet_arena *arena); /* how many are cached, all together */
 /* Empty all caches of folios in [first, end). */
 void sublet__cache_recall(struct sublet_arena *arena, uint32_t first_pfn, uint32_t end_pfn);
 /* Inside core/zone.c, for the caches: zone lock taken once for a batch. */
@@ -306,9 +329,14 @@ uint32_t sublet__window_dearest(struct sublet_arena *arena, uint32_t count, uint
 
 /* ---- core/mm.c ---- */
 uint32_t sublet__mm_mappings_recount(struct sublet_mm *mm, uint32_t block);
+/* The same for a small change: what [vpn, vpn + pages) of one block counts for before it, and after. */
+uint32_t sublet__mm_mappings_of(const struct sublet_mm *mm, uint32_t vpn, uint32_t pages);
+void sublet__mm_mappings_changed(struct sublet_mm *mm, uint32_t vpn, uint32_t pages, uint32_t before);
 bool sublet__mm_lend(struct sublet_arena *arena, uint32_t pages); /* false: the area would be outgrown */
+/* Whether the program mlocked any of [vpn, vpn + pages): then all of it is remapped locked. */
+bool sublet__mm_locked(const struct sublet_mm *mm, uint32_t vpn, uint32_t pages);
 /* Check [addr, addr + bytes) and turn it into pages; -EINVAL. */
-int sublet__mm_pages(const struct sublet_mm *mm, const void *addr, uint64_t bytes, uint32_t *vpn, uint32_t *pages);
+int sublet__mm_range(const struct sublet_mm *mm, const void *addr, uint64_t bytes, uint32_t *vpn, uint32_t *pages);
 /* Give [vpn, vpn + pages) of one block memory, as much as one call can; block lock held. Returns the
    pages done (> 0) or -errno; a page table entry of the range gets pte_flags, folios word_flags. */
 int sublet__mm_populate(struct sublet_mm *mm, uint32_t vpn, uint32_t pages, uint32_t pte_flags, uint32_t word_flags);

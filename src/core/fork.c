@@ -71,7 +71,7 @@ static int block_runs(struct fork_run *run, uint32_t vpn, uint32_t pages, folio_
 			step = 1u << word_order(word);
 			take = wanted(word);
 		}
-		uint32_t flags = (pte & PTE_LOCKED) ? SUBLET__MAP_LOCKED : 0;
+		uint32_t flags = sublet__mm_locked(run->mm, at, step) ? SUBLET__MAP_LOCKED : 0;
 		if (run->count && (!take || flags != run->flags))
 			err = run_flush(run, fn);
 		if (take && !err) {
@@ -98,14 +98,9 @@ static void run_hold(struct fork_run *run, bool hold)
 			uint32_t pfn = run->segs[s].dst_pfn + i;
 			struct sublet__frame *f = &arena->frames[pfn];
 			uint32_t word = a32_load_relaxed(&f->word), frames = 1u << word_order(word);
-			enum sublet__account other = word_state(word) == FRAME_DISCARDABLE ? ACCOUNT_DISCARDABLE :
-											    ACCOUNT_MOVABLE;
-			if (word & FRAME_PROTECTED)
-				other = ACCOUNT_HELD;
-			a32_store_release(&f->word, hold ? word | FRAME_HELD : word & ~FRAME_HELD);
-			if (other != ACCOUNT_HELD)
-				sublet__account(arena, pfn, frames, hold ? other : ACCOUNT_HELD,
-						hold ? ACCOUNT_HELD : other);
+			uint32_t next = hold ? word | FRAME_HELD : word & ~FRAME_HELD;
+			a32_store_release(&f->word, next);
+			sublet__account(arena, pfn, frames, mapped_account(word), mapped_account(next));
 			i += frames;
 		}
 }

@@ -38,6 +38,34 @@ static inline void lock_drop(const struct sublet__platform *platform, struct sub
 		platform->ops->unpark(platform->ctx, &lock->word, 1);
 }
 
+/*
+ * For a few instructions: one compare-and-swap to take, a plain store to drop. A thread that finds
+ * it taken spins, then sleeps a little: the holder may have been preempted.
+ */
+struct sublet__spin {
+	sublet__a32 word; /* 0 free, 1 held */
+};
+
+#define SPIN_LOOKS 100u
+#define SPIN_SLEEP_NS 20000u
+
+static inline void spin_take(const struct sublet__platform *platform, struct sublet__spin *spin)
+{
+	for (;;) {
+		for (uint32_t i = 0; i < SPIN_LOOKS; i++) {
+			uint32_t free_word = 0;
+			if (!a32_load_relaxed(&spin->word) && a32_cas_acq_rel(&spin->word, &free_word, 1))
+				return; /* acquire; pairs with spin_drop */
+		}
+		platform->ops->sleep_ns(platform->ctx, SPIN_SLEEP_NS);
+	}
+}
+
+static inline void spin_drop(struct sublet__spin *spin)
+{
+	a32_store_release(&spin->word, 0); /* pairs with spin_take */
+}
+
 static inline bool lock_is_held(const struct sublet__lock *lock)
 {
 	return a32_load_relaxed(&lock->word) != 0; /* only for assertions by the holder */

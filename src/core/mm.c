@@ -46,22 +46,29 @@ static uint32_t unit_first_used(const struct sublet_mm *mm, uint32_t unit, uint3
 	return end;
 }
 
+/* The first unit from `unit` on whose address is a multiple of `align` units; the window may begin anywhere. */
+static uint64_t unit_aligned(const struct sublet_mm *mm, uint32_t unit, uint32_t align)
+{
+	uint64_t base = mm->config.base >> (frames_bytes_shift(mm->arena) + mm->arena->unit_order);
+	return ((base + unit + align - 1) & ~(uint64_t)(align - 1)) - base;
+}
+
 static uint32_t va_take(struct sublet_mm *mm, uint32_t units, uint32_t align)
 {
-	uint32_t at, found = ENGINE_NONE;
+	uint32_t found = ENGINE_NONE;
 
 	engine_lock(mm->arena, &mm->va_lock);
 	while (mm->va_low < mm->va_units && unit_used(mm, mm->va_low))
 		mm->va_low++;
-	at = (mm->va_low + align - 1) & ~(align - 1);
+	uint64_t at = unit_aligned(mm, mm->va_low, align);
 	while (at < mm->va_units && units <= mm->va_units - at) {
-		uint32_t used = unit_first_used(mm, at, at + units);
-		if (used == at + units) {
-			found = at;
-			units_mark(mm, at, units, true);
+		uint32_t first = (uint32_t)at, used = unit_first_used(mm, first, first + units);
+		if (used == first + units) {
+			found = first;
+			units_mark(mm, first, units, true);
 			break;
 		}
-		at = (used + align) & ~(align - 1);
+		at = unit_aligned(mm, used + 1, align);
 	}
 	engine_unlock(mm->arena, &mm->va_lock);
 	return found;
@@ -80,7 +87,7 @@ static void *mm_address(const struct sublet_mm *mm, uint32_t vpn)
 	return (void *)(uintptr_t)(mm->config.base + ((uint64_t)vpn << frames_bytes_shift(mm->arena)));
 }
 
-int sublet__mm_pages(const struct sublet_mm *mm, const void *addr, uint64_t bytes, uint32_t *vpn, uint32_t *pages)
+int sublet__mm_range(const struct sublet_mm *mm, const void *addr, uint64_t bytes, uint32_t *vpn, uint32_t *pages)
 {
 	uint32_t shift = frames_bytes_shift(mm->arena);
 	uint64_t window = (uint64_t)mm->config.pages << shift;
@@ -127,6 +134,40 @@ uint32_t sublet__mm_mappings_recount(struct sublet_mm *mm, uint32_t block)
 	mm->block_mappings[block] = (uint16_t)count;
 	a32_add_relaxed(&mm->mapping_count, count - old); /* relaxed: a budget, checked with a margin */
 	return count;
+}
+
+uint32_t sublet__mm_mappings_of(const struct sublet_mm *mm, uint32_t vpn, uint32_t pages)
+{
+	/* The page behind the range may stop or start continuing it, unless it is another block's. */
+	uint32_t end = vpn + pages, last = min_u32((vpn / ENGINE_BLOCK_PAGES + 1) * ENGINE_BLOCK_PAGES, mm->config.pages);
+	uint32_t before = vpn ? a32_load_relaxed(&mm->pte[vpn - 1]) : 0, count = 0;
+
+	for (uint32_t at = vpn; at < min_u32(end + 1, last); at++) {
+		uint32_t pte = a32_load_relaxed(&mm->pte[at]);
+		count += !pte_continues(before, pte);
+		before = pte;
+	}
+	return count;
+}
+
+void sublet__mm_mappings_changed(struct sublet_mm *mm, uint32_t vpn, uint32_t pages, uint32_t before)
+{
+	uint32_t delta = sublet__mm_mappings_of(mm, vpn, pages) - before;
+	uint16_t *count = &mm->block_mappings[vpn / ENGINE_BLOCK_PAGES];
+
+	/* A neighbouring block may have changed unseen: never below 0, and the next recount mends it. */
+	if ((int32_t)delta < 0 && *count < 0u - delta)
+		delta = 0u - *count;
+	*count = (uint16_t)(*count + delta);
+	a32_add_relaxed(&mm->mapping_count, delta); /* relaxed: a budget, checked with a margin */
+}
+
+bool sublet__mm_locked(const struct sublet_mm *mm, uint32_t vpn, uint32_t pages)
+{
+	for (uint32_t at = vpn; at < vpn + pages; at++)
+		if (a32_load_relaxed(&mm->pte[at]) & PTE_LOCKED)
+			return true;
+	return false;
 }
 
 /* ---- giving memory ---- */
@@ -211,9 +252,10 @@ int sublet__mm_populate(struct sublet_mm *mm, uint32_t vpn, uint32_t pages, uint
 			sublet__frames_put(mm->arena, segs[i].dst_pfn, segs[i].pages, ACCOUNT_MOVABLE);
 		return err;
 	}
+	uint32_t before = sublet__mm_mappings_of(mm, vpn, done);
 	for (uint32_t i = 0; i < count; i++)
 		segment_publish(mm, &segs[i], pte_flags, word_flags);
-	sublet__mm_mappings_recount(mm, vpn / ENGINE_BLOCK_PAGES);
+	sublet__mm_mappings_changed(mm, vpn, done, before);
 	return (int)done;
 }
 
@@ -283,34 +325,61 @@ void sublet__mm_unfreeze(struct sublet_mm *mm, uint32_t vpn, uint32_t pages)
 	}
 }
 
-/* A frozen folio leaves the page table: to the free lists, or, while a child shares it, to the parked list. */
-static void folio_leave(struct sublet_mm *mm, uint32_t pfn, uint32_t word)
+/* Folios that leave together, contiguous and accounted alike: one visit to the zone for all of them. */
+struct leaving {
+	uint32_t pfn;
+	uint32_t frames;
+	enum sublet__account account;
+};
+
+static void leaving_flush(struct sublet_arena *arena, struct leaving *l)
+{
+	if (l->frames)
+		sublet__frames_put(arena, l->pfn, l->frames, l->account);
+	l->frames = 0;
+}
+
+static void folio_park(struct sublet_mm *mm, uint32_t pfn, uint32_t word)
 {
 	struct sublet_arena *arena = mm->arena;
-	struct sublet__frame *f = &arena->frames[pfn];
+
+	engine_lock(arena, &mm->parked_lock);
+	a32_store_relaxed(&arena->frames[pfn].a, mm->parked);
+	mm->parked = pfn;
+	a32_store_release(&arena->frames[pfn].word, frame_word(FRAME_PARKED, word_order(word), 0));
+	engine_unlock(arena, &mm->parked_lock);
+}
+
+/* A frozen folio leaves the page table: to the free lists, or, while a child shares it, to the parked list. */
+static void folio_leave(struct sublet_mm *mm, uint32_t pfn, uint32_t word, struct leaving *l)
+{
+	struct sublet_arena *arena = mm->arena;
 	uint32_t frames = 1u << word_order(word);
 	enum sublet__account account = ACCOUNT_MOVABLE;
 
 	a64_sub_relaxed(&arena->lent_frames, frames);
-	if (word_state(word) == FRAME_DISCARDABLE)
-		account = ACCOUNT_DISCARDABLE;
-	else if (word & (FRAME_HELD | FRAME_PROTECTED))
-		account = ACCOUNT_HELD;
-	if (!(word & FRAME_HELD)) {
-		a32_store_release(&f->word, frame_word(FRAME_BUSY, word_order(word), 0));
-		sublet__frames_put(arena, pfn, frames, account);
+	if (word & FRAME_HELD) {
+		folio_park(mm, pfn, word);
 		return;
 	}
-	engine_lock(arena, &mm->parked_lock);
-	a32_store_relaxed(&f->a, mm->parked);
-	mm->parked = pfn;
-	a32_store_release(&f->word, frame_word(FRAME_PARKED, word_order(word), 0));
-	engine_unlock(arena, &mm->parked_lock);
+	if (word & FRAME_PROTECTED)
+		account = ACCOUNT_HELD;
+	else if (word_state(word) == FRAME_DISCARDABLE)
+		account = ACCOUNT_DISCARDABLE;
+	a32_store_release(&arena->frames[pfn].word, frame_word(FRAME_BUSY, word_order(word), 0));
+	if (l->frames && (l->pfn + l->frames != pfn || l->account != account ||
+			  pfn % (1u << arena->pageblock_order) == 0))
+		leaving_flush(arena, l);
+	if (!l->frames)
+		*l = (struct leaving){ pfn, 0, account };
+	l->frames += frames;
 }
 
 void sublet__mm_strip(struct sublet_mm *mm, uint32_t vpn, uint32_t pages, uint32_t entry)
 {
 	struct sublet_arena *arena = mm->arena;
+	uint32_t before = sublet__mm_mappings_of(mm, vpn, pages);
+	struct leaving leaving = { 0 };
 
 	for (uint32_t at = vpn; at < vpn + pages;) {
 		uint32_t pte = a32_load_relaxed(&mm->pte[at]), step = 1;
@@ -319,7 +388,7 @@ void sublet__mm_strip(struct sublet_mm *mm, uint32_t vpn, uint32_t pages, uint32
 			step = 1u << word_order(word);
 			for (uint32_t i = 0; i < step; i++)
 				a32_store_release(&mm->pte[at + i], entry);
-			folio_leave(mm, pfn, word);
+			folio_leave(mm, pfn, word, &leaving);
 		} else {
 			if (pte_is_plain(pte))
 				a64_sub_relaxed(&arena->plain_pages, 1);
@@ -327,7 +396,8 @@ void sublet__mm_strip(struct sublet_mm *mm, uint32_t vpn, uint32_t pages, uint32
 		}
 		at += step;
 	}
-	sublet__mm_mappings_recount(mm, vpn / ENGINE_BLOCK_PAGES);
+	leaving_flush(arena, &leaving);
+	sublet__mm_mappings_changed(mm, vpn, pages, before);
 }
 
 /* ---- map, unmap ---- */
@@ -348,10 +418,11 @@ static int plain_give(struct sublet_mm *mm, uint32_t vpn, uint32_t pages)
 
 	if (err)
 		return err;
+	uint32_t before = sublet__mm_mappings_of(mm, vpn, pages);
 	for (uint32_t i = 0; i < pages; i++)
 		a32_store_release(&mm->pte[vpn + i], PTE_PLAIN);
 	a64_add_relaxed(&mm->arena->plain_pages, pages);
-	sublet__mm_mappings_recount(mm, vpn / ENGINE_BLOCK_PAGES);
+	sublet__mm_mappings_changed(mm, vpn, pages, before);
 	return 0;
 }
 
@@ -485,7 +556,7 @@ int sublet_unmap(struct sublet_mm *mm, void *addr, uint64_t bytes)
 {
 	struct sublet_arena *arena = mm->arena;
 	uint32_t vpn, pages;
-	int err = sublet__mm_pages(mm, addr, bytes, &vpn, &pages);
+	int err = sublet__mm_range(mm, addr, bytes, &vpn, &pages);
 
 	if (err || (uintptr_t)addr % (1ull << frames_bytes_shift(arena)) || !range_is_unmappable(mm, vpn, pages))
 		return -EINVAL;

@@ -77,8 +77,10 @@ static int page_check(const struct run *r, uint32_t at, const struct sublet__win
 static bool joins(const struct run *r, uint32_t at, const struct sublet__window_range *range, uint32_t *head,
 		  uint32_t *order)
 {
-	return !page_check(r, at, range, head, order) &&
-	       !(a32_load_relaxed(&r->mm->pte[at]) & PTE_LOCKED) == !(r->map_flags & SUBLET__MAP_LOCKED);
+	if (page_check(r, at, range, head, order))
+		return false;
+	bool locked = sublet__mm_locked(r->mm, a32_load_relaxed(&r->arena->frames[*head].a), 1u << *order);
+	return locked == !!(r->map_flags & SUBLET__MAP_LOCKED);
 }
 
 static int run_find(struct run *r, uint32_t vpn, const struct sublet__window_range *range)
@@ -89,8 +91,8 @@ static int run_find(struct run *r, uint32_t vpn, const struct sublet__window_ran
 
 	if (err)
 		return err;
-	r->map_flags = (a32_load_relaxed(&r->mm->pte[vpn]) & PTE_LOCKED) ? SUBLET__MAP_LOCKED : 0;
 	uint32_t first = a32_load_relaxed(&r->arena->frames[head].a), end = first + (1u << order);
+	r->map_flags = sublet__mm_locked(r->mm, first, end - first) ? SUBLET__MAP_LOCKED : 0;
 	while (first > low && joins(r, first - 1, range, &head, &order))
 		first -= 1u << order;
 	while (end < high && joins(r, end, range, &head, &order))
@@ -439,7 +441,7 @@ int64_t sublet__drop_folio(struct sublet_arena *arena, uint32_t pfn, const struc
 	for (end = vpn; end < limit;) {
 		uint32_t pte = a32_load_relaxed(&mm->pte[end]);
 		uint32_t word = (pte & PTE_PRESENT) ? a32_load_relaxed(&arena->frames[pte_pfn(pte)].word) : 0;
-		if (!(word & FRAME_HEAD) || word_state(word) != FRAME_DISCARDABLE || (word & FRAME_HELD) ||
+		if (!(word & FRAME_HEAD) || word_state(word) != FRAME_DISCARDABLE || (word & (FRAME_HELD | FRAME_PROTECTED)) ||
 		    !in_range(range, pte_pfn(pte), word_order(word)))
 			break;
 		end += 1u << word_order(word);

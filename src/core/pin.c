@@ -55,7 +55,7 @@ static int folio_pin(struct sublet_mm *mm, uint32_t vpn, uint32_t write, uint32_
 	int err = 0;
 
 	if (!(pte & PTE_PRESENT) || (pte & PTE_HOLE))
-		return pte_is_plain(pte) ? (*next = vpn + 1, 0) : -EFAULT;
+		return pte == PTE_PLAIN ? (*next = vpn + 1, 0) : -EFAULT;
 	uint32_t head = sublet__frame_head(arena, pte_pfn(pte));
 	if (head == ENGINE_NONE)
 		return PIN_SLOW;
@@ -119,7 +119,7 @@ int sublet_pin(struct sublet_mm *mm, const void *addr, uint64_t bytes, uint32_t 
 	*pin = (struct sublet_pin){ 0 };
 	if (!(flags & (SUBLET_PIN_READ | SUBLET_PIN_WRITE)) ||
 	    (flags & ~(uint32_t)(SUBLET_PIN_READ | SUBLET_PIN_WRITE | SUBLET_PIN_NOWAIT)) ||
-	    sublet__mm_pages(mm, addr, bytes, &vpn, &pages))
+	    sublet__mm_range(mm, addr, bytes, &vpn, &pages))
 		return -EINVAL;
 	for (uint32_t at = vpn, next = vpn; at < vpn + pages; at = next) {
 		int err = folio_pin(mm, at, write, &next);

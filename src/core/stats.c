@@ -108,8 +108,11 @@ int sublet_arena_stats(struct sublet_arena *arena, struct sublet_stats *stats)
 	s.area_bytes = (uint64_t)arena->zone[ZONE_AREA].frames << shift;
 	s.normal_bytes = (uint64_t)arena->zone[ZONE_NORMAL].frames << shift;
 	zone_read(arena, &arena->zone[ZONE_AREA], bytes);
-	s.area_free_bytes = bytes[ACCOUNT_FREE];
-	s.area_movable_bytes = bytes[ACCOUNT_MOVABLE];
+	/* Cached folios are accounted MOVABLE; the sums are no snapshot, so never below 0. */
+	uint64_t cached = (uint64_t)sublet__cache_frames(arena) << shift;
+	cached = cached < bytes[ACCOUNT_MOVABLE] ? cached : bytes[ACCOUNT_MOVABLE];
+	s.area_free_bytes = bytes[ACCOUNT_FREE] + cached;
+	s.area_movable_bytes = bytes[ACCOUNT_MOVABLE] - cached;
 	s.area_discardable_bytes = bytes[ACCOUNT_DISCARDABLE];
 	s.area_claimed_bytes = bytes[ACCOUNT_CLAIMED];
 	s.area_held_bytes = bytes[ACCOUNT_HELD];

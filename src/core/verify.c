@@ -65,7 +65,6 @@ static enum sublet__account account_of(uint32_t word)
 {
 	switch (word_state(word)) {
 	case FRAME_FREE:
-	case FRAME_CACHED:
 		return ACCOUNT_FREE;
 	case FRAME_DISCARDABLE:
 		return (word & (FRAME_HELD | FRAME_PROTECTED)) ? ACCOUNT_HELD : ACCOUNT_DISCARDABLE;

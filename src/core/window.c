@@ -46,7 +46,7 @@ static uint64_t block_cost(const struct sublet__pageblock *pb)
 			(uint64_t)sublet__account_get(pb, ACCOUNT_DISCARDABLE) * COST_DROP;
 
 	if (sublet__account_get(pb, ACCOUNT_CLAIMED) || sublet__account_get(pb, ACCOUNT_HELD) ||
-	    sublet__account_get(pb, ACCOUNT_ISOLATED))
+	    sublet__account_get(pb, ACCOUNT_ISOLATED) || a32_load_acquire(&pb->isolated))
 		cost += WINDOW_BLOCKED;
 	if (a32_load_relaxed(&pb->stuck))
 		cost += WINDOW_STUCK;

@@ -23,7 +23,7 @@
 void sublet__account(struct sublet_arena *arena, uint32_t pfn, uint32_t frames, enum sublet__account from,
 		     enum sublet__account to)
 {
-	while (frames) {
+	while (frames && from != to) {
 		uint32_t block_frames = 1u << arena->pageblock_order;
 		uint32_t part = min_u32(frames, block_frames - pfn % block_frames);
 		struct sublet__pageblock *pb = pageblock_of(arena, pfn);
@@ -153,10 +153,12 @@ uint32_t sublet__zone_take_batch(struct sublet_arena *arena, uint32_t order, uin
 	while (taken < count && (pfn[taken] = zone_take_locked(arena, zone, order)) != ENGINE_NONE)
 		taken++;
 	engine_unlock(arena, &zone->lock);
+	for (uint32_t i = 0; i < taken; i++)
+		sublet__account(arena, pfn[i], 1u << order, ACCOUNT_FREE, ACCOUNT_MOVABLE);
 	return taken;
 }
 
-uint32_t sublet__folio_take(struct sublet_arena *arena, uint32_t order, const uint32_t zones[ZONES])
+static uint32_t folio_take_once(struct sublet_arena *arena, uint32_t order, const uint32_t zones[ZONES])
 {
 	uint32_t pfn = ENGINE_NONE;
 
@@ -169,21 +171,22 @@ uint32_t sublet__folio_take(struct sublet_arena *arena, uint32_t order, const ui
 		engine_lock(arena, &zone->lock);
 		pfn = zone_take_locked(arena, zone, order);
 		engine_unlock(arena, &zone->lock);
+		if (pfn != ENGINE_NONE) /* a cached folio is accounted MOVABLE already */
+			sublet__account(arena, pfn, 1u << order, ACCOUNT_FREE, ACCOUNT_MOVABLE);
 	}
-	if (pfn != ENGINE_NONE)
-		sublet__account(arena, pfn, 1u << order, ACCOUNT_FREE, ACCOUNT_MOVABLE);
 	return pfn;
 }
 
-uint32_t sublet__frame_head(const struct sublet_arena *arena, uint32_t pfn)
+uint32_t sublet__folio_take(struct sublet_arena *arena, uint32_t order, const uint32_t zones[ZONES])
 {
-	for (uint32_t order = 0; order <= ORDER_TOP(arena); order++) {
-		uint32_t head = pfn & ~((1u << order) - 1);
-		uint32_t word = a32_load_acquire(&arena->frames[head].word); /* pairs with frames' releases */
-		if ((word & FRAME_HEAD) && head + (1u << word_order(word)) > pfn)
-			return head;
+	uint32_t pfn = folio_take_once(arena, order, zones);
+
+	/* The last free memory may lie in the caches of other threads. */
+	if (pfn == ENGINE_NONE && (order == arena->unit_order || order == 0)) {
+		sublet__cache_recall(arena, 0, arena->frames_total);
+		pfn = folio_take_once(arena, order, zones);
 	}
-	return ENGINE_NONE;
+	return pfn;
 }
 
 /* ---- putting; zone lock held ---- */
@@ -241,10 +244,22 @@ static void heads_clear(struct sublet_arena *arena, uint32_t pfn, uint32_t end)
 void sublet__frames_put(struct sublet_arena *arena, uint32_t pfn, uint32_t frames, enum sublet__account from)
 {
 	struct sublet__zone *zone = zone_of(arena, pfn);
+	uint32_t zone_end = zone->first_pfn + zone->frames;
 
+	if (pfn + frames > zone_end) { /* the end of the area and the start of the normal zone, in one run */
+		sublet__frames_put(arena, zone_end, pfn + frames - zone_end, from);
+		frames = zone_end - pfn;
+	}
 	if (zone == &arena->zone[ZONE_AREA] && frames == unit_pages(arena) && pfn % frames == 0 &&
 	    from == ACCOUNT_MOVABLE && sublet__cache_put(arena, pfn))
 		return;
+	sublet__folios_free(arena, pfn, frames, from);
+}
+
+void sublet__folios_free(struct sublet_arena *arena, uint32_t pfn, uint32_t frames, enum sublet__account from)
+{
+	struct sublet__zone *zone = zone_of(arena, pfn);
+
 	engine_lock(arena, &zone->lock);
 	heads_clear(arena, pfn, pfn + frames);
 	while (frames) {
@@ -277,10 +292,12 @@ static void free_cut(struct sublet_arena *arena, struct sublet__zone *zone, stru
 static void pageblocks_isolated(struct sublet_arena *arena, const struct sublet__isolation *isolation, uint32_t delta)
 {
 	uint32_t last = (isolation->end_pfn - 1) >> arena->pageblock_order;
-	for (uint32_t pb = isolation->first_pfn >> arena->pageblock_order; pb <= last; pb++)
+	for (uint32_t pb = isolation->first_pfn >> arena->pageblock_order; pb <= last; pb++) {
 		/* release: a thread that frees into its cache looks at it under the cache lock,
 		   which sublet__cache_recall takes after this */
 		a32_add_acq_rel(&arena->pageblocks[pb].isolated, delta);
+		sublet__window_touch(arena, pb); /* it costs WINDOW_BLOCKED meanwhile */
+	}
 }
 
 void sublet__isolate(struct sublet_arena *arena, struct sublet__isolation *isolation)

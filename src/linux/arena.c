@@ -19,6 +19,7 @@
 #include <errno.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <unistd.h>
 
 #define HUGE_BYTES (2 * SUBLET_MIB)
 #define NORMAL_MIN_BYTES (64 * SUBLET_MIB)
@@ -152,7 +153,8 @@ static int build(struct sublet__instance *in, const struct sublet_arena_options 
 	enum step step = STEP_NONE;
 	uint64_t features;
 	bool via_device;
-	int err = sublet__uffd_probe(&features, &via_device);
+	/* Frames are 4 KiB or 2 MiB; kernels with larger base pages have neither. */
+	int err = sysconf(_SC_PAGESIZE) == 4096 ? sublet__uffd_probe(&features, &via_device) : -EOPNOTSUPP;
 
 	if (err) {
 		err = err == -ENOSYS ? -EOPNOTSUPP : err == -EACCES ? -EPERM : err;
@@ -191,7 +193,8 @@ int sublet_arena_create(const struct sublet_arena_options *given, struct sublet_
 		err = options_complete(&o);
 	if (err)
 		return err;
-	struct sublet__instance *in = mmap(NULL, sizeof *in, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	struct sublet__instance *in =
+		mmap(NULL, sizeof *in, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 	if (in == MAP_FAILED)
 		return -ENOMEM;
 	err = build(in, &o);

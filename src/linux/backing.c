@@ -197,7 +197,7 @@ static int map_linear(struct sublet__backing *b, void *given)
 }
 
 /* Whether at least seven eighths of the linear map are mapped by huge entries, as /proc/self/smaps has it. */
-static bool is_huge(const struct sublet__backing *b)
+static bool maps_huge(const struct sublet__backing *b)
 {
 	struct sublet__lines lines;
 	char digits[18];
@@ -272,6 +272,8 @@ static int open_own(struct sublet__backing *b, enum sublet_backing kind, uint64_
 		err = map_linear(b, NULL);
 	if (err)
 		sublet__backing_close(b);
+	else
+		b->is_huge = kind == SUBLET_BACKING_THP && maps_huge(b);
 	return err;
 }
 
@@ -303,6 +305,8 @@ static int open_given(struct sublet__backing *b, const struct sublet_arena_optio
 	int err = map_linear(b, o->linear);
 	if (err)
 		sublet__backing_close(b);
+	else
+		b->is_huge = !hugetlb && maps_huge(b);
 	return err;
 }
 
@@ -323,7 +327,7 @@ int sublet__backing_open(struct sublet__backing *b, const struct sublet_arena_op
 		return -EINVAL;
 	}
 	err = open_own(b, SUBLET_BACKING_THP, bytes);
-	if (!err && is_huge(b))
+	if (!err && b->is_huge)
 		return 0;
 	/* Too fragmented for huge pages, or no way to mount: base pages then. */
 	if (!err)

@@ -15,6 +15,7 @@ struct sublet__backing {
 	uint8_t *linear;    /* address of pfn 0 */
 	uint32_t frame_shift;
 	bool is_hugetlb;
+	bool is_huge; /* base frames, but mapped by huge entries wherever possible */
 	bool owns_fd;
 	bool owns_linear;
 	bool zeroed; /* every frame is known to be zero */

@@ -57,7 +57,7 @@ static __thread struct fork_here here __attribute__((tls_model("initial-exec")))
  */
 static struct {
 	sublet__a32 lock;
-	sublet__a32 restoring; /* futex */
+	sublet__a32 restoring; /* futex: the watcher is at the arenas, or is being ended */
 	bool registered;       /* with pthread_atfork: once in a process and its children */
 	bool running;          /* the watcher */
 	bool stop;
@@ -70,9 +70,11 @@ static struct {
 	pthread_t thread;
 } forks = { .wake_fd = -1 };
 
+/* Lock held. */
 static void wake_watcher(void)
 {
 	uint64_t one = 1;
+	/* -1 after the last arena has gone: nobody to wake. */
 	ssize_t n = write(forks.wake_fd, &one, sizeof one);
 
 	(void)n;
@@ -110,9 +112,9 @@ static int prepare(void)
 	if (any)
 		err = begin_all();
 	forks.pending += any && !err;
-	sublet__unlock(&forks.lock);
 	if (err)
 		wake_watcher();
+	sublet__unlock(&forks.lock);
 	if (err || !any)
 		return err;
 	if (pipe2(pair, O_CLOEXEC)) {
@@ -179,8 +181,8 @@ static void on_parent(void)
 	}
 	forks.pending--;
 	end_all(NULL, pid);
-	sublet__unlock(&forks.lock);
 	wake_watcher();
+	sublet__unlock(&forks.lock);
 	errno = saved;
 }
 
@@ -290,7 +292,8 @@ static bool watch_once(const struct pollfd *fds, uint32_t polled, bool *stop)
 	*stop = forks.stop;
 	uint32_t pipes = forks.pipes;
 	bool work = !*stop && !forks.pending; /* the end of a pending fork wakes us */
-	a32_store_release(&forks.restoring, work);
+	if (work)
+		a32_store_release(&forks.restoring, 1);
 	sublet__unlock(&forks.lock);
 	if (!work)
 		return false;
@@ -341,7 +344,7 @@ static void *watcher_main(void *arg)
 
 /* ---- add, remove ---- */
 
-/* Take the lock while the watcher is not looking at the arenas. */
+/* Take the lock while the watcher neither looks at the arenas nor is about to end. */
 static void lock_quiet(void)
 {
 	sublet__lock(&forks.lock);
@@ -350,6 +353,27 @@ static void lock_quiet(void)
 		sublet__futex_wait(&forks.restoring, 1, UINT64_MAX);
 		sublet__lock(&forks.lock);
 	}
+}
+
+/* The last arena is gone: end the watcher. Lock held, and dropped for the time of the join. */
+static void stop_watcher(void)
+{
+	forks.stop = true;
+	wake_watcher();
+	/* Whoever adds or removes an arena now waits in lock_quiet, so the thread is ours to join. */
+	a32_store_release(&forks.restoring, 1);
+	sublet__unlock(&forks.lock);
+	pthread_join(forks.thread, NULL);
+	sublet__lock(&forks.lock);
+	close(forks.wake_fd);
+	forks.wake_fd = -1;
+	for (uint32_t i = 0; i < forks.pipes; i++)
+		close(forks.pipe_fd[i]);
+	forks.pipes = 0;
+	forks.lost_pipe = false;
+	forks.running = false;
+	a32_store_release(&forks.restoring, 0);
+	sublet__futex_wake(&forks.restoring, UINT32_MAX);
 }
 
 /* Lock held. */
@@ -363,10 +387,10 @@ static int start(void)
 	}
 	if (forks.running)
 		return 0;
+	forks.stop = false;
 	forks.wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
 	if (forks.wake_fd < 0)
 		return -errno;
-	forks.stop = false;
 	int err = sublet__linux_thread_start(&forks.thread, "sublet-fork", watcher_main, NULL);
 	if (err) {
 		close(forks.wake_fd);
@@ -397,30 +421,13 @@ int sublet__fork_add(struct sublet__instance *instance)
 void sublet__fork_remove(struct sublet__instance *instance)
 {
 	struct sublet__instance **at = &forks.first;
-	pthread_t thread;
-	bool last;
 
 	lock_quiet();
 	while (*at && *at != instance)
 		at = &(*at)->next;
 	if (*at)
 		*at = instance->next;
-	last = forks.running && !forks.first;
-	thread = forks.thread;
-	if (last) {
-		forks.stop = true;
-		forks.running = false;
-		wake_watcher();
-	}
-	sublet__unlock(&forks.lock);
-	if (!last)
-		return;
-	pthread_join(thread, NULL);
-	sublet__lock(&forks.lock);
-	/* Unless a new arena has started another watcher meanwhile. */
-	if (!forks.running) {
-		close(forks.wake_fd);
-		forks.wake_fd = -1;
-	}
+	if (forks.running && !forks.first)
+		stop_watcher();
 	sublet__unlock(&forks.lock);
 }

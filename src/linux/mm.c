@@ -319,8 +319,8 @@ static enum sublet_technique choose(const struct sublet__linux_mm *mm, uint64_t 
 
 	if (!(features & minor))
 		return SUBLET_TECHNIQUE_WRITEPROTECT;
-	/* One huge entry is blocked as fast as it is protected: hugetlb gains nothing from a first copy. */
-	if (!mm->is_hugetlb && features & SUBLET__UFFD_WP_ASYNC && can_scan(mm->pagemap))
+	/* Measured: see sublet__linux_mm_run_pages. */
+	if (mm->is_huge && features & SUBLET__UFFD_WP_ASYNC && can_scan(mm->pagemap))
 		return SUBLET_TECHNIQUE_PRECOPY;
 	return SUBLET_TECHNIQUE_ZAP;
 }
@@ -379,6 +379,7 @@ int sublet__linux_mm_open(struct sublet__linux_mm *mm, const struct sublet__back
 			  uint64_t window_bytes)
 {
 	*mm = (struct sublet__linux_mm){ .bytes = window_bytes, .shift = b->frame_shift, .is_hugetlb = b->is_hugetlb,
+					 .is_huge = b->is_huge,
 					 .fd = b->fd, .fd_offset = b->fd_offset, .linear = b->linear,
 					 .uffd_move = -1, .uffd_hold = -1, .pagemap = -1 };
 	int err = open_descriptors(mm, technique);
@@ -415,9 +416,31 @@ struct sublet__mm_config sublet__linux_mm_config(struct sublet__linux_mm *mm, ui
 	};
 }
 
+/*
+ * Measured with 64 MiB and one thread that writes all over it, in multiples of libc's memcpy without
+ * and with the writer, and its waits at p99.9 (tests/linux/bench_moves.c, Zen 4, two busy CPUs):
+ *
+ *   hugetlb       ZAP      2 MiB     0.66  0.79  165 us   *
+ *                 PRECOPY  2 MiB     0.64  1.19  103 us
+ *   huge tmpfs    ZAP      2 MiB     0.66  0.74  168 us
+ *                 PRECOPY  2 MiB     0.81  1.10   70 us   *  (with half of it the huge entry is lost for good)
+ *   memfd         ZAP      2 MiB     0.92  1.53  450 us
+ *                          512 KiB   1.30  2.06   80 us   *
+ *                          256 KiB   1.38  3.60   50 us
+ *                 PRECOPY  2 MiB     1.34  1.84  150 us
+ *                          1 MiB     1.43  2.05   90 us
+ *                 WRITEPROTECT 512 KiB   1.33  2.60   85 us
+ *
+ * The rows with a star are what AUTO takes: the fastest whose waits stay under 120 us (huge tmpfs,
+ * memfd) and 300 us (hugetlb, of which a 2 MiB copy under the block is half). Reading a range in after
+ * its move (MADV_POPULATE_READ) costs 0.6 of a memcpy more on memfd, and saves the programs about as
+ * much: rejected.
+ */
 uint32_t sublet__linux_mm_run_pages(const struct sublet__linux_mm *mm)
 {
 	if (mm->is_hugetlb)
 		return 1;
-	return mm->technique == SUBLET_TECHNIQUE_PRECOPY ? SUBLET__RUN_PAGES_MAX : 64;
+	if (mm->is_huge)
+		return SUBLET__RUN_PAGES_MAX;
+	return SUBLET__RUN_PAGES_MAX / (mm->technique == SUBLET_TECHNIQUE_PRECOPY ? 2 : 4);
 }

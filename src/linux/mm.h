@@ -12,6 +12,7 @@ struct sublet__linux_mm {
 	uint64_t bytes;   /* of the window */
 	uint32_t shift;   /* of a page */
 	bool is_hugetlb;
+	bool is_huge;     /* as in struct sublet__backing */
 	enum sublet_technique technique; /* never AUTO */
 	int fd;           /* the backing's, not ours */
 	uint64_t fd_offset;

@@ -35,6 +35,7 @@ struct sublet_arena {
 	_Atomic uint64_t held;
 	_Atomic uint64_t claims;
 	_Atomic uint64_t last_deadline_ns;
+	pthread_mutex_t lock; /* last_owner */
 	char last_owner[SUBLET_OWNER_BYTES];
 	struct sublet__linux_companion companions[4];
 	uint32_t companion_count;
@@ -43,6 +44,7 @@ struct sublet_arena {
 static inline void fake_create(struct sublet_arena *arena)
 {
 	memset(arena, 0, sizeof(*arena));
+	pthread_mutex_init(&arena->lock, NULL);
 	arena->fd = memfd_create("fake", MFD_CLOEXEC);
 	if (arena->fd >= 0 && ftruncate(arena->fd, (off_t)FAKE_AREA))
 		close(arena->fd);
@@ -117,7 +119,8 @@ int sublet_arena_stats(struct sublet_arena *arena, struct sublet_stats *stats)
 	return 0;
 }
 
-size_t sublet_arena_pageblocks(struct sublet_arena *arena, size_t first, size_t count, struct sublet_pageblock *out)
+size_t sublet_arena_pageblocks(struct sublet_arena *arena, size_t first, size_t count,
+			       struct sublet_pageblock *out)
 {
 	size_t n = 0;
 
@@ -125,6 +128,16 @@ size_t sublet_arena_pageblocks(struct sublet_arena *arena, size_t first, size_t 
 	for (; n < count && first + n < FAKE_BLOCKS; n++)
 		out[n] = (struct sublet_pageblock){ .free_frames = 512, .held_frames = (uint16_t)(first + n) };
 	return n;
+}
+
+static inline bool fake_owner_has(struct sublet_arena *arena, const char *text)
+{
+	bool found;
+
+	pthread_mutex_lock(&arena->lock);
+	found = strstr(arena->last_owner, text) != NULL;
+	pthread_mutex_unlock(&arena->lock);
+	return found;
 }
 
 static inline int fake_busy(struct sublet_claim *claim)
@@ -142,7 +155,9 @@ int sublet_claim(struct sublet_arena *arena, uint64_t bytes, const struct sublet
 {
 	arena->claims++;
 	arena->last_deadline_ns = options->deadline_ns;
+	pthread_mutex_lock(&arena->lock);
 	memcpy(arena->last_owner, options->owner, strlen(options->owner) + 1);
+	pthread_mutex_unlock(&arena->lock);
 	memset(claim, 0, sizeof(*claim));
 	if (bytes == FAKE_SLOW)
 		nanosleep(&(struct timespec){ .tv_sec = (time_t)(options->deadline_ns / SUBLET_SEC),

@@ -1,0 +1,359 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * A program that knows nothing of sublet, for test_run.py. Each subcommand looks at one thing from
+ * the inside; it exits 0, or says which line was not as it should be.
+ *
+ * Lent memory shows as a shared mapping in /proc/self/maps; that is how "lent" is told here.
+ */
+#include <dlfcn.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <pthread.h>
+#include <sched.h>
+#include <semaphore.h>
+#include <signal.h>
+#include <stdbool.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+#include <time.h>
+#include <unistd.h>
+
+#define MIB ((size_t)1 << 20)
+
+#define CHECK(condition)                                                                                   \
+	do {                                                                                               \
+		if (!(condition)) {                                                                        \
+			(void)fprintf(stderr, "client.c:%d: %s, errno %d\n", __LINE__, #condition, errno); \
+			_exit(1);                                                                          \
+		}                                                                                          \
+	} while (0)
+
+/* The letter that /proc/self/maps has for a mapping: 's'hared or 'p'rivate; 0: no mapping. */
+static char sharing(const void *addr)
+{
+	FILE *file = fopen("/proc/self/maps", "re");
+	char line[512], letter = 0;
+	unsigned long start, end;
+	char flags[8];
+
+	CHECK(file != NULL);
+	while (letter == 0 && fgets(line, sizeof(line), file) != NULL)
+		if (sscanf(line, "%lx-%lx %7s", &start, &end, flags) == 3 && (uintptr_t)addr >= start &&
+		    (uintptr_t)addr < end)
+			letter = flags[3];
+	(void)fclose(file);
+	return letter;
+}
+
+static bool is_all(const char *memory, size_t bytes, char value)
+{
+	for (size_t i = 0; i < bytes; i++)
+		if (memory[i] != value)
+			return false;
+	return true;
+}
+
+static char *filled(size_t bytes, char value)
+{
+	char *memory = aligned_alloc(4096, bytes);
+
+	CHECK(memory != NULL);
+	memset(memory, value, bytes);
+	return memory;
+}
+
+static void fill_and_free(size_t bytes)
+{
+	char *volatile memory = filled(bytes, 1); /* volatile: a compiler may drop memory that nobody reads */
+
+	free(memory);
+}
+
+/* ---- memory calls on the program's own heap ---- */
+
+static int check_memory(void)
+{
+	char *m = filled(16 * MIB, 7);
+
+	CHECK(sharing(m) == 's');
+	CHECK(madvise(m + 4096, 8 * MIB, MADV_DONTNEED) == 0);
+	CHECK(m[4095] == 7 && m[4096 + 8 * MIB] == 7 && is_all(m + 4096, 8 * MIB, 0));
+	CHECK(madvise(m + 1, 4096, MADV_DONTNEED) == -1 && errno == EINVAL);
+	CHECK(posix_madvise(m, 4096, POSIX_MADV_DONTNEED) == 0 && m[0] == 7);
+	CHECK(madvise(m, 4096, MADV_FREE) == 0 && madvise(m, 4096, MADV_HUGEPAGE) == 0);
+	CHECK(madvise(m, 4096, MADV_DONTFORK) == -1 && errno == EINVAL);
+	CHECK(munmap(m, 4096) == -1 && errno == EINVAL);
+	CHECK(mremap(m, 4096, 8192, MREMAP_MAYMOVE) == MAP_FAILED && errno == EINVAL);
+	CHECK(mmap(m, 4096, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0) == MAP_FAILED);
+	CHECK(is_all(m, 4096, 7));
+
+	CHECK(mprotect(m, 4096, PROT_READ) == 0);
+	CHECK(madvise(m, 8192, MADV_DONTNEED) == -1 && errno == ENOMEM);
+	CHECK(mprotect(m, 4096, PROT_READ | PROT_WRITE) == 0);
+	memset(m, 9, 8192);
+	CHECK(mlock(m, 8192) == 0 && munlock(m, 8192) == 0);
+	CHECK(mlock2(m, 8192, 0) == 0 && munlock(m, 8192) == 0);
+	CHECK(madvise(m, 4096, MADV_DONTDUMP) == 0 && is_all(m, 8192, 9));
+
+	char *own = mmap(NULL, MIB, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	CHECK(own != MAP_FAILED && sharing(own) == 'p');
+	memset(own, 5, MIB);
+	CHECK(madvise(own, MIB, MADV_DONTNEED) == 0 && is_all(own, MIB, 0));
+	own = mremap(own, MIB, 2 * MIB, MREMAP_MAYMOVE);
+	CHECK(own != MAP_FAILED && munmap(own, 2 * MIB) == 0);
+	free(m);
+	return 0;
+}
+
+/* ---- every size is lent, large ones too ---- */
+
+static int check_sizes(void)
+{
+	static const size_t sizes[] = { 64 * 1024, MIB, 7 * MIB, 9 * MIB, 40 * MIB };
+
+	for (size_t i = 0; i < sizeof(sizes) / sizeof(sizes[0]); i++) {
+		char *memory = calloc(1, sizes[i]);
+
+		CHECK(memory != NULL && is_all(memory, sizes[i], 0));
+		memset(memory, 1, sizes[i]);
+		CHECK(sharing(memory + sizes[i] / 2) == 's');
+		free(memory);
+	}
+	return 0;
+}
+
+static int check_created_arena(void)
+{
+	int (*mallctl)(const char *, void *, size_t *, void *, size_t);
+	void *(*mallocx)(size_t, int);
+	unsigned int arena;
+	size_t bytes = sizeof(arena);
+	char *memory;
+
+	*(void **)&mallctl = dlsym(RTLD_DEFAULT, "mallctl");
+	*(void **)&mallocx = dlsym(RTLD_DEFAULT, "mallocx");
+	CHECK(mallctl != NULL && mallocx != NULL);
+	CHECK(mallctl("arenas.create", &arena, &bytes, NULL, 0) == 0);
+	memory = mallocx(MIB, (int)((arena + 1) << 20)); /* MALLOCX_ARENA */
+	CHECK(memory != NULL && sharing(memory) == 's');
+	return 0;
+}
+
+/* ---- fork ---- */
+
+#define BLOCKS      300
+#define BLOCK_BYTES 100000
+
+static void child_main(char **blocks)
+{
+	static char *more[4 * BLOCKS];
+
+	for (int i = 0; i < BLOCKS; i++) {
+		CHECK(is_all(blocks[i], BLOCK_BYTES, 1));
+		memset(blocks[i], 2, BLOCK_BYTES);
+	}
+	for (int i = 0; i < BLOCKS; i += 2)
+		free(blocks[i]);
+	for (int i = 0; i < 4 * BLOCKS; i++)
+		more[i] = filled(69632, 3);
+	for (int i = 0; i < 4 * BLOCKS; i++) {
+		CHECK(is_all(more[i], 69632, 3));
+		free(more[i]);
+	}
+	for (int i = 1; i < BLOCKS; i += 2)
+		CHECK(is_all(blocks[i], BLOCK_BYTES, 2));
+	char *page = filled(MIB, 7);
+	CHECK(madvise(page, MIB, MADV_DONTNEED) == 0 && is_all(page, MIB, 0));
+	char *old = (char *)(((uintptr_t)blocks[1] + 4095) & ~(uintptr_t)4095);
+	CHECK(madvise(old, 65536, MADV_DONTNEED) == 0 && is_all(old, 65536, 0));
+	exit(23);
+}
+
+static int check_fork(void)
+{
+	char *blocks[BLOCKS];
+	int status;
+
+	for (int i = 0; i < BLOCKS; i++) {
+		blocks[i] = malloc(BLOCK_BYTES);
+		CHECK(blocks[i] != NULL);
+		memset(blocks[i], 1, BLOCK_BYTES);
+	}
+	for (int round = 0; round < 3; round++) {
+		pid_t child = fork();
+
+		CHECK(child >= 0);
+		if (child == 0)
+			child_main(blocks);
+		CHECK(waitpid(child, &status, 0) == child && WIFEXITED(status) && WEXITSTATUS(status) == 23);
+		for (int i = 0; i < BLOCKS; i++)
+			CHECK(is_all(blocks[i], BLOCK_BYTES, 1));
+	}
+	CHECK(system("exit 3") == 3 << 8);
+	return 0;
+}
+
+static int in_clone(void *arg)
+{
+	(void)arg;
+	return 0;
+}
+
+static int check_clone(void)
+{
+	static char stack[65536] __attribute__((aligned(16)));
+	int status;
+	pid_t child;
+
+	CHECK(clone(in_clone, stack + sizeof(stack), SIGCHLD, NULL) == -1 && errno == ENOSYS);
+	child = clone(in_clone, stack + sizeof(stack), SIGCHLD | CLONE_VM, NULL);
+	CHECK(child > 0 && waitpid(child, &status, 0) == child && status == 0);
+	return 0;
+}
+
+/* ---- futexes ---- */
+
+static void *lend_stack(void *arg)
+{
+	return arg;
+}
+
+static int check_sync(void)
+{
+	static pthread_mutex_t outside;
+	char *m = filled(MIB, 0);
+	pthread_mutexattr_t mutex_shared;
+	pthread_condattr_t cond_shared;
+	pthread_barrierattr_t barrier_shared;
+	pthread_rwlockattr_t rwlock_shared;
+	pthread_attr_t attr;
+	pthread_t thread;
+	void *result = NULL;
+
+	(void)pthread_mutexattr_init(&mutex_shared);
+	(void)pthread_mutexattr_setpshared(&mutex_shared, PTHREAD_PROCESS_SHARED);
+	(void)pthread_condattr_init(&cond_shared);
+	(void)pthread_condattr_setpshared(&cond_shared, PTHREAD_PROCESS_SHARED);
+	(void)pthread_rwlockattr_init(&rwlock_shared);
+	(void)pthread_rwlockattr_setpshared(&rwlock_shared, PTHREAD_PROCESS_SHARED);
+	(void)pthread_barrierattr_init(&barrier_shared);
+	(void)pthread_barrierattr_setpshared(&barrier_shared, PTHREAD_PROCESS_SHARED);
+	CHECK(pthread_mutex_init((pthread_mutex_t *)m, &mutex_shared) == EINVAL);
+	CHECK(pthread_cond_init((pthread_cond_t *)m, &cond_shared) == EINVAL);
+	CHECK(pthread_rwlock_init((pthread_rwlock_t *)m, &rwlock_shared) == EINVAL);
+	CHECK(pthread_barrier_init((pthread_barrier_t *)m, &barrier_shared, 2) == EINVAL);
+	CHECK(sem_init((sem_t *)m, 1, 0) == -1 && errno == ENOSYS);
+	CHECK(pthread_mutex_init(&outside, &mutex_shared) == 0);
+	CHECK(pthread_mutex_init((pthread_mutex_t *)m, NULL) == 0);
+	CHECK(pthread_cond_init((pthread_cond_t *)m, NULL) == 0);
+	CHECK(sem_init((sem_t *)m, 0, 0) == 0);
+
+	/* A thread on a stack from malloc; joining it sleeps on a futex in that stack. */
+	(void)pthread_attr_init(&attr);
+	CHECK(pthread_attr_setstack(&attr, m, MIB) == 0);
+	CHECK(pthread_create(&thread, &attr, lend_stack, &outside) == 0);
+	CHECK(pthread_join(thread, &result) == 0 && result == &outside);
+	return 0;
+}
+
+/* ---- descriptors: a daemon that closes all of them, a shell that wants number 3 ---- */
+
+static int check_descriptors(void)
+{
+	struct timespec soon = { .tv_nsec = 5000000 };
+	char *m = filled(16 * MIB, 1);
+	int zero = open("/dev/zero", O_RDWR);
+
+	CHECK(zero >= 3 && zero < 10);
+	for (int fd = 3; fd < 10; fd++)
+		CHECK(dup2(zero, fd) == fd);
+	for (int fd = 3; fd < 1024; fd++)
+		(void)close(fd);
+	CHECK(close_range(3, ~0u, 0) == 0);
+	closefrom(3);
+	CHECK(open("/dev/zero", O_RDWR) == 3);
+	for (int fd = 4; fd < 1000; fd++) {
+		int got = dup2(3, fd);
+
+		CHECK(got == fd || errno == EBADF);
+	}
+	for (char i = 1; i < 60; i++) {
+		CHECK(is_all(m, 16 * MIB, i));
+		memset(m, i + 1, 16 * MIB);
+		(void)nanosleep(&soon, NULL);
+	}
+	fill_and_free(32 * MIB);
+	return 0;
+}
+
+/* ---- signals: none may be taken by a thread that is not the program's ---- */
+
+static int check_signals(void)
+{
+	struct timespec soon = { .tv_nsec = 1000000 };
+	sigset_t set;
+
+	(void)sigemptyset(&set);
+	(void)sigaddset(&set, SIGUSR1);
+	CHECK(sigprocmask(SIG_BLOCK, &set, NULL) == 0);
+	for (int i = 0; i < 100; i++) {
+		CHECK(kill(getpid(), SIGUSR1) == 0); /* would kill us if another thread took it */
+		(void)nanosleep(&soon, NULL);
+		CHECK(sigtimedwait(&set, NULL, &soon) == SIGUSR1);
+	}
+	return 0;
+}
+
+/* ---- hold BYTES: fill memory, say "full", wait for a line, free it, say "empty", wait ---- */
+
+static int hold(size_t bytes)
+{
+	size_t count = bytes / 65536;
+	char **blocks = calloc(count, sizeof(*blocks));
+
+	CHECK(blocks != NULL);
+	for (size_t i = 0; i < count; i++)
+		blocks[i] = filled(65536, (char)i);
+	CHECK(puts("full") >= 0 && fflush(stdout) == 0);
+	(void)getchar();
+	for (size_t i = 0; i < count; i++) {
+		CHECK(is_all(blocks[i], 65536, (char)i));
+		free(blocks[i]);
+	}
+	CHECK(puts("empty") >= 0 && fflush(stdout) == 0);
+	(void)getchar();
+	return 0;
+}
+
+int main(int argc, char **argv)
+{
+	static const struct {
+		const char *name;
+		int (*check)(void);
+	} checks[] = {
+		{ "memory", check_memory },
+		{ "sizes", check_sizes },
+		{ "created-arena", check_created_arena },
+		{ "fork", check_fork },
+		{ "clone", check_clone },
+		{ "sync", check_sync },
+		{ "signals", check_signals },
+		{ "descriptors", check_descriptors },
+	};
+
+	fill_and_free(4 * MIB); /* lest the bridge complain that nothing was lent */
+	if (argc == 3 && strcmp(argv[1], "hold") == 0)
+		return hold(strtoull(argv[2], NULL, 10));
+	for (size_t i = 0; argc == 2 && i < sizeof(checks) / sizeof(checks[0]); i++)
+		if (strcmp(argv[1], checks[i].name) == 0)
+			return checks[i].check();
+	(void)fputs(
+		"usage: client memory|sizes|created-arena|fork|clone|sync|signals|descriptors|hold BYTES\n",
+		stderr);
+	return 2;
+}

@@ -1,0 +1,286 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: MIT
+"""`sublet run` from outside: what passes through, what is refused, what is left behind (nothing).
+
+SUBLET names the command; bridge_client is looked for in SUBLET_BUILD, or beside the command.
+"""
+import glob
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import unittest
+
+SUBLET = os.environ.get("SUBLET", "build/sublet")
+PROGRAMS = os.path.join(os.environ.get("SUBLET_BUILD", os.path.dirname(os.path.abspath(SUBLET))), "tests", "bridge")
+CLIENT = os.path.join(PROGRAMS, "bridge_client")
+STATIC = os.path.join(PROGRAMS, "bridge_static_client")
+SMALL = ("--area", "64M")
+MIB = 1 << 20
+
+
+class Run(unittest.TestCase):
+    def setUp(self):
+        self.folder = tempfile.mkdtemp(prefix="sublet-run-")
+        self.env = dict(os.environ, XDG_RUNTIME_DIR=self.folder)
+        for name in ("LD_PRELOAD", "MALLOC_CONF", "SUBLET_BRIDGE", "SUBLET_JEMALLOC"):
+            self.env.pop(name, None)
+
+    def tearDown(self):
+        shutil.rmtree(self.folder)
+
+    def sublet(self, *arguments, **env):
+        return subprocess.run([SUBLET, *arguments], capture_output=True, text=True, timeout=120, check=False,
+                              stdin=subprocess.DEVNULL, env={**self.env, **env})
+
+    def run_program(self, *program, options=SMALL, **env):
+        return self.sublet("run", *options, "--", *program, **env)
+
+    def assert_runs(self, result, code=0):
+        self.assertEqual((result.returncode, result.stderr), (code, ""), result.stdout)
+
+    def assert_one_line(self, result, *parts):
+        lines = result.stderr.splitlines()
+        self.assertEqual(len(lines), 1, result.stderr)
+        self.assertTrue(lines[0].startswith("sublet: "), lines[0])
+        for part in parts:
+            self.assertIn(part, lines[0])
+
+    def sockets(self):
+        return glob.glob(os.path.join(self.folder, "sublet", "*"))
+
+    # ---- what passes through ----
+
+    def test_exit_codes(self):
+        for code in (0, 1, 3, 125, 255):
+            self.assert_runs(self.run_program("bash", "-c", f"exit {code}"), code)
+        self.assertEqual(self.sockets(), [])
+
+    def test_death_by_signal(self):
+        for number in (signal.SIGTERM, signal.SIGKILL, signal.SIGSEGV):
+            result = self.run_program("bash", "-c", f"ulimit -c 0; kill -{int(number)} $$")
+            self.assertEqual(result.returncode, -number)
+
+    def test_the_pid_is_the_program_s(self):
+        with subprocess.Popen([SUBLET, "run", *SMALL, "--", "bash", "-c", "echo $$"], env=self.env,
+                              stdout=subprocess.PIPE, text=True) as process:
+            self.assertEqual(int(process.stdout.read()), process.pid)
+
+    def test_arguments_and_input(self):
+        result = self.run_program("bash", "-c", 'printf "%s|" "$0" "$@"', "a b", "--area", "--", "")
+        self.assertEqual(result.stdout, "a b|--area|--||")
+        self.assertEqual(self.sublet("run", *SMALL, "bash", "-c", "echo $1 $0", "-n", "x").stdout, "x -n\n")
+
+    def test_handlers_of_the_program_s_own(self):
+        script = "trap 'echo got it; exit 9' USR1; kill -USR1 $$; sleep 5"
+        result = self.run_program("bash", "-c", script)
+        self.assertEqual((result.returncode, result.stdout), (9, "got it\n"))
+        self.assert_runs(self.run_program(CLIENT, "signals"))
+
+    def test_preload_and_malloc_conf_are_kept(self):
+        script = 'echo "$LD_PRELOAD|$MALLOC_CONF"; bash -c \'echo "$LD_PRELOAD|$MALLOC_CONF|$SUBLET_RUN"\'; :'
+        result = self.run_program("bash", "-c", script, LD_PRELOAD="libm.so.6:libdl.so.2",
+                                  MALLOC_CONF="dirty_decay_ms:7")
+        own, child = result.stdout.splitlines()
+        preload, conf = own.split("|")
+        self.assertTrue(preload.endswith("/libjemalloc.so.2:libm.so.6:libdl.so.2"), preload)
+        self.assertEqual(conf, "dirty_decay_ms:7,oversize_threshold:0")
+        self.assertEqual(child, "libm.so.6:libdl.so.2|dirty_decay_ms:7|")
+        result = self.run_program("bash", "-c", script)
+        self.assertEqual(result.stdout.splitlines()[1], "||")
+
+    def test_a_shell_that_execs_the_program(self):
+        self.assert_runs(self.run_program("bash", "-c", f"exec {CLIENT} sizes", options=("--area", "128M")))
+
+    def test_a_script(self):
+        path = os.path.join(self.folder, "script")
+        with open(path, "w", encoding="utf-8") as f:
+            f.write(f"#!/usr/bin/env bash\nexec {CLIENT} memory\n")
+        os.chmod(path, 0o755)
+        self.assert_runs(self.run_program(path))
+
+    # ---- from the inside ----
+
+    def test_inside(self):
+        for what in ("memory", "sizes", "created-arena", "fork", "clone", "sync", "descriptors"):
+            for chaos in ((), ("--chaos", "1ms")):
+                with self.subTest(what, chaos=chaos):
+                    self.assert_runs(self.run_program(CLIENT, what, options=("--area", "128M", *chaos)))
+
+    def test_each_technique_and_backing(self):
+        for option in (("--technique", "zap"), ("--technique", "writeprotect"), ("--technique", "precopy"),
+                       ("--backing", "memfd"), ("--backing", "thp")):
+            with self.subTest(option):
+                result = self.run_program(CLIENT, "fork", options=(*SMALL, *option, "--chaos", "1ms"))
+                if result.returncode == 125 and "kernel" in result.stderr:
+                    self.skipTest(result.stderr)
+                self.assert_runs(result)
+
+    def stat(self, name):
+        result = self.sublet("stat", "-n", name, "--json")
+        self.assertEqual(result.returncode, 0, result.stderr)
+        return json.loads(result.stdout)
+
+    def start(self, *arguments, **env):
+        process = subprocess.Popen([SUBLET, "run", *arguments], env={**self.env, **env}, text=True,
+                                   stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        self.addCleanup(process.__exit__, None, None, None)
+        self.addCleanup(process.kill)
+        return process
+
+    def test_the_heap_is_lent_and_given_back(self):
+        process = self.start("--area", "256M", "-n", "heap", "--", CLIENT, "hold", str(128 * MIB),
+                             MALLOC_CONF="dirty_decay_ms:0")
+        self.assertEqual(process.stdout.readline(), "full\n")
+        full = self.stat("heap")
+        self.assertGreaterEqual(full["lent_bytes"], 128 * MIB)
+        self.assertGreaterEqual(full["lent_ratio"], 0.9)
+        process.stdin.write("\n")
+        process.stdin.flush()
+        self.assertEqual(process.stdout.readline(), "empty\n")
+        empty = self.stat("heap")
+        self.assertLess(empty["lent_bytes"], 16 * MIB)
+        self.assertGreater(empty["area_free_bytes"], full["area_free_bytes"])
+        process.stdin.close()
+        self.assertEqual(process.wait(), 0)
+        self.assertEqual(self.sockets(), [])
+
+    def test_a_heap_larger_than_the_arena(self):
+        process = self.start(*SMALL, "--normal", "64M", "-n", "large", "--", CLIENT, "hold", str(256 * MIB))
+        self.assertEqual(process.stdout.readline(), "full\n")
+        self.assertGreater(self.stat("large")["plain_bytes"], 64 * MIB)
+        process.communicate("\n\n")
+        self.assertEqual(process.returncode, 0)
+
+    def test_follow(self):
+        script = f"{CLIENT} hold 1000000 & sleep 1; {SUBLET} list; wait"
+        for options, count in ((SMALL, 1), ((*SMALL, "--follow"), 2)):
+            result = self.run_program("bash", "-c", script, options=(*options, "-n", "family"))
+            self.assertGreaterEqual(result.stdout.count("family"), count, result.stdout + result.stderr)
+            if count == 1:
+                self.assertEqual(result.stdout.count("family"), 1)
+
+    def test_a_shell_that_chooses_descriptors(self):
+        script = f"exec 3>{self.folder}/a 4>{self.folder}/b 5>{self.folder}/c 6>&3; echo x >&6; cat {self.folder}/a"
+        result = self.run_program("bash", "-c", script, options=(*SMALL, "--chaos", "1ms"))
+        self.assertEqual((result.returncode, result.stdout), (0, "x\n"), result.stderr)
+        script = f"sleep 1 & exec 3>{self.folder}/a 4>&3 5>&3; sleep 0.1; echo y >&3; wait; echo z >&5; cat {self.folder}/a"
+        result = self.run_program("bash", "-c", script)
+        self.assertEqual((result.returncode, result.stdout), (0, "y\nz\n"), result.stderr)
+
+    # ---- the policy ----
+
+    def seccomp_mode(self, *options):
+        result = self.run_program("grep", "^Seccomp:", "/proc/self/status", options=(*SMALL, *options))
+        return int(result.stdout.split()[1])
+
+    def test_policy(self):
+        self.assertEqual(self.seccomp_mode(), 2)
+        self.assertEqual(self.seccomp_mode("--allow", "direct,aio"), 2)
+        self.assertEqual(self.seccomp_mode("--allow", "all"), 0)
+        script = "import os; os.open('/dev/null', os.O_RDONLY | os.O_DIRECT)"
+        self.assertIn("Invalid argument", self.run_program(sys.executable, "-c", script).stderr)
+        allowed = self.run_program(sys.executable, "-c", script.replace("/dev/null", "/nonexistent"),
+                                   options=(*SMALL, "--allow", "direct"))
+        self.assertIn("No such file", allowed.stderr)
+
+    def test_an_inherited_direct_file(self):
+        with tempfile.NamedTemporaryFile(dir="/var/tmp") as file:
+            try:
+                fd = os.open(file.name, os.O_RDONLY | os.O_DIRECT)
+            except OSError:
+                self.skipTest("no O_DIRECT on /var/tmp")
+            result = subprocess.run([SUBLET, "run", *SMALL, "--", CLIENT, "memory"], capture_output=True, text=True,
+                                    timeout=60, check=False, env=self.env, pass_fds=[fd])
+            os.close(fd)
+        self.assertEqual(result.returncode, 0)
+        self.assert_one_line(result, f"descriptor {fd}", "O_DIRECT")
+
+    # ---- programs that cannot be helped ----
+
+    def test_never_allocates(self):
+        result = self.run_program("/bin/true")
+        self.assertEqual(result.returncode, 0)
+        self.assert_one_line(result, "never took memory")
+
+    def test_static(self):
+        if not os.path.exists(STATIC):
+            self.skipTest("no static libc here")
+        result = self.run_program(STATIC)
+        self.assertEqual(result.returncode, 42)
+        self.assert_one_line(result, "ordinary memory", "static")
+
+    def test_setuid(self):
+        if os.geteuid() != 0:
+            self.skipTest("needs root to make a setuid program of another user")
+        path = os.path.join(self.folder, "setuid")
+        shutil.copy("/bin/false", path)
+        os.chown(path, 65534, 65534)
+        os.chmod(path, 0o4755)
+        result = self.run_program(path)
+        self.assertEqual(result.returncode, 1)
+        self.assert_one_line(result, "ordinary memory", "setuid")
+
+    # ---- the program is not started ----
+
+    def assert_not_started(self, code, *arguments, words=(), **env):
+        marker = os.path.join(self.folder, "started")
+        result = self.sublet("run", *arguments, "touch", marker, **env)
+        self.assertEqual(result.returncode, code, result.stderr)
+        self.assertFalse(os.path.exists(marker))
+        self.assertTrue(result.stderr.startswith("sublet: "), result.stderr)
+        for word in words:
+            self.assertIn(word, result.stderr)
+
+    def test_refusals(self):
+        self.assert_not_started(125, "--area", "100T", words=("100 TiB", "memory available", "doctor"))
+        self.assert_not_started(125, "--area", "16M", "--normal", "100T", words=("memory available",))
+        self.assert_not_started(125, "--area", "1T", "--backing", "hugetlb", words=("huge pages", "doctor"))
+        self.assert_not_started(125, *SMALL, SUBLET_BRIDGE="/nonexistent", words=("libsublet-bridge.so",))
+        self.assert_not_started(125, *SMALL, SUBLET_JEMALLOC="/nonexistent", words=("jemalloc",))
+
+    def test_usage(self):
+        self.assert_not_started(2, "--allow", "direct,nonsense", words=('"nonsense"', "--help"))
+        self.assert_not_started(2, "--backing", "gold", words=("--backing", '"gold"'))
+        self.assert_not_started(2, "--technique", "magic", words=("--technique",))
+        self.assert_not_started(2, "--area", "12x", words=("--area",))
+        self.assert_not_started(2, "--name", "a/b", words=("--name",))
+        self.assert_not_started(2, "--chaos", "often", words=("--chaos",))
+        self.assertEqual(self.sublet("run").returncode, 2)
+        self.assertEqual(self.sublet("run", "--nonsense").returncode, 2)
+
+    def test_not_found_and_not_executable(self):
+        self.assertEqual(self.run_program("nonexistent-program").returncode, 127)
+        self.assertEqual(self.run_program("/nonexistent/program").returncode, 127)
+        self.assertEqual(self.run_program("/etc/passwd").returncode, 126)
+        self.assertEqual(self.run_program("/").returncode, 126)
+
+    def test_no_userfaultfd(self):
+        """As a user without permission: one line, one with what to do, and no program."""
+        if os.geteuid() != 0:
+            self.skipTest("needs root to become somebody else")
+        os.chmod(self.folder, 0o777)
+        marker = os.path.join(self.folder, "started")
+        command = ["setpriv", "--reuid", "65534", "--regid", "65534", "--clear-groups", "--inh-caps=-all",
+                   SUBLET, "run", *SMALL, "touch", marker]
+        result = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, env=self.env)
+        if os.path.exists(marker):
+            self.skipTest("anybody may use userfaultfd here")
+        self.assertEqual(result.returncode, 125, result.stderr)
+        self.assertIn("userfaultfd", result.stderr)
+        self.assertIn("doctor", result.stderr)
+
+    def test_help_names_every_part(self):
+        result = self.sublet("run", "--help")
+        self.assertEqual(result.returncode, 0)
+        for part in ("direct", "aio", "io_uring", "vmsplice", "zerocopy", "xdp", "kcrypto", "processvm", "vfio",
+                     "rdma", "v4l2", "sgio", "nvme", "vhost", "sev", "tee", "all"):
+            self.assertIn(f"\n  {part} ", result.stdout)
+
+
+if __name__ == "__main__":
+    unittest.main()

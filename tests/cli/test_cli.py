@@ -1,0 +1,301 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: MIT
+"""The `sublet` command from outside: exit codes, error lines, JSON, pictures, signals.
+
+usage: test_cli.py SUBLET FAKE_INSTANCE
+
+The instance only pretends (tests/control/fake_engine.h): 1 MiB is busy, 2 MiB has no room, 3 MiB
+waits until its deadline, anything over 64 MiB is too big.
+"""
+import fcntl
+import json
+import os
+import pty
+import shutil
+import signal
+import struct
+import subprocess
+import sys
+import tempfile
+import termios
+import time
+import unittest
+
+SUBLET, FAKE = sys.argv[1:3]
+
+
+class Cli(unittest.TestCase):
+    def setUp(self):
+        self.dir = tempfile.mkdtemp(prefix="sublet-cli-")
+        self.env = dict(os.environ, XDG_RUNTIME_DIR=self.dir, LC_ALL="C.UTF-8")
+        self.env.pop("NO_COLOR", None)
+        self.instances = []
+
+    def tearDown(self):
+        for p in self.instances:
+            p.kill()
+            p.wait()
+            p.stdout.close()
+        shutil.rmtree(self.dir)
+
+    def start(self, name="web"):
+        p = subprocess.Popen([FAKE, name], env=self.env, stdout=subprocess.PIPE)
+        self.instances.append(p)
+        self.assertEqual(p.stdout.readline(), b"ready\n")
+        return p
+
+    def sublet(self, *args, **env):
+        return subprocess.run([SUBLET, *args], env=dict(self.env, **env), capture_output=True, text=True, timeout=30)
+
+    def refused(self, code, text, *args):
+        """The command fails with this code and one error line that has `text` in it."""
+        r = self.sublet(*args)
+        self.assertEqual(r.returncode, code, (args, r))
+        lines = r.stderr.splitlines()
+        self.assertEqual(sum(line.startswith("sublet: ") for line in lines), 1, r.stderr)
+        self.assertIn(text, r.stderr, args)
+        self.assertEqual(r.stdout, "", args)
+        return r
+
+    def claims_held(self):
+        return json.loads(self.sublet("stat", "--json").stdout)["claims_held"]
+
+    # ---- the command line ----
+
+    def test_help_and_version(self):
+        self.assertRegex(self.sublet("--version").stdout, r"^sublet \d+\.\d+\.\d+$")
+        self.assertIn("exit status", self.sublet("help").stdout)
+        for name in ("run", "claim", "stat", "map", "list", "doctor", "demo"):
+            for r in (self.sublet(name, "--help"), self.sublet("help", name)):
+                self.assertEqual((r.returncode, r.stderr), (0, ""), name)
+                self.assertTrue(r.stdout.lower().startswith(f"usage: sublet {name}"), r.stdout)
+                self.assertRegex(r.stdout, "(?i)exit")
+        self.assertEqual(self.sublet().returncode, 2)
+
+    def test_unknown(self):
+        self.refused(2, "did you mean `sublet stat`?", "stta")
+        self.refused(2, "did you mean `sublet claim`?", "calim")
+        self.refused(2, "see `sublet help`", "frobnicate")
+        self.refused(2, "see `sublet help`", "")
+        self.refused(2, "'--bogus'", "--bogus")
+        self.refused(2, "x" * 50, "help", "x" * 50)
+        for name in ("claim", "stat", "map", "list", "doctor"):
+            self.refused(2, "no option '--bogus'", name, "--bogus")
+            self.refused(2, "no option '-Z'", name, "-Z")
+            self.refused(2, "'--json' takes no value", name, "--json=yes")
+
+    def test_bad_arguments(self):
+        p = self.start()
+        for args, text in (
+            (("abc",), "'abc' is no size"),
+            (("64MB",), "'64MB' is no size"),
+            (("0",), "nothing to claim"),
+            (("0M",), "nothing to claim"),
+            (("",), "'' is no size"),
+            ((), "SIZE is missing"),
+            (("1K", "2K"), "'2K'"),
+            (("99999999999G",), "64 bits"),
+            (("--align", "3", "4K"), "power of two"),
+            (("--align", "0", "4K"), "power of two"),
+            (("--align", "2G", "4K"), "power of two"),
+            (("--align", "x", "4K"), "--align 'x'"),
+            (("--deadline", "5", "4K"), "--deadline '5'"),
+            (("--deadline", "0", "4K"), "--no-wait"),
+            (("--hold", "soon", "4K"), "--hold 'soon'"),
+            (("--count", "0", "4K"), "--count '0'"),
+            (("--count", "100001", "4K"), "--count '100001'"),
+            (("--owner", "o" * 32, "4K"), "--owner"),
+            (("-n",), "'-n' needs a value"),
+            (("--name",), "'--name' needs a value"),
+        ):
+            self.refused(2, text, "claim", *args)
+        self.assertIsNone(p.poll())
+        self.assertEqual(json.loads(self.sublet("stat", "--json").stdout)["claims"], 0)
+
+    # ---- instances ----
+
+    def test_no_instance(self):
+        self.assertEqual(self.sublet("list").stdout, "no instance is running\n")
+        self.assertEqual(json.loads(self.sublet("list", "--json").stdout), {"instances": []})
+        for args in (("stat",), ("map",), ("claim", "4K")):
+            self.refused(3, self.dir, *args)
+            self.refused(3, "no instance 'web'", *args, "-n", "web")
+        p = self.start()
+        self.refused(3, f"web (pid {p.pid})", "stat", "-n", "wob")
+        self.refused(3, "no instance '1'", "stat", "-n", "1")
+
+    def test_dead_instance(self):
+        p = self.start()
+        p.kill()
+        p.wait()
+        self.assertEqual(len(os.listdir(self.dir + "/sublet")), 1)
+        self.refused(3, "'web' has ended", "claim", "-n", "web", "4K")
+        self.assertEqual(os.listdir(self.dir + "/sublet"), [])
+
+    def test_stopped_instance(self):
+        p = self.start()
+        p.send_signal(signal.SIGSTOP)
+        self.refused(1, "does not answer", "stat")
+        p.send_signal(signal.SIGCONT)
+        self.assertEqual(self.sublet("stat").returncode, 0)
+
+    def test_several(self):
+        a, b, c = self.start("web"), self.start("web"), self.start("db")
+        self.refused(3, "several instances are running", "stat")
+        self.refused(3, "by its pid", "stat", "-n", "web")
+        for p, args in ((a, ("-n", str(a.pid))), (b, (str(b.pid),)), (c, ("--name=db",))):
+            self.assertEqual(json.loads(self.sublet("stat", "--json", *args).stdout)["instance"]["pid"], p.pid)
+        found = json.loads(self.sublet("list", "--json").stdout)["instances"]
+        self.assertEqual([i["name"] for i in found], ["db", "web", "web"])
+        self.assertEqual({i["pid"] for i in found}, {a.pid, b.pid, c.pid})
+        self.assertEqual(len(self.sublet("list").stdout.splitlines()), 4)
+
+    def test_bad_directory(self):
+        os.mkdir(self.dir + "/sublet")
+        os.chmod(self.dir + "/sublet", 0o755)
+        self.refused(1, "mode 0700", "list")
+        self.refused(1, "mode 0700", "stat")
+
+    # ---- what it prints ----
+
+    def test_claim(self):
+        self.start()
+        r = self.sublet("claim", "-n", "web", "64K")
+        self.assertEqual(r.returncode, 0)
+        self.assertEqual(r.stdout, "claimed 64 KiB in 1 µs (0.24 × memcpy, 4.1 µs): "
+                         "moved 32 KiB, dropped 0, free 32 KiB, zeroed 0, waited 0\n")
+        r = self.sublet("claim", "64K", "--count", "5", "--no-wait", "--no-zero", "--dearest", "-a", "2M")
+        self.assertEqual(len(r.stdout.splitlines()), 6)
+        self.assertIn("5 of 5 claims succeeded", r.stdout)
+        self.assertEqual(self.claims_held(), 0)
+
+    def test_claim_json(self):
+        p = self.start()
+        r = self.sublet("claim", "--json", "-c", "3", "--no-wait", "64K")
+        out = json.loads(r.stdout)
+        self.assertEqual(out["instance"], {"name": "web", "pid": p.pid})
+        self.assertEqual(out["request"]["size_bytes"], 65536)
+        self.assertFalse(out["request"]["wait"])
+        self.assertEqual(len(out["claims"]), 3)
+        self.assertEqual(out["claims"][0]["memcpy_ns"], 4096)
+        self.assertEqual(out["claims"][0]["memcpy_ratio"], 1000 / 4096)
+        self.assertEqual(out["summary"]["succeeded"], 3)
+        self.assertEqual(out["summary"]["latency_p99_ns"], 1000)
+        self.assertEqual(out["summary"]["memcpy_ratio_median"], 1000 / 4096)
+
+    def test_claim_fails(self):
+        self.start()
+        self.assertIn("rx-ring", self.refused(4, "cannot claim 1 MiB of web", "claim", "1M").stderr)
+        self.assertIn("--normal 64M", self.refused(5, "12.1 KiB have nowhere to go", "claim", "2M").stderr)
+        self.assertIn("--area 128M", self.refused(5, "its area has 64 MiB", "claim", "100M").stderr)
+        self.refused(5, "its area has 64 MiB", "claim", "16777215T")
+        r = self.sublet("claim", "--json", "-c", "2", "1M")
+        self.assertEqual(r.returncode, 4)
+        out = json.loads(r.stdout)
+        self.assertEqual(out["claims"][1]["error"], "EBUSY")
+        self.assertEqual(out["claims"][1]["blockers"][0]["kind"], "pin")
+        self.assertEqual(out["summary"]["failed"], 2)
+        self.assertIsNone(out["summary"]["memcpy_ratio_median"])
+
+    def test_interrupted(self):
+        self.start()
+        for number, code in ((signal.SIGINT, 130), (signal.SIGTERM, 143)):
+            p = subprocess.Popen([SUBLET, "claim", "--hold", "1h", "64K"], env=self.env, stdout=subprocess.PIPE)
+            self.assertTrue(p.stdout.readline().startswith(b"claimed"))
+            self.assertEqual(self.claims_held(), 1)
+            p.send_signal(number)
+            self.assertEqual(p.wait(5), code)
+            self.assertEqual(self.claims_held(), 0)  # released, not merely abandoned
+            p.stdout.close()
+
+    def test_interrupted_while_waiting(self):
+        self.start()
+        p = subprocess.Popen([SUBLET, "claim", "--deadline", "1h", "3M"], env=self.env)
+        while json.loads(self.sublet("stat", "--json").stdout)["claims"] == 0:
+            time.sleep(0.01)
+        p.send_signal(signal.SIGINT)
+        self.assertEqual(p.wait(5), 130)
+
+    def test_killed(self):
+        self.start()
+        p = subprocess.Popen([SUBLET, "claim", "--hold", "1h", "64K"], env=self.env, stdout=subprocess.PIPE)
+        p.stdout.readline()
+        p.kill()
+        p.wait()
+        p.stdout.close()
+        for _ in range(100):
+            if self.claims_held() == 0:
+                break
+            time.sleep(0.05)
+        self.assertEqual(self.claims_held(), 0)
+
+    def test_stat(self):
+        self.start()
+        self.assertEqual(self.sublet("claim", "64K").returncode, 0)
+        out = json.loads(self.sublet("stat", "--json").stdout)
+        self.assertEqual(out["area_bytes"], 64 << 20)
+        self.assertEqual((out["backing"], out["technique"]), ("memfd", "zap"))
+        self.assertIsNone(out["lent_ratio"])
+        text = self.sublet("stat", "web").stdout
+        self.assertIn("area 64 MiB (memfd, frames of 4 KiB, moved by zap)", text)
+        self.assertIn("claims 1:", text)
+
+    def test_map(self):
+        self.start()
+        r = self.sublet("map", COLUMNS="80")
+        self.assertNotIn("\033", r.stdout)
+        rows = [line[12:] for line in r.stdout.splitlines()[1:] if line.startswith(" ") and "h" in line[12:14]]
+        self.assertTrue(all(len(row) <= 64 for row in rows))
+        out = json.loads(self.sublet("map", "--json").stdout)
+        self.assertEqual(len(out["blocks"]), 33)
+        self.assertEqual(out["blocks"][7]["held_frames"], 7)
+
+    def on_terminal(self, columns, **env):
+        """What `sublet map` writes to a terminal of so many columns."""
+        main, other = pty.openpty()
+        fcntl.ioctl(other, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+        p = subprocess.Popen([SUBLET, "map"], env=dict(self.env, TERM="xterm", **env), stdout=other)
+        os.close(other)
+        out = b""
+        while True:
+            try:
+                more = os.read(main, 65536)
+            except OSError:
+                break
+            if not more:
+                break
+            out += more
+        os.close(main)
+        self.assertEqual(p.wait(), 0)
+        return out.decode()
+
+    def test_map_on_a_terminal(self):
+        self.start()
+        self.assertIn("\033[0;", self.on_terminal(80))
+        self.assertNotIn("\033", self.on_terminal(80, NO_COLOR="1"))
+        wide = self.on_terminal(80, NO_COLOR="1").splitlines()
+        narrow = self.on_terminal(29, NO_COLOR="1").splitlines()
+        self.assertEqual(len(narrow) - len(wide), 2)  # 33 cells: 3 lines of 16 instead of 1 of 64
+        self.assertEqual(self.on_terminal(5, NO_COLOR="1").count("hh"), 0)
+
+    def test_doctor(self):
+        r = self.sublet("doctor")
+        self.assertIn(r.returncode, (0, 1))
+        out = json.loads(self.sublet("doctor", "--json").stdout)
+        self.assertEqual(out["run_works"], r.returncode == 0)
+        self.assertEqual(out["run_works"], all(c["verdict"] != "fail" for c in out["checks"]))
+        for c in out["checks"]:
+            self.assertTrue(c["found"], c)
+            if c["verdict"] != "ok":
+                self.assertTrue(c["cost"] and c["fix"], c)
+
+    def test_full_disk(self):
+        self.start()
+        with open("/dev/full", "w") as full:
+            p = subprocess.run([SUBLET, "list"], env=self.env, stdout=full, stderr=subprocess.PIPE, text=True)
+        self.assertEqual(p.returncode, 1)
+        self.assertIn("cannot write the output", p.stderr)
+
+
+if __name__ == "__main__":
+    unittest.main(argv=sys.argv[:1])

@@ -1,0 +1,380 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * A whole arena on Linux: what create refuses, and every way of fork() with memory lent and a
+ * thread writing all the time. After each, every word must be what its writer last stored, and
+ * everything must be shared again once the children are gone.
+ */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <cmocka.h>
+
+#include "core/arena.h"
+#include "linux/linux.h"
+
+#include <sublet/map.h>
+#include <sublet/stats.h>
+
+#include <errno.h>
+#include <fcntl.h>
+#include <pthread.h>
+#include <spawn.h>
+#include <stdatomic.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/resource.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#define AREA_BYTES ((uint64_t)64 << 20)
+#define HEAP_BYTES ((uint64_t)48 << 20)
+#define WORDS (HEAP_BYTES / 8)
+
+extern char **environ;
+
+static struct sublet_arena *arena;
+static uint64_t *heap;
+static uint64_t shadow[WORDS];
+static _Atomic bool stop;
+static _Atomic uint64_t wrong;
+
+static struct sublet_arena_options options_of(enum sublet_backing kind)
+{
+	return (struct sublet_arena_options){ SUBLET_OPTIONS(sublet_arena_options), .area_bytes = AREA_BYTES,
+					      .normal_bytes = AREA_BYTES, .backing = kind };
+}
+
+static void *writer_main(void *arg)
+{
+	uint64_t s = 7;
+
+	(void)arg;
+	while (!stop) {
+		s ^= s << 13, s ^= s >> 7, s ^= s << 17;
+		volatile uint64_t *p = heap + s % WORDS;
+		wrong += *p != shadow[s % WORDS];
+		shadow[s % WORDS] = s;
+		*p = s;
+	}
+	return NULL;
+}
+
+static struct sublet_stats stats_now(void)
+{
+	struct sublet_stats s = { SUBLET_OPTIONS(sublet_stats) };
+
+	assert_int_equal(sublet_arena_stats(arena, &s), 0);
+	return s;
+}
+
+static bool shared_again(void)
+{
+	for (int i = 0; i < 500; i++) {
+		if (!stats_now().area_held_bytes && !stats_now().children)
+			return true;
+		usleep(10000);
+	}
+	return false;
+}
+
+static pthread_t writer;
+
+static bool heap_open(enum sublet_backing kind)
+{
+	struct sublet_arena_options o = options_of(kind);
+
+	int err = sublet_arena_create(&o, &arena);
+	if (err) {
+		print_message("backing %d: error %d, skipped\n", (int)kind, err);
+		return false;
+	}
+	assert_int_equal(sublet_map(sublet_arena_mm(arena), HEAP_BYTES, SUBLET_MOVABLE, (void **)&heap), 0);
+	memset(shadow, 0, sizeof shadow);
+	stop = false;
+	wrong = 0;
+	assert_int_equal(pthread_create(&writer, NULL, writer_main, NULL), 0);
+	return true;
+}
+
+static void heap_close(void)
+{
+	char text[200] = "";
+
+	stop = true;
+	pthread_join(writer, NULL);
+	assert_int_equal(wrong, 0);
+	assert_memory_equal(heap, shadow, HEAP_BYTES);
+	if (sublet__arena_verify(arena, text, sizeof text))
+		fail_msg("%s", text);
+	sublet_arena_destroy(arena);
+	arena = NULL;
+}
+
+/* What a child does: its memory stands still; what it writes is its own. */
+static void child_checks(void)
+{
+	uint64_t sums[2] = { 0, 0 };
+
+	for (int k = 0; k < 2; k++) {
+		for (size_t i = 0; i < WORDS; i++)
+			sums[k] = sums[k] * 31 + ((volatile uint64_t *)heap)[i];
+		usleep(10000);
+	}
+	if (sums[0] != sums[1])
+		_exit(1);
+	if (!sublet__linux_in_child(arena))
+		_exit(2);
+	for (size_t i = 0; i < WORDS; i += 512)
+		heap[i] = ~(uint64_t)0;
+}
+
+static void wait_for(pid_t pid)
+{
+	int status;
+
+	assert_int_equal(waitpid(pid, &status, 0), pid);
+	assert_int_equal(status, 0);
+}
+
+static void plain_child(void)
+{
+	pid_t pid = fork();
+
+	if (!pid) {
+		child_checks();
+		sublet_arena_destroy(arena);
+		_exit(0);
+	}
+	assert_true(pid > 0);
+	wait_for(pid);
+	assert_true(shared_again());
+}
+
+/* A grandchild that keeps the memory and no descriptor, and outlives its parent. */
+static void daemon_child(void)
+{
+	int done[2];
+	char c = 0;
+
+	assert_int_equal(pipe(done), 0);
+	pid_t pid = fork();
+	if (!pid) {
+		if (fork())
+			_exit(0);
+		dup2(done[1], 3);
+		close_range(4, ~0u, 0);
+		usleep(300000);
+		child_checks();
+		_exit(write(3, "k", 1) == 1 ? 0 : 1);
+	}
+	wait_for(pid);
+	close(done[1]);
+	usleep(150000);
+	struct sublet_arena_info info = { SUBLET_OPTIONS(sublet_arena_info) };
+	assert_int_equal(sublet_arena_info(arena, &info), 0);
+	if (info.backing != SUBLET_BACKING_HUGETLB) /* where a child has copies nobody waits for it */
+		assert_true(stats_now().area_held_bytes > 0);
+	assert_int_equal(read(done[0], &c, 1), 1);
+	assert_int_equal(c, 'k');
+	close(done[0]);
+	assert_true(shared_again());
+}
+
+static void exec_child(void)
+{
+	pid_t pid = fork();
+	char name[] = "sleep", seconds[] = "1", *argv[] = { name, seconds, NULL };
+
+	if (!pid) {
+		execv("/bin/sleep", argv);
+		_exit(127);
+	}
+	assert_true(shared_again()); /* long before it ends */
+	wait_for(pid);
+	assert_int_equal(posix_spawn(&pid, "/bin/true", NULL, NULL, argv, environ), 0);
+	wait_for(pid);
+}
+
+static void *forker_main(void *arg)
+{
+	(void)arg;
+	for (int i = 0; i < 5; i++) {
+		pid_t pid = fork();
+		int status = -1;
+		if (!pid) {
+			usleep(5000);
+			_exit(0);
+		}
+		wrong += pid < 0 || waitpid(pid, &status, 0) != pid || status;
+	}
+	return NULL;
+}
+
+static void many_forkers(void)
+{
+	pthread_t thread[4];
+
+	for (int i = 0; i < 4; i++)
+		assert_int_equal(pthread_create(&thread[i], NULL, forker_main, NULL), 0);
+	/* Arenas come and go meanwhile. */
+	for (int i = 0; i < 5; i++) {
+		struct sublet_arena_options o = options_of(SUBLET_BACKING_MEMFD);
+		struct sublet_arena *other;
+		assert_int_equal(sublet_arena_create(&o, &other), 0);
+		sublet_arena_destroy(other);
+	}
+	for (int i = 0; i < 4; i++)
+		pthread_join(thread[i], NULL);
+	assert_true(shared_again());
+}
+
+static void cancelled(void)
+{
+	assert_int_equal(sublet__linux_fork_prepare(), 0);
+	sublet__linux_fork_cancel();
+	assert_true(shared_again());
+	assert_int_equal(sublet__linux_fork_prepare(), 0);
+	plain_child();
+}
+
+/* No address space left: the interposer can refuse, and everything becomes shared again. */
+static void refused(void)
+{
+	struct rlimit old, tight = { 1 << 20, RLIM_INFINITY };
+
+	assert_int_equal(getrlimit(RLIMIT_AS, &old), 0);
+	tight.rlim_max = old.rlim_max;
+	assert_int_equal(setrlimit(RLIMIT_AS, &tight), 0);
+	int err = sublet__linux_fork_prepare();
+	assert_int_equal(setrlimit(RLIMIT_AS, &old), 0);
+	assert_int_equal(err, -ENOMEM);
+	assert_true(shared_again());
+}
+
+static void test_forks(void **state)
+{
+	static const enum sublet_backing kinds[] = { SUBLET_BACKING_MEMFD, SUBLET_BACKING_THP,
+						     SUBLET_BACKING_HUGETLB };
+
+	(void)state;
+	for (size_t i = 0; i < 3; i++) {
+		if (!heap_open(kinds[i]))
+			continue;
+		plain_child();
+		daemon_child();
+		exec_child();
+		many_forkers();
+		cancelled();
+		refused();
+		heap_close();
+	}
+}
+
+static void test_chaos(void **state)
+{
+	(void)state;
+	assert_true(heap_open(SUBLET_BACKING_AUTO));
+	assert_int_equal(sublet__linux_chaos_start(arena, 0, 1), -EINVAL);
+	assert_int_equal(sublet__linux_chaos_start(arena, 50000, 1), 0);
+	assert_int_equal(sublet__linux_chaos_start(arena, 50000, 1), -EALREADY);
+	usleep(300000);
+	for (int i = 0; i < 3; i++)
+		plain_child();
+	usleep(300000);
+	assert_true(stats_now().moves > 10);
+	stop = true;
+	pthread_join(writer, NULL);
+	assert_int_equal(wrong, 0);
+	assert_memory_equal(heap, shadow, HEAP_BYTES);
+	sublet_arena_destroy(arena);
+}
+
+static void test_refused(void **state)
+{
+	struct sublet_arena_options o = options_of(SUBLET_BACKING_MEMFD);
+	struct sublet_arena *a;
+
+	(void)state;
+	assert_int_equal(sublet_arena_create(NULL, &a), -EINVAL);
+	assert_int_equal(sublet_arena_create(&o, NULL), -EINVAL);
+	o.area_bytes = 0;
+	assert_int_equal(sublet_arena_create(&o, &a), -EINVAL);
+	o.area_bytes = UINT64_MAX - 5;
+	assert_int_equal(sublet_arena_create(&o, &a), -EINVAL);
+	o.area_bytes = (uint64_t)1 << 41;
+	assert_int_equal(sublet_arena_create(&o, &a), -ENOMEM);
+	o = options_of((enum sublet_backing)9);
+	assert_int_equal(sublet_arena_create(&o, &a), -EINVAL);
+	o = options_of(SUBLET_BACKING_FD);
+	o.fd = -1;
+	assert_int_equal(sublet_arena_create(&o, &a), -EINVAL);
+	o = options_of(SUBLET_BACKING_MEMFD);
+	o.technique = (enum sublet_technique)7;
+	assert_int_equal(sublet_arena_create(&o, &a), -EINVAL);
+	o.technique = 0;
+	o.name = "a/b";
+	assert_int_equal(sublet_arena_create(&o, &a), -EINVAL);
+	o.name = NULL;
+	o.size_bytes = 0;
+	assert_int_equal(sublet_arena_create(&o, &a), -EINVAL);
+	sublet_arena_destroy(NULL);
+}
+
+static void test_sizes_and_info(void **state)
+{
+	struct { struct sublet_arena_options o; uint64_t newer; } longer = { options_of(SUBLET_BACKING_MEMFD), 0 };
+	struct sublet_arena_info info = { .size_bytes = 0 };
+	struct sublet_arena *a;
+
+	(void)state;
+	longer.o.size_bytes = sizeof longer;
+	longer.newer = 1;
+	assert_int_equal(sublet_arena_create(&longer.o, &a), -EINVAL);
+	longer.newer = 0;
+	longer.o.area_bytes = 1;
+	longer.o.name = "n";
+	assert_int_equal(sublet_arena_create(&longer.o, &a), 0);
+	assert_int_equal(sublet_arena_info(a, &info), -EINVAL);
+	info.size_bytes = sizeof info;
+	assert_int_equal(sublet_arena_info(a, &info), 0);
+	assert_int_equal(info.area_bytes, 2 << 20);
+	assert_int_equal(info.backing, SUBLET_BACKING_MEMFD);
+	assert_true(info.technique != SUBLET_TECHNIQUE_AUTO && info.linear && info.fd >= 0 && info.workers > 0);
+	assert_string_equal(sublet__linux_name(a), "n");
+	assert_non_null(sublet_arena_mm(a));
+	uint64_t ns = 0;
+	assert_int_equal(sublet__linux_memcpy_ns(a, 0, &ns), -EINVAL);
+	assert_int_equal(sublet__linux_memcpy_ns(a, 1 << 20, &ns), 0);
+	assert_true(ns > 1000);
+	sublet_arena_destroy(a);
+}
+
+static void test_nothing_is_left(void **state)
+{
+	struct sublet_arena_options o = options_of(SUBLET_BACKING_AUTO);
+	int before = dup(0), after;
+
+	(void)state;
+	close(before);
+	o.workers = 4;
+	for (int i = 0; i < 10; i++) {
+		struct sublet_arena *a;
+		assert_int_equal(sublet_arena_create(&o, &a), 0);
+		sublet_arena_destroy(a);
+	}
+	after = dup(0);
+	close(after);
+	assert_int_equal(before, after);
+}
+
+int main(void)
+{
+	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(test_refused), cmocka_unit_test(test_sizes_and_info),
+		cmocka_unit_test(test_nothing_is_left), cmocka_unit_test(test_forks), cmocka_unit_test(test_chaos),
+	};
+
+	return cmocka_run_group_tests(tests, NULL, NULL);
+}

@@ -1,0 +1,80 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: MIT
+"""What is installed is enough: a C and a C++ program build by pkg-config against it alone, and run."""
+import glob
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import unittest
+
+BUILD = os.environ["SUBLET_BUILD"]
+MESON = sys.argv.pop(1)
+
+PROGRAM = r"""
+#include <sublet/arena.h>
+#include <sublet/claim.h>
+#include <sublet/client.h>
+#include <sublet/map.h>
+#include <sublet/pin.h>
+#include <sublet/stats.h>
+#include <stdio.h>
+#include <string.h>
+int main(void)
+{
+	puts(sublet_version());
+	return strcmp(sublet_version(), SUBLET_VERSION) != 0;
+}
+"""
+
+
+class Install(unittest.TestCase):
+    @classmethod
+    def setUpClass(cls):
+        cls.folder = tempfile.TemporaryDirectory()
+        cls.root = cls.folder.name
+        subprocess.run([MESON, "install", "-C", BUILD, "--no-rebuild", "--quiet", "--destdir", cls.root],
+                       check=True, stdout=subprocess.DEVNULL)
+        cls.config = os.path.dirname(glob.glob(cls.root + "/**/sublet.pc", recursive=True)[0])
+        cls.library = os.path.dirname(glob.glob(cls.root + "/**/libsublet.so", recursive=True)[0])
+
+    @classmethod
+    def tearDownClass(cls):
+        cls.folder.cleanup()
+
+    def flags(self, *which):
+        environment = dict(os.environ, PKG_CONFIG_PATH=self.config, PKG_CONFIG_SYSROOT_DIR=self.root)
+        return subprocess.run(["pkg-config", *which, "sublet"], check=True, capture_output=True, text=True,
+                              env=environment).stdout.split()
+
+    def build_and_run(self, compiler, suffix):
+        if not shutil.which(compiler):
+            self.skipTest(f"no {compiler}")
+        source = os.path.join(self.root, "program" + suffix)
+        with open(source, "w", encoding="utf-8") as f:
+            f.write(PROGRAM)
+        program = os.path.join(self.root, "program" + suffix + ".out")
+        subprocess.run([compiler, "-Wall", "-Werror", "-o", program, source, *self.flags("--cflags", "--libs")],
+                       check=True)
+        result = subprocess.run([program], check=True, capture_output=True, text=True,
+                                env=dict(os.environ, LD_LIBRARY_PATH=self.library))
+        self.assertEqual(result.stdout.strip(), self.flags("--modversion")[0])
+
+    def test_c(self):
+        self.build_and_run("cc", ".c")
+
+    def test_cxx(self):
+        self.build_and_run("c++", ".cc")
+
+    def test_files(self):
+        for name in ("libsublet.so.0", "libsublet-bridge.so"):
+            self.assertTrue(os.path.exists(os.path.join(self.library, name)), name)
+        commands = glob.glob(self.root + "/**/bin/sublet", recursive=True)
+        self.assertEqual(len(commands), 1)
+        result = subprocess.run([commands[0], "--version"], check=True, capture_output=True, text=True)
+        self.assertIn(self.flags("--modversion")[0], result.stdout)
+
+
+if __name__ == "__main__":
+    unittest.main()

@@ -1,0 +1,264 @@
+/* SPDX-License-Identifier: MIT */
+/* core/commit.c, lock and unlock, and what claims drop. G1 (INTACT means every byte), G5, G8. */
+#include "fixture.h"
+
+static int lock_range(struct fake *f, uint32_t vpn, uint32_t pages)
+{
+	return sublet_lock(f->engine_mm[0], addr_of(f, 0, vpn), pages * PAGE);
+}
+
+static int unlock_range(struct fake *f, uint32_t vpn, uint32_t pages)
+{
+	return sublet_unlock(f->engine_mm[0], addr_of(f, 0, vpn), pages * PAGE);
+}
+
+/* Locked memory moves and keeps its bytes; unlocked memory is dropped without a copy, and says so. */
+static void discard_lock_and_drop(void **unused)
+{
+	static struct fake f;
+	struct sublet_claim claim;
+	(void)unused;
+
+	fixture_open(&f, NULL);
+	uint32_t area = f.options.area_frames, vpn = map_pages(&f, area, SUBLET_DISCARDABLE);
+	fill(&f, 0, vpn, area, 1);
+	assert_int_equal(lock_range(&f, vpn, area), SUBLET_INTACT); /* it starts locked */
+	assert_int_equal(claim_take(&f, 2 * SUBLET_MIB, NULL, &claim), 0);
+	assert_int_equal(claim.dropped_bytes, 0);
+	assert_int_equal(claim.moved_bytes, 2 * SUBLET_MIB);
+	check_fill(&f, 0, vpn, area, 1);
+	claim_give(&f, &claim);
+
+	assert_int_equal(unlock_range(&f, vpn, area / 2), 0);
+	assert_int_equal(stats_of(&f).area_discardable_bytes + stats_of(&f).area_movable_bytes +
+				 stats_of(&f).normal_used_bytes, area * PAGE);
+	fixture_verify(&f);
+	uint64_t copies = atomic_load(&f.calls[FAKE_COPY]);
+	assert_int_equal(claim_take(&f, 4 * SUBLET_MIB, NULL, &claim), 0);
+	assert_int_equal(atomic_load(&f.calls[FAKE_COPY]), copies);
+	assert_true(claim.dropped_bytes >= 2 * SUBLET_MIB);
+	fixture_verify(&f);
+	assert_int_equal(lock_range(&f, vpn + area / 2, area / 2), SUBLET_INTACT);
+	check_fill(&f, 0, vpn + area / 2, 0, 1);
+	claim_give(&f, &claim);
+	assert_int_equal(lock_range(&f, vpn, area / 2), SUBLET_DISCARDED);
+	assert_int_equal(lock_range(&f, vpn, area / 2), SUBLET_INTACT);
+	fill(&f, 0, vpn, area, 2);
+	check_fill(&f, 0, vpn, area, 2);
+	fixture_close(&f);
+}
+
+/* Unlock and lock with nobody claiming: INTACT, every byte (G1). Each unit by itself says what it lost. */
+static void discard_each_unit_tells(void **unused)
+{
+	static struct fake f;
+	struct sublet_claim claim;
+	uint64_t state = seed_get("discard_each_unit_tells");
+	(void)unused;
+
+	for (uint32_t round = 0; round < 30; round++) {
+		bool lost[64] = { false };
+		uint32_t lost_count = 0;
+		fixture_open(&f, NULL);
+		uint32_t rest = map_pages(&f, f.options.area_frames - 64 * 16, SUBLET_MOVABLE);
+		uint32_t vpn = map_pages(&f, 16, SUBLET_DISCARDABLE);
+		for (uint32_t u = 1; u < 64; u++) /* one by one: a folio each */
+			assert_int_equal(map_pages(&f, 16, SUBLET_DISCARDABLE), vpn + u * 16);
+		fill(&f, 0, vpn, 64 * 16, round);
+		fill(&f, 0, rest, f.options.area_frames - 64 * 16, 99);
+		for (uint32_t u = 0; u < 64; u++)
+			if (rng(&state) & 1)
+				assert_int_equal(unlock_range(&f, vpn + u * 16, 16), 0);
+		uint64_t most = (stats_of(&f).normal_free_bytes + stats_of(&f).area_discardable_bytes) / PAGE;
+		most -= 2 * f.options.run_pages_max; /* folios that lie half in the window move as a whole */
+		uint64_t pages = round % 2 ? most : 1 + below(&state, (uint32_t)most); /* G10: all there is */
+		assert_int_equal(claim_take(&f, pages * PAGE, NULL, &claim), 0);
+		fixture_verify(&f);
+		for (uint32_t u = 0; u < 64; u++) {
+			lost[u] = fake_kind_of(&f.mm[0], vpn + u * 16) == FAKE_NONE;
+			lost_count += lost[u];
+		}
+		assert_int_equal(claim.dropped_bytes, lost_count * UNIT);
+		claim_give(&f, &claim);
+		for (uint32_t u = 0; u < 64; u++) {
+			assert_int_equal(lock_range(&f, vpn + u * 16, 16), lost[u] ? SUBLET_DISCARDED : SUBLET_INTACT);
+			for (uint32_t i = 0; i < 16; i++)
+				if (lost[u])
+					check_zero(&f, 0, vpn + u * 16 + i, 1);
+		}
+		check_fill(&f, 0, rest, f.options.area_frames - 64 * 16, 99);
+		fixture_close(&f);
+	}
+}
+
+/* Only whole folios are unlocked; a lock of a part locks its folio. */
+static void discard_parts(void **unused)
+{
+	static struct fake f;
+	(void)unused;
+
+	fixture_open(&f, NULL);
+	uint32_t vpn = map_pages(&f, 64, SUBLET_DISCARDABLE);
+	assert_int_equal(unlock_range(&f, vpn, 63), 0);
+	assert_int_equal(stats_of(&f).area_discardable_bytes, 0); /* one folio of 64: not whole */
+	assert_int_equal(unlock_range(&f, vpn, 64), 0);
+	assert_int_equal(stats_of(&f).area_discardable_bytes, 64 * PAGE);
+	assert_int_equal(lock_range(&f, vpn + 3, 1), SUBLET_INTACT);
+	assert_int_equal(stats_of(&f).area_discardable_bytes, 0);
+	assert_int_equal(unlock_range(&f, vpn + 1000, 1), -EINVAL);
+	assert_int_equal(lock_range(&f, vpn, 65), -EINVAL);
+	uint32_t movable = map_pages(&f, 16, SUBLET_MOVABLE);
+	assert_int_equal(lock_range(&f, movable, 16), -EINVAL);
+	assert_int_equal(unlock_range(&f, movable, 16), -EINVAL);
+	fixture_close(&f);
+}
+
+/* Unlocked memory cannot be pinned; pinned memory stays locked (G2). */
+static void discard_pins(void **unused)
+{
+	static struct fake f;
+	struct sublet_pin pin;
+	struct sublet_claim claim;
+	(void)unused;
+
+	fixture_open(&f, NULL);
+	uint32_t vpn = map_pages(&f, 64, SUBLET_DISCARDABLE);
+	fill(&f, 0, vpn, 64, 4);
+	assert_int_equal(sublet_pin(f.engine_mm[0], addr_of(&f, 0, vpn), PAGE, SUBLET_PIN_READ, &pin), 0);
+	fake_device_hold(&f.mm[0], vpn, 64, 1);
+	assert_int_equal(unlock_range(&f, vpn, 64), 0);
+	struct sublet_claim_options o = { SUBLET_OPTIONS(sublet_claim_options), .flags = SUBLET_CLAIM_NOWAIT };
+	assert_int_equal(claim_take(&f, bytes_of(&f, f.options.area_frames), &o, &claim), -EBUSY);
+	check_fill(&f, 0, vpn, 64, 4);
+	fake_device_hold(&f.mm[0], vpn, 64, -1);
+	assert_int_equal(sublet_unpin(&pin), 0);
+	assert_int_equal(unlock_range(&f, vpn, 64), 0);
+	assert_int_equal(sublet_pin(f.engine_mm[0], addr_of(&f, 0, vpn), PAGE, SUBLET_PIN_READ, &pin), -EFAULT);
+	assert_int_equal(sublet_unpin(&pin), -EINVAL);
+	assert_int_equal(lock_range(&f, vpn, 64), SUBLET_INTACT);
+	assert_int_equal(sublet_pin(f.engine_mm[0], addr_of(&f, 0, vpn), PAGE, SUBLET_PIN_READ, &pin), 0);
+	assert_int_equal(sublet_unpin(&pin), 0);
+	fixture_close(&f);
+}
+
+/* A lock that finds no frames fails, and what was dropped is still told later (G1, G5). */
+static void discard_lock_no_memory(void **unused)
+{
+	static struct fake f;
+	(void)unused;
+
+	for (uint32_t spare = 0; spare <= 48; spare++) {
+		struct sublet_claim drop, rest;
+		fixture_open(&f, &(struct fake_options){ .area_frames = 512, .normal_frames = FAKE_NORMAL_NONE });
+		uint32_t vpn = map_pages(&f, 48, SUBLET_DISCARDABLE);
+		fill(&f, 0, vpn, 48, 1);
+		assert_int_equal(unlock_range(&f, vpn, 48), 0);
+		assert_int_equal(claim_take(&f, 512 * PAGE, NULL, &drop), 0);
+		claim_give(&f, &drop);
+		assert_int_equal(claim_take(&f, (512 - spare) * PAGE, NULL, &rest), 0);
+		int err = lock_range(&f, vpn, 48);
+		assert_int_equal(err, spare < 48 ? -ENOMEM : SUBLET_DISCARDED);
+		fixture_verify(&f);
+		claim_give(&f, &rest);
+		for (uint32_t u = 0; u < 3; u++) /* no unit may claim to be intact: its bytes are gone */
+			assert_int_equal(lock_range(&f, vpn + u * 16, 16), err < 0 ? SUBLET_DISCARDED : SUBLET_INTACT);
+		check_zero(&f, 0, vpn, 48);
+		assert_int_equal(lock_range(&f, vpn, 48), SUBLET_INTACT);
+		fixture_close(&f);
+	}
+}
+
+/* Protected and forked memory under lock and unlock: the counts stay right (G8). */
+static void discard_held(void **unused)
+{
+	static struct fake f;
+	struct sublet_mm *mm;
+	(void)unused;
+
+	for (uint32_t order = 0; order < 8; order++) {
+		fixture_open(&f, NULL);
+		mm = f.engine_mm[0];
+		uint32_t vpn = map_pages(&f, 64, SUBLET_DISCARDABLE);
+		void *addr = addr_of(&f, 0, vpn);
+		if (order & 1)
+			assert_int_equal(unlock_range(&f, vpn, 64), 0);
+		if (order & 2) {
+			assert_int_equal(sublet__mm_fork_begin(mm), 0);
+			sublet__mm_fork_end(mm, 77);
+		} else {
+			sublet__mm_note_protected(mm, addr, 64 * PAGE, true);
+		}
+		fixture_verify(&f);
+		assert_int_equal(stats_of(&f).area_held_bytes, 64 * PAGE);
+		if (order & 4)
+			assert_int_equal(unlock_range(&f, vpn, 64), 0);
+		fixture_verify(&f);
+		assert_int_equal(lock_range(&f, vpn, 64), SUBLET_INTACT);
+		fixture_verify(&f);
+		assert_int_equal(unlock_range(&f, vpn, 64), 0);
+		fixture_verify(&f);
+		if (order & 2)
+			assert_int_equal(sublet__mm_fork_restore(mm, sublet__mm_fork_epoch(mm)), 0);
+		else
+			sublet__mm_note_protected(mm, addr, 64 * PAGE, false);
+		fixture_verify(&f);
+		assert_int_equal(stats_of(&f).area_held_bytes, 0);
+		assert_int_equal(lock_range(&f, vpn, 64), SUBLET_INTACT);
+		fixture_close(&f);
+	}
+}
+
+/* Unmapped while unlocked, protected, or both. */
+static void discard_unmap(void **unused)
+{
+	static struct fake f;
+	(void)unused;
+
+	for (uint32_t how = 0; how < 4; how++) {
+		fixture_open(&f, NULL);
+		uint32_t vpn = map_pages(&f, 64, SUBLET_DISCARDABLE);
+		if (how & 1)
+			assert_int_equal(unlock_range(&f, vpn, 64), 0);
+		if (how & 2)
+			sublet__mm_note_protected(f.engine_mm[0], addr_of(&f, 0, vpn), 16 * PAGE, true);
+		assert_int_equal(sublet_unmap(f.engine_mm[0], addr_of(&f, 0, vpn + 16), 16 * PAGE), 0);
+		fixture_verify(&f);
+		assert_int_equal(sublet_unmap(f.engine_mm[0], addr_of(&f, 0, vpn), 16 * PAGE), 0);
+		assert_int_equal(sublet_unmap(f.engine_mm[0], addr_of(&f, 0, vpn + 32), 32 * PAGE), 0);
+		assert_int_equal(stats_of(&f).area_free_bytes, stats_of(&f).area_bytes);
+		fixture_close(&f);
+	}
+}
+
+/* G5: dropping fails in the platform: the claim says so, and nothing was lost. */
+static void discard_drop_fails(void **unused)
+{
+	static struct fake f;
+	struct sublet_claim claim;
+	(void)unused;
+
+	fixture_open(&f, NULL);
+	uint32_t vpn = map_pages(&f, f.options.area_frames, SUBLET_DISCARDABLE);
+	fill(&f, 0, vpn, f.options.area_frames, 6);
+	assert_int_equal(unlock_range(&f, vpn, f.options.area_frames), 0);
+	fake_fail(&f, 1u << FAKE_UNMAP, 1, -ENOSYS, true);
+	assert_int_equal(claim_take(&f, 4 * SUBLET_MIB, NULL, &claim), -EBUSY);
+	assert_true(fake_fail_end(&f));
+	assert_int_equal(claim.blockers[0].kind, SUBLET_BLOCKER_PLATFORM);
+	assert_int_equal(claim.blockers[0].error, -ENOSYS);
+	fixture_verify(&f);
+	assert_int_equal(lock_range(&f, vpn, f.options.area_frames), SUBLET_INTACT);
+	check_fill(&f, 0, vpn, f.options.area_frames, 6);
+	fixture_close(&f);
+}
+
+int main(void)
+{
+	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(discard_lock_and_drop), cmocka_unit_test(discard_each_unit_tells),
+		cmocka_unit_test(discard_parts),	 cmocka_unit_test(discard_pins),
+		cmocka_unit_test(discard_lock_no_memory), cmocka_unit_test(discard_held),
+		cmocka_unit_test(discard_unmap),	 cmocka_unit_test(discard_drop_fails),
+	};
+	return cmocka_run_group_tests(tests, NULL, NULL);
+}
