@@ -40,7 +40,6 @@ struct sublet_arena_options {
 	void *linear;             /* BACKING_FD: the caller's own shared mapping of that range (already known to
 	                             a device, say), used instead of a new one; may be NULL */
 	uint64_t mapping_limit;   /* kernel mappings the arena may use; 0: half of vm.max_map_count */
-	const char *name;         /* shown by `sublet list`; NULL: none. The string is copied */
 };
 
 struct sublet_arena_info {
@@ -90,7 +89,9 @@ SUBLET_API SUBLET_NODISCARD int sublet_arena_info(struct sublet_arena *arena, st
  * `claim` reach this arena (sublet/client.h is the same for programs). A thread of its own serves
  * it until the arena is destroyed.
  * -EEXIST  a live instance of this user has that name and this pid already
- * -EINVAL  name is empty, too long, or has a '/' in it
+ * -EINVAL  name is empty, too long, begins with '.', or has a '/' or a control character in it
+ * -EPERM   the directory of sockets is not private to this user
+ * -ENOSPC  too many servers on this arena; or -errno of the directory, the socket or the thread
  */
 SUBLET_API SUBLET_NODISCARD int sublet_arena_serve(struct sublet_arena *arena, const char *name);
 

@@ -4,8 +4,8 @@
  *
  * A driver process connects once, takes the area's descriptor once (maps it, registers it with its
  * device), then claims and releases. Claims belong to the connection: when it closes, what it still
- * held is released as soon as the driver process has ended, which is when the kernel has let go of
- * its I/O; until then they stay, as blockers that carry the driver's name.
+ * held is released once the driver process has ended, and 200 ms more, for the kernel to finish I/O
+ * that it tears down after the process; until then they stay, as blockers that carry the driver's name.
  *
  * A client is used by one thread at a time.
  */
@@ -42,6 +42,10 @@ SUBLET_API SUBLET_NODISCARD int sublet_instance_list(struct sublet_instance *ins
  * -EACCES        it belongs to another user
  * -ECONNREFUSED  it has ended
  * -EPROTO        it speaks another version of the protocol
+ * -EUSERS        it has as many connections as it takes
+ * -ETIMEDOUT     it does not answer: stopped, or very busy
+ * -EPERM         the directory of sockets is not private to this user
+ * -ENAMETOOLONG  no instance can have that name; -ENOMEM; -errno of the socket
  */
 SUBLET_API SUBLET_NODISCARD int sublet_client_connect(const char *name_or_pid, struct sublet_client **client);
 
@@ -63,7 +67,12 @@ SUBLET_API SUBLET_NODISCARD int sublet_client_info(struct sublet_client *client,
  */
 SUBLET_API SUBLET_NODISCARD int sublet_client_fd(struct sublet_client *client, int *fd);
 
-/* As sublet_claim; claim->addr is NULL. The call waits at most deadline_ns and a little. */
+/*
+ * As sublet_claim; claim->addr is NULL. The call waits at most deadline_ns and a little. A deadline of
+ * more than a second is served in slices of one second, so that a client that goes away is noticed.
+ * -ENOSPC     this connection holds 1024 claims already
+ * -ETIMEDOUT  no answer; every later call of this client fails with -EPIPE
+ */
 SUBLET_API SUBLET_NODISCARD int sublet_client_claim(struct sublet_client *client, uint64_t bytes,
 						    const struct sublet_claim_options *options,
 						    struct sublet_claim *claim);

@@ -105,7 +105,6 @@ static int create_arena(const struct sublet__settings *s)
 		.normal_bytes = s->normal_bytes,
 		.backing = s->backing,
 		.technique = s->technique,
-		.name = s->name,
 	};
 	int err = sublet_arena_create(&options, &sublet__bridge.arena);
 

@@ -42,21 +42,6 @@
 #define SO_PEERPIDFD 77
 #endif
 
-/* Move a descriptor of ours out of the numbers that the program's own will get. */
-static int out_of_the_way(int fd)
-{
-	struct rlimit limit;
-	int high;
-
-	if (fd < 0 || getrlimit(RLIMIT_NOFILE, &limit))
-		return fd;
-	high = fcntl(fd, F_DUPFD_CLOEXEC, limit.rlim_cur >= 1024 ? 512 : (int)(limit.rlim_cur / 2));
-	if (high < 0)
-		return fd;
-	close(fd);
-	return high;
-}
-
 /* Keep a new descriptor, out of the program's way. A negative one is an -errno, and returned. */
 static int fd_keep(struct sublet__fd *out, int fd)
 {
@@ -64,7 +49,7 @@ static int fd_keep(struct sublet__fd *out, int fd)
 
 	if (fd < 0)
 		return fd;
-	fd = out_of_the_way(fd);
+	fd = sublet__linux_fd_high(fd);
 	if (fstat(fd, &st)) {
 		close(fd);
 		return -EBADF;

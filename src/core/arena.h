@@ -40,7 +40,7 @@ struct sublet_arena *sublet__mm_arena(struct sublet_mm *mm);
 /* Whether [addr, addr + bytes) touches the mm's window. */
 bool sublet__mm_contains(const struct sublet_mm *mm, const void *addr, uint64_t bytes);
 
-/* Bytes of the program's heap that lie outside every window: added to plain_bytes in the statistics. */
+/* Bytes of the program's heap that lie outside every window: added to plain_bytes, each call on top of the last. */
 void sublet__arena_note_outside(struct sublet_arena *arena, uint64_t bytes);
 
 /*

@@ -67,6 +67,11 @@ static inline uint32_t a32_sub_relaxed(sublet__a32 *a, uint32_t v)
 	return atomic_fetch_sub_explicit(a, v, memory_order_relaxed);
 }
 
+static inline uint32_t a32_add_seq_cst(sublet__a32 *a, uint32_t v)
+{
+	return atomic_fetch_add_explicit(a, v, memory_order_seq_cst);
+}
+
 static inline uint32_t a32_add_acq_rel(sublet__a32 *a, uint32_t v)
 {
 	return atomic_fetch_add_explicit(a, v, memory_order_acq_rel);

@@ -155,7 +155,7 @@ int sublet__mm_fork_begin(struct sublet_mm *mm)
 
 	a32_add_acq_rel(&mm->fork_epoch, 1);
 	/* seq_cst with the load in sublet__mm_populate and fork_restore; see the picture above */
-	atomic_fetch_add(&mm->fork_pending, 1);
+	a32_add_seq_cst(&mm->fork_pending, 1);
 	a32_store_seq_cst(&mm->fork_held, 1);
 	for_each_block(at, count, 0, used_pages(mm)) {
 		engine_lock(mm->arena, block_lock_of(mm, at));

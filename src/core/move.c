@@ -188,8 +188,9 @@ static bool sources_each(struct run *r, uint32_t pages, bool (*fn)(struct run *r
 static bool written_clear(struct run *r, uint32_t at, struct sublet__frame *f)
 {
 	(void)r, (void)at;
-	a32_and_acq_rel(&f->ref, ~REF_WRITTEN); /* pairs with ref_take: a pin from here on sets it again (L2) */
-	return true;
+	/* Pairs with ref_take: a pin from here on sets it again (L2). One that is there already may have set
+	   it for a write that is still to come, and would leave no trace: the folio is not to move now. */
+	return !(a32_and_acq_rel(&f->ref, ~REF_WRITTEN) & REF_COUNT_MASK);
 }
 
 static bool source_unfreeze(struct run *r, uint32_t at, struct sublet__frame *f)
@@ -329,7 +330,10 @@ static int run_move(struct run *r, const struct sublet__window_range *range)
 		return -ENOSPC;
 	}
 	if (mm->config.features & SUBLET__MM_TRACK) {
-		sources_each(r, r->pages, written_clear);
+		if (!sources_each(r, r->pages, written_clear)) {
+			destinations_put(r);
+			return -EAGAIN;
+		}
 		err = mm->config.ops->track(mm->config.ctx, r->vpn, r->pages);
 		r->tracked = !err; /* without it the copy is made while blocked, which is always right */
 		if (r->tracked)

@@ -40,11 +40,6 @@ struct sublet__instance *sublet__instance_of(struct sublet_arena *arena)
 	return sublet__arena_owner(arena);
 }
 
-const char *sublet__linux_name(struct sublet_arena *arena)
-{
-	return sublet__instance_of(arena)->name;
-}
-
 struct sublet_mm *sublet_arena_mm(struct sublet_arena *arena)
 {
 	return sublet__arena_mm(arena, 0);
@@ -85,8 +80,6 @@ static int options_complete(struct sublet_arena_options *o)
 	    !round_up(&o->area_bytes))
 		return -EINVAL;
 	if (o->backing != SUBLET_BACKING_FD && (o->fd_offset_bytes || o->linear))
-		return -EINVAL;
-	if (o->name && (!o->name[0] || strlen(o->name) >= SUBLET_NAME_BYTES || strchr(o->name, '/')))
 		return -EINVAL;
 	if (!o->normal_bytes)
 		o->normal_bytes = o->area_bytes / 4 > NORMAL_MIN_BYTES ? o->area_bytes / 4 : NORMAL_MIN_BYTES;
@@ -163,8 +156,6 @@ static int build(struct sublet__instance *in, const struct sublet_arena_options 
 	in->area_bytes = o->area_bytes;
 	in->normal_bytes = o->normal_bytes;
 	in->mapping_limit = o->mapping_limit;
-	if (o->name)
-		memcpy(in->name, o->name, strlen(o->name) + 1);
 	err = sublet__backing_open(&in->backing, o, o->area_bytes + o->normal_bytes);
 	if (err)
 		goto out;

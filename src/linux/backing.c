@@ -19,6 +19,7 @@
  */
 #include "linux/backing.h"
 
+#include "linux/linux.h"
 #include "linux/proc.h"
 #include "linux/uapi.h"
 
@@ -241,7 +242,7 @@ static int open_file(enum sublet_backing kind, uint64_t bytes)
 		close(fd);
 		return err;
 	}
-	return fd;
+	return sublet__linux_fd_high(fd);
 }
 
 static int note_identity(struct sublet__backing *b)

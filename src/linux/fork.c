@@ -28,6 +28,7 @@
  */
 #include "linux/fork.h"
 
+#include "linux/linux.h"
 #include "linux/proc.h"
 
 #include <errno.h>
@@ -121,7 +122,9 @@ static int prepare(void)
 		pair[0] = -1;
 		pair[1] = -1;
 	}
-	here = (struct fork_here){ .prepared = true, .read_fd = pair[0], .write_fd = pair[1] };
+	here = (struct fork_here){ .prepared = true,
+				   .read_fd = sublet__linux_fd_high(pair[0]),
+				   .write_fd = sublet__linux_fd_high(pair[1]) };
 	return 0;
 }
 
@@ -388,7 +391,7 @@ static int start(void)
 	if (forks.running)
 		return 0;
 	forks.stop = false;
-	forks.wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+	forks.wake_fd = sublet__linux_fd_high(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
 	if (forks.wake_fd < 0)
 		return -errno;
 	int err = sublet__linux_thread_start(&forks.thread, "sublet-fork", watcher_main, NULL);

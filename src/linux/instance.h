@@ -30,7 +30,6 @@ struct sublet__instance {
 	uint64_t area_bytes;
 	uint64_t normal_bytes;
 	uint64_t mapping_limit;
-	char name[SUBLET_NAME_BYTES];
 	struct sublet__chaos chaos;
 
 	/* Companions are added by any thread, and only go with the arena. */

@@ -70,8 +70,12 @@ void sublet__linux_fork_cancel(void);
  */
 bool sublet__linux_in_child(struct sublet_arena *arena);
 
-/* The name given at creation, "" where there is none. Lives as long as the arena. */
-const char *sublet__linux_name(struct sublet_arena *arena);
+/*
+ * Move a new descriptor of ours out of the low numbers: programs choose those by number, and daemons
+ * close everything from 3 on. Returns the number to use from here on, close-on-exec; the same one
+ * where there is no higher, or fd is negative.
+ */
+int sublet__linux_fd_high(int fd);
 
 /*
  * Torture mode: a thread that every period_ns moves one live run to other frames, and now and then

@@ -30,6 +30,7 @@
 #include "linux/mm.h"
 
 #include "linux/copy.h"
+#include "linux/linux.h"
 #include "linux/proc.h"
 #include "linux/uapi.h"
 #include "linux/uffd.h"
@@ -347,7 +348,7 @@ static int open_descriptors(struct sublet__linux_mm *mm, enum sublet_technique w
 
 	if (err)
 		return err == -ENOSYS ? -EOPNOTSUPP : err == -EACCES ? -EPERM : err;
-	mm->pagemap = open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC);
+	mm->pagemap = sublet__linux_fd_high(open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC));
 	mm->technique = wanted == SUBLET_TECHNIQUE_AUTO ? choose(mm, features) : wanted;
 	needed = features_needed(mm);
 	if ((features & needed) != needed)

@@ -14,11 +14,16 @@
  */
 #include "linux/proc.h"
 
+#include "linux/linux.h"
+
 #include <errno.h>
 #include <fcntl.h>
 #include <sched.h>
 #include <string.h>
+#include <sys/resource.h>
 #include <unistd.h>
+
+#define FD_HIGH 512 /* above what programs choose by number, below the usual limit of 1024 */
 
 void sublet__text_start(struct sublet__text *text, const char *s)
 {
@@ -303,4 +308,18 @@ void sublet__complain(const char *what, int error)
 	sublet__text_add(&text, "\n");
 	ssize_t n = write(STDERR_FILENO, text.data, text.bytes);
 	(void)n;
+}
+
+int sublet__linux_fd_high(int fd)
+{
+	struct rlimit limit;
+
+	if (fd < 0 || getrlimit(RLIMIT_NOFILE, &limit))
+		return fd;
+	int least = limit.rlim_cur >= 2 * FD_HIGH ? FD_HIGH : (int)(limit.rlim_cur / 2);
+	int high = fd < least ? fcntl(fd, F_DUPFD_CLOEXEC, least) : -1;
+	if (high < 0)
+		return fd;
+	close(fd);
+	return high;
 }

@@ -13,6 +13,8 @@
  */
 #include "linux/uffd.h"
 
+#include "linux/linux.h"
+
 #include <errno.h>
 #include <fcntl.h>
 #include <sys/syscall.h>
@@ -66,7 +68,7 @@ int sublet__uffd_open(uint64_t features)
 		close(uffd);
 		return err;
 	}
-	return uffd;
+	return sublet__linux_fd_high(uffd);
 }
 
 int sublet__uffd_register(int uffd, uintptr_t addr, size_t bytes, uint64_t mode)

@@ -5,8 +5,9 @@ import random
 
 import lent
 
-COMMITS = 1500
+COMMITS = 1000
 FILES = 60
+LARGE_BYTES = 24 * lent.MIB  # one file that git holds in its heap as a whole
 
 
 def history():
@@ -24,6 +25,8 @@ def history():
             lines[file][chance.randrange(120)] = chance.randbytes(12).hex()
             data = "\n".join(lines[file]).encode()
             out.append(b"M 100644 inline folder%d/file%d\ndata %d\n%b\n" % (file % 5, file, len(data), data))
+    large = chance.randbytes(LARGE_BYTES // 8) * 8
+    out.append(b"M 100644 inline large\ndata %d\n%b\n" % (LARGE_BYTES, large))
     return b"".join(out) + b"done\n"
 
 
@@ -31,7 +34,7 @@ class Git(lent.Case):
     def setUp(self):
         super().setUp()
         self.env.update(HOME=self.folder, GIT_CONFIG_NOSYSTEM="1")
-        self.git = (lent.program("git"), "-c", "core.packedGitWindowSize=1m", "-c", "safe.directory=*")
+        self.git = (lent.program("git"), "-c", "core.compression=1", "-c", "safe.directory=*")
 
     def make(self, run, name, **options):
         """A repository from the history; the exit code of the import."""
@@ -64,7 +67,7 @@ class Git(lent.Case):
         want = self.run_plain(*read, cwd=self.path("plain"))
         got, _ = self.run_lent(*read, cwd=self.path("lent"))
         self.assertEqual(got[0], 0)
-        self.assertGreater(len(got[1]), COMMITS * 1000)
+        self.assertGreater(len(got[1]), LARGE_BYTES)
         self.assertTrue(got == want, "the objects differ")
 
 

@@ -15,6 +15,7 @@
 #include <sublet/stats.h>
 
 #include <errno.h>
+#include <fcntl.h>
 #include <signal.h>
 #include <stdatomic.h>
 #include <string.h>
@@ -70,6 +71,16 @@ int sublet__linux_companion_add(struct sublet_arena *arena, const struct sublet_
 		return -ENOSPC;
 	arena->companions[arena->companion_count++] = *companion;
 	return 0;
+}
+
+int sublet__linux_fd_high(int fd)
+{
+	int high = fcntl(fd, F_DUPFD_CLOEXEC, 512);
+
+	if (high < 0)
+		return fd;
+	close(fd);
+	return high;
 }
 
 int sublet__linux_thread_start(pthread_t *thread, const char *name, void *(*fn)(void *), void *arg)

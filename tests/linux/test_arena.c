@@ -314,9 +314,6 @@ static void test_refused(void **state)
 	o.technique = (enum sublet_technique)7;
 	assert_int_equal(sublet_arena_create(&o, &a), -EINVAL);
 	o.technique = 0;
-	o.name = "a/b";
-	assert_int_equal(sublet_arena_create(&o, &a), -EINVAL);
-	o.name = NULL;
 	o.size_bytes = 0;
 	assert_int_equal(sublet_arena_create(&o, &a), -EINVAL);
 	sublet_arena_destroy(NULL);
@@ -334,7 +331,6 @@ static void test_sizes_and_info(void **state)
 	assert_int_equal(sublet_arena_create(&longer.o, &a), -EINVAL);
 	longer.newer = 0;
 	longer.o.area_bytes = 1;
-	longer.o.name = "n";
 	assert_int_equal(sublet_arena_create(&longer.o, &a), 0);
 	assert_int_equal(sublet_arena_info(a, &info), -EINVAL);
 	info.size_bytes = sizeof info;
@@ -342,7 +338,6 @@ static void test_sizes_and_info(void **state)
 	assert_int_equal(info.area_bytes, 2 << 20);
 	assert_int_equal(info.backing, SUBLET_BACKING_MEMFD);
 	assert_true(info.technique != SUBLET_TECHNIQUE_AUTO && info.linear && info.fd >= 0 && info.workers > 0);
-	assert_string_equal(sublet__linux_name(a), "n");
 	assert_non_null(sublet_arena_mm(a));
 	uint64_t ns = 0;
 	assert_int_equal(sublet__linux_memcpy_ns(a, 0, &ns), -EINVAL);

@@ -1,0 +1,442 @@
+/* SPDX-License-Identifier: MIT */
+/* core/claim.c: G5, G7, G9, G10, and that whoever is in the way is named. */
+#include "fixture.h"
+
+#include <string.h>
+
+#define OPTIONS(...) (&(struct sublet_claim_options){ SUBLET_OPTIONS(sublet_claim_options), __VA_ARGS__ })
+
+/* Every size from a page to the area, half lent: it is had as long as there is room, and is zero (G9). */
+static void claim_sizes(void **unused)
+{
+	static struct fake f;
+	struct sublet_claim claim;
+	(void)unused;
+
+	for (uint32_t workers = 1; workers <= 3; workers += 2) {
+		fixture_open(&f, &(struct fake_options){ .workers = workers, .dirty_zero_frames = true });
+		uint32_t area = f.options.area_frames, vpn = map_pages(&f, area / 2, SUBLET_MOVABLE);
+		fill(&f, 0, vpn, area / 2, 1);
+		for (uint32_t frames = 1; frames <= area; frames += frames < 40 ? 1 : 173) {
+			int err = claim_take(&f, frames * PAGE, NULL, &claim);
+			bool fits = frames <= area / 2 + f.options.normal_frames;
+			assert_int_equal(err, fits ? 0 : -ENOMEM);
+			fixture_verify(&f);
+			if (err)
+				continue;
+			assert_int_equal(stats_of(&f).area_claimed_bytes, frames * PAGE);
+			claim_give(&f, &claim);
+		}
+		check_fill(&f, 0, vpn, area / 2, 1);
+		fixture_close(&f);
+	}
+}
+
+static void claim_alignments(void **unused)
+{
+	static struct fake f;
+	struct sublet_claim claim, small;
+	(void)unused;
+
+	fixture_open(&f, &(struct fake_options){ .area_frames = 1u << 18, .mm_pages = 1u << 12 });
+	uint32_t vpn = map_pages(&f, 1 << 12, SUBLET_MOVABLE);
+	fill(&f, 0, vpn, 1 << 12, 2);
+	assert_int_equal(claim_take(&f, PAGE, NULL, &small), 0); /* something at an odd place */
+	for (uint64_t align = 1; align <= SUBLET_GIB / 2; align *= 2)
+		for (uint64_t bytes = PAGE; bytes <= 64 * SUBLET_MIB; bytes *= 8) {
+			assert_int_equal(claim_take(&f, bytes, OPTIONS(.align_bytes = align), &claim), 0);
+			claim_give(&f, &claim);
+		}
+	claim_give(&f, &small);
+	assert_int_equal(claim_take(&f, PAGE, OPTIONS(.align_bytes = SUBLET_GIB), &claim), 0);
+	assert_int_equal(claim.offset_bytes, 0);
+	assert_int_equal(claim_take(&f, PAGE, OPTIONS(.align_bytes = SUBLET_GIB), &small), -EBUSY);
+	assert_int_equal(small.blockers[0].kind, SUBLET_BLOCKER_CLAIM);
+	claim_give(&f, &claim);
+	check_fill(&f, 0, vpn, 1 << 12, 2);
+	fixture_close(&f);
+}
+
+static void claim_bad_arguments(void **unused)
+{
+	static struct fake f;
+	struct sublet_claim claim, twice;
+	(void)unused;
+
+	fixture_open(&f, NULL);
+	uint64_t area = bytes_of(&f, f.options.area_frames);
+	assert_int_equal(claim_take(&f, 0, NULL, &claim), -EINVAL);
+	assert_int_equal(claim_take(&f, PAGE, OPTIONS(.align_bytes = 3), &claim), -EINVAL);
+	assert_int_equal(claim_take(&f, PAGE, OPTIONS(.align_bytes = 2 * SUBLET_GIB), &claim), -EINVAL);
+	assert_int_equal(claim_take(&f, PAGE, OPTIONS(.flags = 1u << 7), &claim), -EINVAL);
+	assert_int_equal(claim_take(&f, PAGE, &(struct sublet_claim_options){ .deadline_ns = 1 }, &claim), -EINVAL);
+	assert_int_equal(claim_take(&f, area + 1, NULL, &claim), -E2BIG);
+	assert_int_equal(claim_take(&f, UINT64_MAX, NULL, &claim), -E2BIG);
+	/* an older program's shorter options, without an owner */
+	struct sublet_claim_options old = { .size_bytes = offsetof(struct sublet_claim_options, owner),
+					    .owner = (const char *)1 };
+	assert_int_equal(claim_take(&f, area, &old, &claim), 0);
+	assert_int_equal(claim.bytes, area);
+	twice = claim;
+	claim_give(&f, &claim);
+	assert_int_equal(sublet_release(f.arena, &claim), -EINVAL);
+	assert_int_equal(sublet_release(f.arena, &twice), -EINVAL);
+	twice.id = UINT64_MAX;
+	assert_int_equal(sublet_release(f.arena, &twice), -EINVAL);
+	fixture_close(&f);
+}
+
+/* G9, and NOZERO: old bytes are seen by nobody who did not ask for them. */
+static void claim_zeroing(void **unused)
+{
+	static struct fake f;
+	struct sublet_claim claim;
+	(void)unused;
+
+	fixture_open(&f, NULL);
+	assert_int_equal(claim_take(&f, 4 * SUBLET_MIB, NULL, &claim), 0);
+	assert_int_equal(claim.zeroed_bytes, 0); /* known zeros are not zeroed again */
+	uint64_t offset = claim.offset_bytes;
+	claim_give(&f, &claim);
+	assert_int_equal(claim_take(&f, 4 * SUBLET_MIB, OPTIONS(.flags = SUBLET_CLAIM_NOZERO), &claim), 0);
+	assert_int_equal(claim.zeroed_bytes, 0);
+	claim_give(&f, &claim);
+	assert_int_equal(claim_take(&f, bytes_of(&f, f.options.area_frames), NULL, &claim), 0);
+	assert_int_equal(claim.zeroed_bytes, 4 * SUBLET_MIB);
+	claim_give(&f, &claim);
+	(void)offset;
+	check_zero(&f, 0, map_pages(&f, f.options.area_frames, SUBLET_MOVABLE), f.options.area_frames);
+	fixture_close(&f);
+}
+
+static uint32_t blockers_of(const struct sublet_claim *claim, uint32_t kind)
+{
+	uint32_t n = 0;
+	for (uint32_t i = 0; i < claim->blocker_count; i++)
+		n += claim->blockers[i].kind == kind;
+	return n;
+}
+
+/* G7: a pin that stays: -EBUSY at the deadline, not before, not long after, and the pin is named. */
+static void claim_deadline(void **unused)
+{
+	static struct fake f;
+	struct sublet_claim claim;
+	struct sublet_pin pin;
+	(void)unused;
+
+	fixture_open(&f, &(struct fake_options){ .virtual_time = true });
+	uint32_t area = f.options.area_frames, vpn = map_pages(&f, area, SUBLET_MOVABLE);
+	fill(&f, 0, vpn, area, 1);
+	assert_int_equal(sublet_pin(f.engine_mm[0], addr_of(&f, 0, vpn + area / 2), PAGE, SUBLET_PIN_READ, &pin), 0);
+	fake_device_hold(&f.mm[0], vpn + area / 2, 1, 1);
+	uint32_t block = fake_pfn_of(&f.mm[0], vpn + area / 2) / 512;
+	/* only one window is left that does not hold the pin's pageblock: take it away with another claim */
+	struct sublet_claim_options o = { SUBLET_OPTIONS(sublet_claim_options), .deadline_ns = 20 * SUBLET_MS };
+	uint32_t far = max_u32(block, 7 - block);
+	assert_int_equal(claim_take(&f, (far + 1) * 512 * PAGE, &o, &claim), -ENOMEM); /* more than there is room for */
+	assert_int_equal(sublet_unmap(f.engine_mm[0], addr_of(&f, 0, vpn), area / 2 * PAGE), 0);
+	uint64_t start = atomic_load(&f.clock_ns);
+	assert_int_equal(claim_take(&f, (far + 1) * 512 * PAGE, &o, &claim), far + 1 > 6 ? -ENOMEM : -EBUSY);
+	if (far + 1 <= 6) {
+		uint64_t took = atomic_load(&f.clock_ns) - start;
+		assert_true(took >= 19 * SUBLET_MS && took <= 25 * SUBLET_MS);
+		assert_true(claim.latency_ns <= took && claim.waits > 0 && claim.waited_ns > 10 * SUBLET_MS);
+		assert_int_equal(blockers_of(&claim, SUBLET_BLOCKER_PIN), claim.blocker_count);
+		assert_int_equal(claim.blockers[0].offset_bytes / (512 * PAGE), block);
+	}
+	start = atomic_load(&f.clock_ns);
+	o.flags = SUBLET_CLAIM_NOWAIT;
+	assert_true(claim_take(&f, (far + 1) * 512 * PAGE, &o, &claim) < 0);
+	assert_true(atomic_load(&f.clock_ns) - start < SUBLET_MS && claim.waits == 0);
+	fixture_verify(&f);
+	check_fill(&f, 0, vpn + area / 2, 0, 1);
+	fake_device_hold(&f.mm[0], vpn + area / 2, 1, -1);
+	assert_int_equal(sublet_unpin(&pin), 0);
+	fixture_close(&f);
+}
+
+/* A pin in the cheapest window is gone round (G10), and one that ends in time is waited for. */
+struct unpin_later {
+	struct fake *f;
+	struct sublet_pin pin;
+	uint32_t vpn;
+	uint32_t sleeps;
+};
+
+static void unpin_hook(void *arg, enum fake_op op, struct fake_mm *mm, uint32_t vpn, uint32_t pages)
+{
+	struct unpin_later *u = arg;
+
+	(void)mm, (void)vpn, (void)pages;
+	if (op == FAKE_SLEEP && u->sleeps && --u->sleeps == 0) {
+		fake_device_hold(&u->f->mm[0], u->vpn, 1, -1);
+		assert_int_equal(sublet_unpin(&u->pin), 0);
+	}
+}
+
+static void claim_pins_around(void **unused)
+{
+	static struct fake f;
+	struct sublet_claim claim;
+	(void)unused;
+
+	for (uint32_t n = 0; n < 512; n += 17) {
+		fixture_open(&f, &(struct fake_options){ .virtual_time = true });
+		uint32_t vpn = map_pages(&f, 512, SUBLET_MOVABLE);
+		struct unpin_later u = { .f = &f, .vpn = vpn + n, .sleeps = 3 };
+		assert_int_equal(sublet_pin(f.engine_mm[0], addr_of(&f, 0, vpn + n), PAGE, SUBLET_PIN_READ, &u.pin), 0);
+		fake_device_hold(&f.mm[0], vpn + n, 1, 1);
+		assert_int_equal(claim_take(&f, 6 * 512 * PAGE, NULL, &claim), 0); /* seven blocks without the pin */
+		assert_int_equal(claim.waits, 0);
+		claim_give(&f, &claim);
+		f.hook_arg = &u;
+		f.hook = unpin_hook;
+		assert_int_equal(claim_take(&f, 8 * 512 * PAGE, OPTIONS(.deadline_ns = SUBLET_SEC), &claim), 0);
+		f.hook = NULL;
+		assert_int_equal(u.sleeps, 0);
+		assert_true(claim.waits >= 3 && claim.blocker_count == 0);
+		claim_give(&f, &claim);
+		fixture_close(&f);
+	}
+}
+
+/* A small claim finds the free frames of a pageblock beside a pin that stays (G10). */
+static void claim_small_beside_pin(void **unused)
+{
+	static struct fake f;
+	struct sublet_claim claim;
+	struct sublet_pin pin[16];
+	(void)unused;
+
+	fixture_open(&f, &(struct fake_options){ .area_frames = 512, .virtual_time = true });
+	uint32_t vpn = map_pages(&f, 256, SUBLET_MOVABLE);
+	for (uint32_t i = 0; i < 256 / 16; i++)
+		assert_int_equal(sublet_pin(f.engine_mm[0], addr_of(&f, 0, vpn + i * 16), PAGE, SUBLET_PIN_READ, &pin[i]), 0);
+	for (uint32_t frames = 1; frames <= 256; frames *= 2) {
+		assert_int_equal(claim_take(&f, frames * PAGE, OPTIONS(.flags = SUBLET_CLAIM_NOWAIT), &claim), 0);
+		assert_int_equal(claim.moved_bytes, 0);
+		claim_give(&f, &claim);
+	}
+	assert_int_equal(claim_take(&f, 257 * PAGE, OPTIONS(.flags = SUBLET_CLAIM_NOWAIT), &claim), -EBUSY);
+	for (uint32_t i = 0; i < 256 / 16; i++)
+		assert_int_equal(sublet_unpin(&pin[i]), 0);
+	fixture_close(&f);
+}
+
+/* What is refused for want of room says how much is missing and what could be had; that can be had. */
+static void claim_no_room(void **unused)
+{
+	static struct fake f;
+	struct sublet_claim claim;
+	(void)unused;
+
+	for (uint32_t lent = 0; lent <= 8 * 512; lent += 300) {
+		fixture_open(&f, NULL);
+		uint32_t area = f.options.area_frames, vpn = lent ? map_pages(&f, lent, SUBLET_MOVABLE) : 0;
+		uint64_t have = area - lent + f.options.normal_frames;
+		if (lent)
+			fill(&f, 0, vpn, lent, 5);
+		int err = claim_take(&f, area * PAGE, NULL, &claim);
+		assert_int_equal(err, have >= area ? 0 : -ENOMEM);
+		if (err) {
+			assert_int_equal(claim.shortfall_bytes, (area - have) * PAGE);
+			assert_int_equal(claim.claimable_bytes, have * PAGE);
+			assert_int_equal(claim.blockers[0].kind, SUBLET_BLOCKER_NOROOM);
+			assert_int_equal(claim.blockers[0].bytes, claim.shortfall_bytes);
+			assert_int_equal(claim.moved_bytes, 0); /* refused before anything moved */
+			uint64_t edge = 2 * f.options.run_pages_max;
+			assert_int_equal(claim_take(&f, claim.claimable_bytes - edge * PAGE, NULL, &claim), 0);
+		}
+		claim_give(&f, &claim);
+		if (lent)
+			check_fill(&f, 0, vpn, lent, 5);
+		fixture_close(&f);
+	}
+}
+
+/* Another claim in the way is named by its owner and age. */
+static void claim_names_claim(void **unused)
+{
+	static struct fake f;
+	struct sublet_claim held[8], claim;
+	char text[256];
+	(void)unused;
+
+	fixture_open(&f, &(struct fake_options){ .virtual_time = true });
+	for (uint32_t i = 0; i < 8; i++)
+		assert_int_equal(claim_take(&f, 300 * PAGE, OPTIONS(.owner = "the-camera-driver-with-a-very-long-name"),
+					    &held[i]), 0);
+	atomic_fetch_add(&f.clock_ns, SUBLET_SEC);
+	assert_int_equal(claim_take(&f, 600 * PAGE, NULL, &claim), -EBUSY);
+	assert_true(claim.blocker_count > 0);
+	for (uint32_t i = 0; i < claim.blocker_count; i++) {
+		assert_int_equal(claim.blockers[i].kind, SUBLET_BLOCKER_CLAIM);
+		assert_int_equal(strncmp(claim.blockers[i].owner, "the-camera-driver-with-a-very-lo", 31), 0);
+		assert_int_equal(strlen(claim.blockers[i].owner), 31);
+		assert_true(claim.blockers[i].age_ns >= SUBLET_SEC && claim.blockers[i].age_ns < 2 * SUBLET_SEC);
+		assert_int_equal(claim.blockers[i].bytes, 300 * PAGE);
+	}
+	(void)text;
+	for (uint32_t i = 0; i < 8; i++)
+		claim_give(&f, &held[i]);
+	fixture_close(&f);
+}
+
+/* The cheapest window is found, and the dearest when that is asked for. */
+static void claim_cheapest_dearest(void **unused)
+{
+	static struct fake f;
+	struct sublet_claim claim;
+	(void)unused;
+
+	fixture_open(&f, NULL);
+	uint32_t vpn = map_pages(&f, 4 * 512, SUBLET_MOVABLE);
+	fill(&f, 0, vpn, 4 * 512, 8);
+	assert_int_equal(claim_take(&f, 4 * 512 * PAGE, NULL, &claim), 0);
+	assert_int_equal(claim.moved_bytes, 0);
+	claim_give(&f, &claim);
+	assert_int_equal(claim_take(&f, 512 * PAGE, OPTIONS(.flags = SUBLET_CLAIM_DEAREST), &claim), 0);
+	assert_int_equal(claim.moved_bytes, 512 * PAGE);
+	claim_give(&f, &claim);
+	check_fill(&f, 0, vpn, 4 * 512, 8);
+	fixture_close(&f);
+}
+
+/* G5: each platform call of a claim fails in turn: either it succeeds or nothing but places changed. */
+static void claim_failures(void **unused)
+{
+	static struct fake f;
+	(void)unused;
+
+	for (uint32_t mode = 0; mode < 4; mode++)
+		for (int64_t n = 1, reached = 1; reached; n += 1 + n / 8) {
+			struct sublet_claim claim;
+			fixture_open(&f, &(struct fake_options){ .no_track = mode & 1, .virtual_time = true });
+			uint32_t area = f.options.area_frames, vpn = map_pages(&f, area, SUBLET_MOVABLE);
+			fill(&f, 0, vpn, area, 2);
+			fake_fail(&f, FAKE_CAN_FAIL, n, -ENOSYS, mode & 2);
+			int err = claim_take(&f, 2 * 512 * PAGE, NULL, &claim);
+			reached = fake_fail_end(&f);
+			if (err) {
+				assert_true(reached && err == -EBUSY);
+				assert_true(blockers_of(&claim, SUBLET_BLOCKER_PLATFORM) > 0);
+				assert_int_equal(claim.blockers[0].error, -ENOSYS);
+				assert_int_equal(stats_of(&f).claims_busy, 1);
+			} else {
+				claim_give(&f, &claim);
+			}
+			fixture_verify(&f);
+			assert_int_equal(stats_of(&f).lent_bytes, area * PAGE);
+			check_fill(&f, 0, vpn, area, 2);
+			assert_int_equal(claim_take(&f, 2 * 512 * PAGE, NULL, &claim), 0);
+			claim_give(&f, &claim);
+			fixture_close(&f);
+		}
+}
+
+/* G10: filled at random, fragmented, with pins that end: every size that there is room for is had. */
+static void claim_fragmented(void **unused)
+{
+	enum { MAPS = 400 };
+	static struct fake f;
+	static uint32_t vpn[MAPS], pages[MAPS];
+	uint64_t state = seed_get("claim_fragmented");
+	(void)unused;
+
+	for (uint32_t round = 0; round < 12; round++) {
+		fixture_open(&f, &(struct fake_options){ .workers = 1 + round % 3 });
+		uint32_t n = 0, area = f.options.area_frames;
+		for (uint64_t lent = 0; n < MAPS && lent < area;) {
+			pages[n] = 1 + below(&state, min_u32(below(&state, 20) ? 30 : 500, area - (uint32_t)lent));
+			vpn[n] = map_pages(&f, pages[n], SUBLET_MOVABLE);
+			lent += pages[n++];
+		}
+		for (uint32_t i = 0; i < n; i++)
+			if (rng(&state) & 1) {
+				assert_int_equal(sublet_unmap(f.engine_mm[0], addr_of(&f, 0, vpn[i]), pages[i] * PAGE), 0);
+				pages[i] = 0;
+			} else {
+				fill(&f, 0, vpn[i], pages[i], i);
+			}
+		for (uint64_t mib = 2; mib <= 8; mib += 2) {
+			struct sublet_claim claim;
+			assert_int_equal(claim_take(&f, mib * SUBLET_MIB, NULL, &claim), 0);
+			fixture_verify(&f);
+			claim_give(&f, &claim);
+		}
+		for (uint32_t i = 0; i < n; i++)
+			check_fill(&f, 0, vpn[i], pages[i], i);
+		fixture_close(&f);
+	}
+}
+
+struct several {
+	struct fake *f;
+	_Atomic bool *stop;
+	uint64_t seed;
+	uint32_t had, busy;
+};
+
+static void *several_main(void *arg)
+{
+	struct several *s = arg;
+
+	while (!atomic_load(s->stop)) {
+		struct sublet_claim claim;
+		struct sublet_claim_options o = { SUBLET_OPTIONS(sublet_claim_options), .deadline_ns = SUBLET_MS,
+						  .flags = below(&s->seed, 8) };
+		int err = claim_take(s->f, (1 + below(&s->seed, below(&s->seed, 2) ? 1500 : 40)) * PAGE, &o, &claim);
+		if (!err)
+			claim_give(s->f, &claim);
+		else if (err != -EBUSY && err != -ENOMEM)
+			fail_msg("claim: %d", err);
+		s->had += !err;
+		s->busy += err != 0;
+	}
+	return NULL;
+}
+
+/* Several claims at once on an area in use: windows never overlap (the fake sees two owners), all ends well. */
+static void claim_several(void **unused)
+{
+	static struct fake f;
+	struct several s[3];
+	pthread_t thread[3];
+	_Atomic bool stop = false;
+	uint64_t seed = seed_get("claim_several"), until = wall_ns() + soak_ns(1.5);
+	(void)unused;
+
+	fixture_open(&f, &(struct fake_options){ .workers = 2 });
+	uint32_t vpn = map_pages(&f, 3000, SUBLET_MOVABLE);
+	fill(&f, 0, vpn, 3000, 3);
+	for (uint32_t i = 0; i < 3; i++) {
+		s[i] = (struct several){ .f = &f, .stop = &stop, .seed = seed + i };
+		assert_int_equal(pthread_create(&thread[i], NULL, several_main, &s[i]), 0);
+	}
+	while (wall_ns() < until)
+		check_fill(&f, 0, vpn, 3000, 3);
+	atomic_store(&stop, true);
+	for (uint32_t i = 0; i < 3; i++) {
+		pthread_join(thread[i], NULL);
+		print_message("%u claims had, %u not\n", s[i].had, s[i].busy);
+		assert_true(s[i].had > 0);
+	}
+	assert_int_equal(stats_of(&f).claims_held, 0);
+	check_fill(&f, 0, vpn, 3000, 3);
+	fixture_close(&f);
+}
+
+int main(void)
+{
+	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(claim_sizes),		  cmocka_unit_test(claim_alignments),
+		cmocka_unit_test(claim_bad_arguments),	  cmocka_unit_test(claim_zeroing),
+		cmocka_unit_test(claim_deadline),	  cmocka_unit_test(claim_pins_around),
+		cmocka_unit_test(claim_small_beside_pin), cmocka_unit_test(claim_no_room),
+		cmocka_unit_test(claim_names_claim),	  cmocka_unit_test(claim_cheapest_dearest),
+		cmocka_unit_test(claim_failures),	  cmocka_unit_test(claim_fragmented),
+		cmocka_unit_test(claim_several),
+	};
+	return cmocka_run_group_tests(tests, NULL, NULL);
+}

@@ -1,0 +1,178 @@
+/* SPDX-License-Identifier: MIT */
+/* core/pin.c: G2 (a pinned folio is never moved), G6 (of a pin and a move one wins), G7 (NOWAIT never sleeps). */
+#include "fixture.h"
+
+static int pin_pages(struct fake *f, uint32_t vpn, uint32_t pages, uint32_t flags, struct sublet_pin *pin)
+{
+	return sublet_pin(f->engine_mm[0], addr_of(f, 0, vpn), pages * PAGE, flags, pin);
+}
+
+static void pin_bad_arguments(void **unused)
+{
+	static struct fake f;
+	struct sublet_pin pin;
+	(void)unused;
+
+	fixture_open(&f, NULL);
+	uint32_t vpn = map_pages(&f, 100, SUBLET_MOVABLE);
+	char *a = addr_of(&f, 0, vpn);
+	struct sublet_mm *mm = f.engine_mm[0];
+	assert_int_equal(sublet_pin(mm, a, 0, SUBLET_PIN_READ, &pin), -EINVAL);
+	assert_int_equal(sublet_pin(mm, a, PAGE, 0, &pin), -EINVAL);
+	assert_int_equal(sublet_pin(mm, a, PAGE, SUBLET_PIN_NOWAIT, &pin), -EINVAL);
+	assert_int_equal(sublet_pin(mm, a, PAGE, SUBLET_PIN_READ | 1u << 9, &pin), -EINVAL);
+	assert_int_equal(sublet_pin(mm, a, UINT64_MAX, SUBLET_PIN_READ, &pin), -EINVAL);
+	assert_int_equal(sublet_pin(mm, NULL, PAGE, SUBLET_PIN_READ, &pin), -EINVAL);
+	assert_int_equal(sublet_pin(mm, a - 1 - vpn * PAGE, 2, SUBLET_PIN_READ, &pin), -EINVAL);
+	assert_int_equal(sublet_pin(mm, a, 101 * PAGE, SUBLET_PIN_READ, &pin), -EFAULT);
+	assert_int_equal(sublet_unpin(&pin), -EINVAL);
+	/* All or nothing: the failure above left no reference. */
+	struct sublet_claim claim;
+	assert_int_equal(claim_take(&f, bytes_of(&f, f.options.area_frames), NULL, &claim), 0);
+	claim_give(&f, &claim);
+	/* One byte is enough; two times unpinned is an error. */
+	assert_int_equal(sublet_pin(mm, a + 5, 1, SUBLET_PIN_READ, &pin), 0);
+	assert_int_equal(pin.pages, 1);
+	assert_int_equal(sublet_unpin(&pin), 0);
+	assert_int_equal(sublet_unpin(&pin), -EINVAL);
+	fixture_close(&f);
+}
+
+/* G2, over ranges of many folios and blocks: frames are the same from pin to unpin; neighbours move. */
+static void pin_holds(void **unused)
+{
+	static struct fake f;
+	uint64_t state = seed_get("pin_holds");
+	(void)unused;
+
+	fixture_open(&f, &(struct fake_options){ .virtual_time = true });
+	uint32_t area = f.options.area_frames, vpn = map_pages(&f, area - 512, SUBLET_MOVABLE);
+	fill(&f, 0, vpn, area - 512, 1);
+	for (uint32_t round = 0; round < 60; round++) {
+		struct sublet_pin pin;
+		struct sublet_claim claim;
+		uint32_t first = below(&state, area - 512), pages = 1 + below(&state, min_u32(700, area - 512 - first));
+		assert_int_equal(pin_pages(&f, vpn + first, pages, SUBLET_PIN_WRITE, &pin), 0);
+		fake_device_hold(&f.mm[0], vpn + first, pages, 1);
+		for (uint32_t i = 0; i < 20; i++)
+			sublet__chaos_move(f.arena, f.engine_mm[0], rng(&state));
+		struct sublet_claim_options o = { SUBLET_OPTIONS(sublet_claim_options), .deadline_ns = SUBLET_MS };
+		if (!claim_take(&f, (1 + below(&state, 2000)) * PAGE, &o, &claim))
+			claim_give(&f, &claim);
+		fake_device_hold(&f.mm[0], vpn + first, pages, -1);
+		assert_int_equal(sublet_unmap(f.engine_mm[0], addr_of(&f, 0, vpn), (area - 512) * PAGE), -EBUSY);
+		assert_int_equal(sublet_unpin(&pin), 0);
+		fixture_verify(&f);
+	}
+	check_fill(&f, 0, vpn, area - 512, 1);
+	assert_int_equal(sublet_unmap(f.engine_mm[0], addr_of(&f, 0, vpn), (area - 512) * PAGE), 0);
+	fixture_close(&f);
+}
+
+/* G7: while the block's lock is taken by a move, NOWAIT reports instead of waiting. */
+struct nowait {
+	struct fake *f;
+	uint32_t vpn;
+	int result;
+	bool seen;
+};
+
+static void nowait_hook(void *arg, enum fake_op op, struct fake_mm *mm, uint32_t vpn, uint32_t pages)
+{
+	struct nowait *n = arg;
+	struct sublet_pin pin;
+
+	(void)mm, (void)vpn, (void)pages;
+	if (op != FAKE_REMAP || n->seen)
+		return;
+	n->seen = true;
+	n->result = pin_pages(n->f, n->vpn, 1, SUBLET_PIN_READ | SUBLET_PIN_NOWAIT, &pin);
+}
+
+static void pin_nowait(void **unused)
+{
+	static struct fake f;
+	struct sublet_claim claim;
+	(void)unused;
+
+	fixture_open(&f, NULL);
+	uint32_t vpn = map_pages(&f, 16, SUBLET_MOVABLE);
+	struct nowait n = { .f = &f, .vpn = vpn };
+	f.hook = nowait_hook;
+	f.hook_arg = &n;
+	assert_int_equal(claim_take(&f, bytes_of(&f, f.options.area_frames), NULL, &claim), 0);
+	assert_true(n.seen);
+	assert_int_equal(n.result, -EAGAIN);
+	f.hook = NULL;
+	claim_give(&f, &claim);
+	fixture_close(&f);
+}
+
+enum { RACE_PAGES = 256, RACE_THREADS = 3 };
+
+struct race {
+	struct fake *f;
+	uint32_t vpn;
+	_Atomic bool stop;
+	_Atomic uint64_t pins, moves;
+};
+
+/* A device that writes through pins; its frames must stay what they were. */
+static void *race_main(void *arg)
+{
+	struct race *r = arg;
+	uint64_t state = wall_ns();
+
+	for (uint64_t n = 1; !atomic_load(&r->stop); n++) {
+		struct sublet_pin pin;
+		uint32_t first = below(&state, RACE_PAGES), pages = 1 + below(&state, min_u32(40, RACE_PAGES - first));
+		uint32_t word = below(&state, FAKE_WORDS);
+		int err = pin_pages(r->f, r->vpn + first, pages, SUBLET_PIN_WRITE, &pin);
+		if (err)
+			fail_msg("pin: %d", err);
+		fake_device_hold(&r->f->mm[0], r->vpn + first, pages, 1);
+		uint32_t pfn = fake_pfn_of(&r->f->mm[0], r->vpn + first);
+		fake_frame_write(r->f, pfn, word, rng(&state));
+		fake_device_hold(&r->f->mm[0], r->vpn + first, pages, -1);
+		if (sublet_unpin(&pin))
+			fail_msg("unpin");
+		atomic_fetch_add_explicit(&r->pins, 1, memory_order_relaxed);
+	}
+	return NULL;
+}
+
+/* G2, G6 under load: nothing hangs, no frame that is held is taken away, and moves do happen. */
+static void pin_move_race(void **unused)
+{
+	static struct fake f;
+	struct race race = { .f = &f };
+	pthread_t thread[RACE_THREADS];
+	uint64_t until = wall_ns() + soak_ns(1.5), state = seed_get("pin_move_race");
+	(void)unused;
+
+	fixture_open(&f, NULL);
+	race.vpn = map_pages(&f, RACE_PAGES, SUBLET_MOVABLE);
+	for (uint32_t i = 0; i < RACE_THREADS; i++)
+		assert_int_equal(pthread_create(&thread[i], NULL, race_main, &race), 0);
+	while (wall_ns() < until)
+		atomic_fetch_add(&race.moves, sublet__chaos_move(f.arena, f.engine_mm[0], rng(&state)) > 0);
+	atomic_store(&race.stop, true);
+	for (uint32_t i = 0; i < RACE_THREADS; i++)
+		pthread_join(thread[i], NULL);
+	print_message("%llu pins, %llu moves, %llu refused\n", (unsigned long long)atomic_load(&race.pins),
+		      (unsigned long long)atomic_load(&race.moves),
+		      (unsigned long long)a64_load_relaxed(&f.arena->counters.moves_refused));
+	assert_true(atomic_load(&race.pins) > 0 && atomic_load(&race.moves) > 0);
+	/* Nothing is pinned any more (G8). */
+	assert_int_equal(sublet_unmap(f.engine_mm[0], addr_of(&f, 0, race.vpn), RACE_PAGES * PAGE), 0);
+	fixture_close(&f);
+}
+
+int main(void)
+{
+	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(pin_bad_arguments), cmocka_unit_test(pin_holds), cmocka_unit_test(pin_nowait),
+		cmocka_unit_test(pin_move_race),
+	};
+	return cmocka_run_group_tests(tests, NULL, NULL);
+}
