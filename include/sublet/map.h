@@ -90,7 +90,10 @@ SUBLET_API SUBLET_NODISCARD int sublet_lock(struct sublet_mm *mm, void *addr, ui
 
 /*
  * Unlock discardable memory: a claim may drop it from now on. It must not be touched until locked
- * again. Only folios that lie in the range as a whole are unlocked.
+ * again: most of it is inaccessible (SIGSEGV; system calls fail with EFAULT). Only folios that lie in
+ * the range as a whole are unlocked; what is pinned or shared with a child of fork() stays locked.
+ * Costs about what munmap costs, and sublet_lock what mmap and its faults cost, so that a claim of
+ * unlocked memory costs next to nothing.
  * -EINVAL  the range is not discardable memory as a whole
  */
 SUBLET_API SUBLET_NODISCARD int sublet_unlock(struct sublet_mm *mm, void *addr, uint64_t bytes);

@@ -9,9 +9,9 @@
  *   zero, commit                       or undo the isolation and try the next window
  *
  * Windows of a pageblock or more start at a pageblock (or at the asked alignment); the chooser of
- * core/window.c finds the cheapest. Smaller ones come from the free lists if they can; otherwise the
- * cheapest pageblock is searched for a place. If neither finds one, the area is scanned for any window
- * without something immovable, so that a claim fails only if there is none (G10).
+ * core/window.c finds the cheapest. For smaller ones the cheapest pageblock is searched for a place: a
+ * free one, else one without a pin. If neither finds one, the area is scanned for any window without
+ * something immovable, so that a claim fails only if there is none (G10).
  *
  * A window whose deadline passes marks the pageblock that was stuck for as long as the claim lasts,
  * so that the next choice avoids it. What moved out of a failed window stays where it is: it is
@@ -358,8 +358,27 @@ static uint32_t isolation_skip(const struct sublet_arena *arena, uint32_t pfn, u
 	return i ? i->end_pfn : pfn;
 }
 
-/* The first aligned window in [pfn, end) without anything that blocks; ENGINE_NONE. */
-static uint32_t window_scan(const struct claim_job *job, uint32_t pfn, uint32_t end)
+enum scan {
+	SCAN_FREE = 0, /* only what is free already */
+	SCAN_UNPINNED, /* nothing that a pin holds at this moment */
+	SCAN_ANY,      /* nothing that blocks: pins are waited for */
+};
+
+static bool scan_avoids(const struct sublet_arena *arena, uint32_t pfn, uint32_t word, enum scan scan)
+{
+	enum sublet__frame_state state = word_state(word);
+
+	if (word_blocks(word))
+		return true;
+	if (scan == SCAN_FREE)
+		return state != FRAME_FREE && state != FRAME_CACHED;
+	/* relaxed: a pin that comes or goes meanwhile is waited for, as always */
+	return scan == SCAN_UNPINNED && state == FRAME_MOVABLE &&
+	       (a32_load_relaxed(&arena->frames[pfn].ref) & REF_COUNT_MASK);
+}
+
+/* The first aligned window in [pfn, end) without anything that blocks or is to be avoided; ENGINE_NONE. */
+static uint32_t window_scan(const struct claim_job *job, uint32_t pfn, uint32_t end, enum scan scan)
 {
 	const struct sublet_arena *arena = job->arena;
 	uint32_t align = job->align_frames, at = pfn, start;
@@ -374,7 +393,7 @@ static uint32_t window_scan(const struct claim_job *job, uint32_t pfn, uint32_t 
 			return start;
 		uint32_t word = a32_load_acquire(&arena->frames[at].word);
 		uint32_t next = at + ((word & FRAME_HEAD) ? 1u << word_order(word) : 1);
-		if ((word & FRAME_HEAD) && word_blocks(word) && next > start)
+		if ((word & FRAME_HEAD) && next > start && scan_avoids(arena, at, word, scan))
 			start = (next + align - 1) & ~(align - 1);
 		at = next;
 	}
@@ -419,7 +438,9 @@ static uint32_t window_choose_small(struct claim_job *job)
 		pb = sublet__window_dearest(arena, 1, step, &cost);
 	if (pb == ENGINE_NONE)
 		return ENGINE_NONE;
-	return window_scan(job, pb << arena->pageblock_order, (pb + 1) << arena->pageblock_order);
+	uint32_t first = pb << arena->pageblock_order, end = (pb + 1) << arena->pageblock_order;
+	uint32_t pfn = (job->flags & SUBLET_CLAIM_DEAREST) ? ENGINE_NONE : window_scan(job, first, end, SCAN_FREE);
+	return pfn == ENGINE_NONE ? window_scan(job, first, end, SCAN_UNPINNED) : pfn;
 }
 
 /* Choose a window and isolate it; claim_lock makes this one step. False: there is none. */
@@ -442,8 +463,8 @@ static bool window_choose(struct claim_job *job)
 		if (pb != ENGINE_NONE)
 			pfn = pb << arena->pageblock_order;
 	}
-	if (pfn == ENGINE_NONE)
-		pfn = window_scan(job, 0, arena->zone[ZONE_AREA].frames);
+	for (enum scan scan = SCAN_UNPINNED; pfn == ENGINE_NONE && scan <= SCAN_ANY; scan++)
+		pfn = window_scan(job, 0, arena->zone[ZONE_AREA].frames, scan);
 	if (pfn != ENGINE_NONE) {
 		job->window = (struct sublet__isolation){ .first_pfn = pfn, .end_pfn = pfn + job->frames };
 		sublet__isolate(arena, &job->window);

@@ -84,25 +84,41 @@ static int block_decommit(struct sublet_mm *mm, uint32_t vpn, uint32_t pages)
 	return err;
 }
 
-static bool range_is(const struct sublet_mm *mm, uint32_t vpn, uint32_t pages, uint32_t word_flags)
+/* range_is for a part of one block; block lock held, or a move could give the frame to somebody else. */
+static bool block_is(const struct sublet_mm *mm, uint32_t vpn, uint32_t pages, uint32_t word_flags)
 {
-	for (uint32_t at = vpn; at < vpn + pages; at++) {
-		uint32_t pte = a32_load_acquire(&mm->pte[at]);
+	for (uint32_t at = vpn; at < vpn + pages;) {
+		uint32_t pte = a32_load_relaxed(&mm->pte[at]), step = 1;
 		if (!pte)
 			return false;
 		if (pte & PTE_PRESENT) {
-			uint32_t head = sublet__frame_head(mm->arena, pte_pfn(pte));
-			if (head != ENGINE_NONE &&
-			    (a32_load_relaxed(&mm->arena->frames[head].word) & FRAME_DROPPABLE) != word_flags)
+			const struct sublet__frame *f = &mm->arena->frames[sublet__frame_head(mm->arena, pte_pfn(pte))];
+			uint32_t word = a32_load_relaxed(&f->word);
+			if ((word & FRAME_DROPPABLE) != word_flags)
 				return false;
+			step = a32_load_relaxed(&f->a) + (1u << word_order(word)) - at;
 		} else if ((pte_kind(pte) == PTE_DROPPED) != (word_flags != 0)) {
 			return false;
 		}
+		at += step;
 	}
 	return true;
 }
 
-static int movable_range(const struct sublet_mm *mm, const void *addr, uint64_t bytes, uint32_t *vpn, uint32_t *pages)
+/* Whether all of the range is mapped, and movable (word_flags 0) or discardable (FRAME_DROPPABLE). */
+static bool range_is(struct sublet_mm *mm, uint32_t vpn, uint32_t pages, uint32_t word_flags)
+{
+	bool is = true;
+
+	for_each_block(at, count, vpn, vpn + pages) {
+		engine_lock(mm->arena, block_lock_of(mm, at));
+		is = is && block_is(mm, at, count, word_flags);
+		engine_unlock(mm->arena, block_lock_of(mm, at));
+	}
+	return is;
+}
+
+static int movable_range(struct sublet_mm *mm, const void *addr, uint64_t bytes, uint32_t *vpn, uint32_t *pages)
 {
 	uint64_t frame_bytes = 1ull << frames_bytes_shift(mm->arena);
 	int err = sublet__mm_range(mm, addr, bytes, vpn, pages);
@@ -207,50 +223,114 @@ int sublet_commit(struct sublet_mm *mm, void *addr, uint64_t bytes, uint32_t fla
 
 /* ---- discardable memory ---- */
 
-static void folio_unlock(struct sublet_arena *arena, uint32_t pfn, uint32_t word)
+/* Freeze a folio and call it discardable. A pinned one stays locked; so does one that a child shares. */
+static bool folio_unlock(struct sublet_arena *arena, uint32_t pfn, uint32_t word)
 {
 	struct sublet__frame *f = &arena->frames[pfn];
-	uint32_t ref = a32_load_relaxed(&f->ref);
 
-	/* A pinned folio stays locked; so does one that a child of fork() shares. */
-	if (word_state(word) != FRAME_MOVABLE || (word & FRAME_HELD) || (ref & (REF_FROZEN | REF_COUNT_MASK)) ||
-	    !a32_cas_seq_cst(&f->ref, &ref, REF_FROZEN))
-		return;
+	if (word_state(word) != FRAME_MOVABLE || (word & FRAME_HELD) || !ref_freeze(f))
+		return false;
 	uint32_t next = (word & ~FRAME_STATE_MASK) | FRAME_DISCARDABLE;
 	a32_store_release(&f->word, next);
 	sublet__account(arena, pfn, 1u << word_order(word), mapped_account(word), mapped_account(next));
+	return true;
 }
 
-static void folio_lock(struct sublet_arena *arena, uint32_t pfn, uint32_t word)
+static void folio_lock(struct sublet_arena *arena, uint32_t pfn, uint32_t flags)
 {
 	struct sublet__frame *f = &arena->frames[pfn];
+	uint32_t word = a32_load_relaxed(&f->word);
+	uint32_t next = (word & ~FRAME_STATE_MASK) | FRAME_MOVABLE | flags;
 
-	if (word_state(word) != FRAME_DISCARDABLE)
-		return;
-	uint32_t next = (word & ~FRAME_STATE_MASK) | FRAME_MOVABLE;
 	a32_store_release(&f->word, next);
 	sublet__account(arena, pfn, 1u << word_order(word), mapped_account(word), mapped_account(next));
-	a32_store_release(&f->ref, 0);
+	a32_store_release(&f->ref, 0); /* pairs with ref_take */
 }
 
-/* Call fn on each folio of a range of one block: those that lie in it, or those that touch it. */
-static void folios_each(struct sublet_mm *mm, uint32_t vpn, uint32_t pages, bool whole,
-			void (*fn)(struct sublet_arena *arena, uint32_t pfn, uint32_t word))
+/* The folio under page `at`: its head, its word, and the page it begins at; false: no memory there. */
+static bool folio_at(const struct sublet_mm *mm, uint32_t at, uint32_t *head, uint32_t *word, uint32_t *first)
 {
-	struct sublet_arena *arena = mm->arena;
+	uint32_t pte = a32_load_relaxed(&mm->pte[at]);
 
-	for (uint32_t at = vpn; at < vpn + pages;) {
-		uint32_t pte = a32_load_relaxed(&mm->pte[at]), step = 1;
-		if (pte & PTE_PRESENT) {
-			uint32_t head = sublet__frame_head(arena, pte_pfn(pte));
-			uint32_t word = a32_load_relaxed(&arena->frames[head].word);
-			uint32_t first = a32_load_relaxed(&arena->frames[head].a);
-			step = first + (1u << word_order(word)) - at;
-			if (!whole || (first >= vpn && at + step <= vpn + pages))
-				fn(arena, head, word);
-		}
-		at += step;
+	if (!(pte & PTE_PRESENT))
+		return false;
+	*head = sublet__frame_head(mm->arena, pte_pfn(pte));
+	*word = a32_load_relaxed(&mm->arena->frames[*head].word);
+	*first = a32_load_relaxed(&mm->arena->frames[*head].a);
+	return true;
+}
+
+/* Unlocked folios [vpn, end) become inaccessible; where the kernel refuses they are locked again. */
+static void hide(struct sublet_mm *mm, uint32_t vpn, uint32_t end)
+{
+	if (end == vpn || !mm->config.ops->unmap(mm->config.ctx, vpn, end - vpn))
+		return;
+	for (uint32_t at = vpn, head, word, first; at < end && folio_at(mm, at, &head, &word, &first);) {
+		folio_lock(mm->arena, head, 0);
+		at += 1u << word_order(word);
 	}
+}
+
+/* Unlock the folios that lie in a range of one block as a whole; block lock held. */
+static void block_unlock(struct sublet_mm *mm, uint32_t vpn, uint32_t pages)
+{
+	uint32_t run = vpn, head, word, first;
+
+	for (uint32_t at = vpn, next; at < vpn + pages; at = next) {
+		bool memory = folio_at(mm, at, &head, &word, &first);
+		next = memory ? first + (1u << word_order(word)) : at + 1;
+		if (memory && first >= vpn && next <= vpn + pages && folio_unlock(mm->arena, head, word))
+			continue;
+		hide(mm, run, at);
+		run = next;
+	}
+	if (run < vpn + pages)
+		hide(mm, run, vpn + pages);
+}
+
+/* Make the unlocked folios [vpn, end), which lie end to end, accessible again and lock them. */
+static int show(struct sublet_mm *mm, uint32_t vpn, uint32_t end)
+{
+	struct sublet__segment segs[ENGINE_BLOCK_PAGES];
+	uint32_t count = 0, head, word, first;
+	/* seq_cst, with fork_begin, as in sublet__mm_populate */
+	bool fork = a32_load_seq_cst(&mm->fork_pending);
+
+	for (uint32_t at = vpn; at < end && folio_at(mm, at, &head, &word, &first); at += 1u << word_order(word)) {
+		struct sublet__segment *last = count ? &segs[count - 1] : NULL;
+		if (last && last->dst_pfn + last->pages == head)
+			last->pages += 1u << word_order(word);
+		else
+			segs[count++] = (struct sublet__segment){ at, 1u << word_order(word), ENGINE_NONE, head };
+	}
+	if (!count)
+		return 0;
+	int err = mm->config.ops->map(mm->config.ctx, segs, count, fork ? SUBLET__MAP_PRIVATE : SUBLET__MAP_SHARED);
+	for (uint32_t at = vpn; !err && at < end && folio_at(mm, at, &head, &word, &first);) {
+		folio_lock(mm->arena, head, fork ? FRAME_HELD : 0);
+		at += 1u << word_order(word);
+	}
+	return err;
+}
+
+/* Lock the folios that touch a range of one block; block lock held. */
+static int block_lock(struct sublet_mm *mm, uint32_t vpn, uint32_t pages)
+{
+	uint32_t run = 0, run_end = 0, head, word, first;
+	int err = 0;
+
+	for (uint32_t at = vpn, next; at < vpn + pages && !err; at = next) {
+		bool memory = folio_at(mm, at, &head, &word, &first);
+		next = memory ? first + (1u << word_order(word)) : at + 1;
+		if (memory && word_state(word) == FRAME_DISCARDABLE) {
+			run = run_end > run ? run : first;
+			run_end = next;
+		} else if (run_end > run) {
+			err = show(mm, run, run_end);
+			run = run_end = 0;
+		}
+	}
+	return run_end > run && !err ? show(mm, run, run_end) : err;
 }
 
 /*
@@ -294,7 +374,7 @@ static int range_fresh(struct sublet_mm *mm, uint32_t vpn, uint32_t pages)
 	return result;
 }
 
-static int droppable_range(const struct sublet_mm *mm, const void *addr, uint64_t bytes, uint32_t *vpn, uint32_t *pages)
+static int droppable_range(struct sublet_mm *mm, const void *addr, uint64_t bytes, uint32_t *vpn, uint32_t *pages)
 {
 	int err = sublet__mm_range(mm, addr, bytes, vpn, pages);
 	return !err && range_is(mm, *vpn, *pages, FRAME_DROPPABLE) ? 0 : -EINVAL;
@@ -304,7 +384,7 @@ static void range_unlock(struct sublet_mm *mm, uint32_t vpn, uint32_t pages)
 {
 	for_each_block(at, count, vpn, vpn + pages) {
 		engine_lock(mm->arena, block_lock_of(mm, at));
-		folios_each(mm, at, count, true, folio_unlock);
+		block_unlock(mm, at, count);
 		engine_unlock(mm->arena, block_lock_of(mm, at));
 	}
 }
@@ -328,8 +408,8 @@ int sublet_lock(struct sublet_mm *mm, void *addr, uint64_t bytes)
 		return err;
 	for_each_block(at, count, vpn, vpn + pages) {
 		engine_lock(mm->arena, block_lock_of(mm, at));
-		folios_each(mm, at, count, false, folio_lock);
-		err = dropped_give(mm, at, count);
+		err = block_lock(mm, at, count);
+		err = err ? err : dropped_give(mm, at, count);
 		engine_unlock(mm->arena, block_lock_of(mm, at));
 		if (err) {
 			range_unlock(mm, vpn, pages);

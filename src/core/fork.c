@@ -41,7 +41,8 @@ typedef bool (*folio_wanted)(uint32_t word);
 
 static bool wanted_shared(uint32_t word)
 {
-	return !(word & FRAME_HELD);
+	/* Unlocked discardable memory is not accessible: there is nothing that a child could see. */
+	return !(word & FRAME_HELD) && word_state(word) == FRAME_MOVABLE;
 }
 
 static bool wanted_held(uint32_t word)

@@ -19,6 +19,9 @@
 #include <errno.h>
 #include <string.h>
 
+#define UNMAP_RETRIES 10u
+#define UNMAP_WAIT_NS (10 * SUBLET_US) /* doubles: 10 ms all together */
+
 /* ---- addresses ---- */
 
 static bool unit_used(const struct sublet_mm *mm, uint32_t unit)
@@ -473,21 +476,35 @@ static bool blocks_freeze(struct sublet_mm *mm, uint32_t vpn, uint32_t pages)
 	return true;
 }
 
-static int range_unmap(struct sublet_mm *mm, uint32_t vpn, uint32_t pages)
+/* False: something is pinned. Else *err says how it went. */
+static bool range_unmap_once(struct sublet_mm *mm, uint32_t vpn, uint32_t pages, int *err)
 {
-	int err = -EBUSY;
-
 	blocks_lock(mm, vpn, pages);
-	if (blocks_freeze(mm, vpn, pages)) {
-		err = mm->config.ops->unmap(mm->config.ctx, vpn, pages);
+	bool frozen = blocks_freeze(mm, vpn, pages);
+	if (frozen) {
+		*err = mm->config.ops->unmap(mm->config.ctx, vpn, pages);
 		for_each_block(at, count, vpn, vpn + pages) {
-			if (err)
+			if (*err)
 				sublet__mm_unfreeze(mm, at, count);
 			else
 				sublet__mm_strip(mm, at, count, 0);
 		}
 	}
 	blocks_unlock(mm, vpn, pages);
+	return frozen;
+}
+
+/*
+ * A pin of other memory may hold a reference here for an instant, if the frames were its own just
+ * before (core/pin.c): only what is still pinned after a while is reported.
+ */
+static int range_unmap(struct sublet_mm *mm, uint32_t vpn, uint32_t pages)
+{
+	const struct sublet__platform *p = &mm->arena->platform;
+	int err = -EBUSY;
+
+	for (uint32_t i = 0; !range_unmap_once(mm, vpn, pages, &err) && i < UNMAP_RETRIES; i++)
+		p->ops->sleep_ns(p->ctx, UNMAP_WAIT_NS << i);
 	return err;
 }
 

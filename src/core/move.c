@@ -38,6 +38,7 @@ struct run {
 	uint32_t vpn;
 	uint32_t pages;
 	uint32_t map_flags;
+	uint32_t word_flags; /* FRAME_DROPPABLE, or 0: neighbouring mappings of both kinds share no folio */
 	uint32_t src_runs; /* kernel mappings now, and after the move */
 	uint32_t dst_runs;
 	bool tracked;
@@ -79,6 +80,8 @@ static bool joins(const struct run *r, uint32_t at, const struct sublet__window_
 {
 	if (page_check(r, at, range, head, order))
 		return false;
+	if ((a32_load_relaxed(&r->arena->frames[*head].word) & FRAME_DROPPABLE) != r->word_flags)
+		return false;
 	bool locked = sublet__mm_locked(r->mm, a32_load_relaxed(&r->arena->frames[*head].a), 1u << *order);
 	return locked == !!(r->map_flags & SUBLET__MAP_LOCKED);
 }
@@ -92,6 +95,7 @@ static int run_find(struct run *r, uint32_t vpn, const struct sublet__window_ran
 	if (err)
 		return err;
 	uint32_t first = a32_load_relaxed(&r->arena->frames[head].a), end = first + (1u << order);
+	r->word_flags = a32_load_relaxed(&r->arena->frames[head].word) & FRAME_DROPPABLE;
 	r->map_flags = sublet__mm_locked(r->mm, first, end - first) ? SUBLET__MAP_LOCKED : 0;
 	while (first > low && joins(r, first - 1, range, &head, &order))
 		first -= 1u << order;
@@ -252,12 +256,9 @@ static void run_publish(struct run *r)
 
 			/* A head, as taken: the others have none. Its first page comes first. */
 			if ((word & FRAME_HEAD) && word_state(word) == FRAME_BUSY) {
-				uint32_t src = pte_pfn(old);
-				uint32_t flags = a32_load_relaxed(&arena->frames[sublet__frame_head(arena, src)].word);
 				a32_store_relaxed(&f->a, vpn);
 				a32_store_relaxed(&f->b, r->mm->index);
-				a32_store_release(&f->word, frame_word(FRAME_MOVABLE, word_order(word),
-								       flags & FRAME_DROPPABLE));
+				a32_store_release(&f->word, frame_word(FRAME_MOVABLE, word_order(word), r->word_flags));
 				a32_store_release(&f->ref, 0); /* pairs with ref_take */
 			}
 			a32_store_release(&r->mm->pte[vpn], pte_make(pfn, old & PTE_FLAGS & ~PTE_PRESENT));
@@ -432,7 +433,7 @@ int64_t sublet__move_folio(struct sublet_arena *arena, uint32_t pfn, const struc
 	return moved;
 }
 
-/* Drops the folio at pfn, and its neighbours that may be dropped too: one kernel call for all. */
+/* Drops the folio at pfn, and its neighbours that may be dropped too. Nothing is to be unmapped: unlock did it. */
 int64_t sublet__drop_folio(struct sublet_arena *arena, uint32_t pfn, const struct sublet__window_range *range)
 {
 	uint32_t vpn, end;
@@ -450,12 +451,10 @@ int64_t sublet__drop_folio(struct sublet_arena *arena, uint32_t pfn, const struc
 			break;
 		end += 1u << word_order(word);
 	}
-	if (end > vpn)
-		err = mm->config.ops->unmap(mm->config.ctx, vpn, end - vpn);
-	if (end > vpn && !err) {
+	if (end > vpn) {
 		sublet__mm_strip(mm, vpn, end - vpn, PTE_DROPPED);
 		a64_add_relaxed(&arena->counters.dropped_frames, end - vpn);
 	}
 	engine_unlock(arena, block_lock_of(mm, vpn));
-	return err ? err : (int64_t)(end - vpn);
+	return end - vpn;
 }

@@ -18,6 +18,12 @@
 
 #define ORDER_TOP(arena) ((arena)->pageblock_order)
 
+/* Units of several frames are cached. Frames of 2 MiB are not: a few in each cache would be an area's worth. */
+static bool cache_holds(const struct sublet_arena *arena, uint32_t frames)
+{
+	return arena->unit_order && frames == unit_pages(arena);
+}
+
 /* ---- accounting ---- */
 
 void sublet__account(struct sublet_arena *arena, uint32_t pfn, uint32_t frames, enum sublet__account from,
@@ -164,7 +170,7 @@ static uint32_t folio_take_once(struct sublet_arena *arena, uint32_t order, cons
 
 	for (uint32_t i = 0; i < ZONES && pfn == ENGINE_NONE; i++) {
 		struct sublet__zone *zone = &arena->zone[zones[i]];
-		if (zones[i] == ZONE_AREA && order == arena->unit_order)
+		if (zones[i] == ZONE_AREA && cache_holds(arena, 1u << order))
 			pfn = sublet__cache_take(arena);
 		if (pfn != ENGINE_NONE)
 			break;
@@ -250,7 +256,7 @@ void sublet__frames_put(struct sublet_arena *arena, uint32_t pfn, uint32_t frame
 		sublet__frames_put(arena, zone_end, pfn + frames - zone_end, from);
 		frames = zone_end - pfn;
 	}
-	if (zone == &arena->zone[ZONE_AREA] && frames == unit_pages(arena) && pfn % frames == 0 &&
+	if (zone == &arena->zone[ZONE_AREA] && cache_holds(arena, frames) && pfn % frames == 0 &&
 	    from == ACCOUNT_MOVABLE && sublet__cache_put(arena, pfn))
 		return;
 	sublet__folios_free(arena, pfn, frames, from);

@@ -54,7 +54,7 @@ class Gcc(lent.Case):
 
     def test_compiler_proper(self):
         plain, want = self.compile(self.run_plain)
-        (result, stat), got = self.compile(self.run_lent, options=("--area", "128M", "--follow", *lent.CHAOS))
+        (result, stat), got = self.compile(self.run_lent, options=("--area", "256M", "--follow", *lent.CHAOS))
         self.assertEqual(result, plain)
         self.assertEqual(got, want)
         self.assert_lent(stat)
@@ -67,7 +67,7 @@ class Gcc(lent.Case):
         command = (lent.program(cc1), "-quiet", "-O1", "code.i", "-o", "code.s")
         self.assertEqual(self.run_plain(*command, cwd=self.folder), (0, b"", b""))
         want = lent.digest(self.path("code.s"))
-        result, stat = self.run_lent(*command, cwd=self.folder, options=("--area", "128M", *lent.CHAOS))
+        result, stat = self.run_lent(*command, cwd=self.folder, options=("--area", "256M", *lent.CHAOS))
         self.assertEqual(result, (0, b"", b""))
         self.assertEqual(lent.digest(self.path("code.s")), want)
         self.assert_lent(stat)

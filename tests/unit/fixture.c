@@ -30,6 +30,16 @@ void fixture_close(struct fake *f)
 	fake_close(f);
 }
 
+void threads_begin(void)
+{
+	setenv("CMOCKA_TEST_ABORT", "1", 1);
+}
+
+void threads_end(void)
+{
+	unsetenv("CMOCKA_TEST_ABORT");
+}
+
 uint64_t rng(uint64_t *state)
 {
 	uint64_t z = (*state += 0x9e3779b97f4a7c15ull);

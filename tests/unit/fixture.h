@@ -27,6 +27,13 @@ void fixture_open(struct fake *f, const struct fake_options *options);
 void fixture_close(struct fake *f);
 void fixture_verify(struct fake *f);
 
+/*
+ * Around the part of a test that has several threads: a failure there aborts, with its message, instead
+ * of jumping out of the test, which is possible from its own thread only.
+ */
+void threads_begin(void);
+void threads_end(void);
+
 /* splitmix64 */
 uint64_t rng(uint64_t *state);
 /* A number below n, n > 0. */

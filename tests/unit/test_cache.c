@@ -152,6 +152,7 @@ static void cache_recall_race(void **unused)
 	(void)unused;
 
 	fixture_open(&f, &(struct fake_options){ .area_frames = 2 * 512 });
+	threads_begin();
 	for (uint32_t i = 0; i < 3; i++)
 		assert_int_equal(pthread_create(&thread[i], NULL, churn_main, &churn), 0);
 	while (wall_ns() < until) {
@@ -169,6 +170,7 @@ static void cache_recall_race(void **unused)
 	atomic_store(&churn.stop, true);
 	for (uint32_t i = 0; i < 3; i++)
 		pthread_join(thread[i], NULL);
+	threads_end();
 	print_message("%llu takes and puts\n", (unsigned long long)atomic_load(&churn.rounds));
 	fixture_close(&f);
 }

@@ -410,6 +410,7 @@ static void claim_several(void **unused)
 	fixture_open(&f, &(struct fake_options){ .workers = 2 });
 	uint32_t vpn = map_pages(&f, 3000, SUBLET_MOVABLE);
 	fill(&f, 0, vpn, 3000, 3);
+	threads_begin();
 	for (uint32_t i = 0; i < 3; i++) {
 		s[i] = (struct several){ .f = &f, .stop = &stop, .seed = seed + i };
 		assert_int_equal(pthread_create(&thread[i], NULL, several_main, &s[i]), 0);
@@ -422,6 +423,7 @@ static void claim_several(void **unused)
 		print_message("%u claims had, %u not\n", s[i].had, s[i].busy);
 		assert_true(s[i].had > 0);
 	}
+	threads_end();
 	assert_int_equal(stats_of(&f).claims_held, 0);
 	check_fill(&f, 0, vpn, 3000, 3);
 	fixture_close(&f);

@@ -239,6 +239,7 @@ static void move_live(void **unused)
 		uint64_t moves = 0, writes = 0, until;
 		fixture_open(&f, &(struct fake_options){ .no_track = mode & 1, .reads_wait = mode & 2 });
 		uint32_t vpn = map_pages(&f, LIVE_PAGES, SUBLET_MOVABLE);
+		threads_begin();
 		for (uint32_t i = 0; i < WRITERS; i++) {
 			live[i] = (struct live){ .f = &f, .vpn = vpn, .index = i, .stop = &stop };
 			assert_int_equal(pthread_create(&thread[i], NULL, live_main, &live[i]), 0);
@@ -251,12 +252,34 @@ static void move_live(void **unused)
 			pthread_join(thread[i], NULL);
 			writes += live[i].writes;
 		}
+		threads_end();
 		print_message("%llu moves, %llu writes, %llu frames copied again\n", (unsigned long long)moves,
 			      (unsigned long long)writes,
 			      (unsigned long long)a64_load_relaxed(&f.arena->counters.recopied_frames));
 		assert_true(moves > 10);
 		fixture_close(&f);
 	}
+}
+
+/* Discardable and movable neighbours move, and stay what they are. */
+static void move_neighbours(void **unused)
+{
+	static struct fake f;
+	(void)unused;
+
+	fixture_open(&f, NULL);
+	uint32_t vpn = map_pages(&f, 16, SUBLET_DISCARDABLE), kind[4] = { 1, 0, 1, 1 };
+	assert_int_equal(map_pages(&f, 16, SUBLET_MOVABLE), vpn + 16);
+	assert_int_equal(map_pages(&f, 32, SUBLET_DISCARDABLE), vpn + 32);
+	fill(&f, 0, vpn, 64, 1);
+	for (uint32_t i = 0; i < 64; i++)
+		move_at(&f, vpn + i);
+	for (uint32_t i = 0; i < 4; i++) {
+		void *addr = addr_of(&f, 0, vpn + i * 16);
+		assert_int_equal(sublet_lock(f.engine_mm[0], addr, UNIT), kind[i] ? SUBLET_INTACT : -EINVAL);
+	}
+	check_fill(&f, 0, vpn, 64, 1);
+	fixture_close(&f);
 }
 
 /* Scattered memory comes out in line, and the budget recovers. */
@@ -286,6 +309,7 @@ int main(void)
 		cmocka_unit_test(move_run),	cmocka_unit_test(move_act_everywhere),
 		cmocka_unit_test(move_failures), cmocka_unit_test(move_refused),
 		cmocka_unit_test(move_live),	cmocka_unit_test(move_relieves_mappings),
+		cmocka_unit_test(move_neighbours),
 	};
 	return cmocka_run_group_tests(tests, NULL, NULL);
 }

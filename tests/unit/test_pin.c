@@ -152,6 +152,7 @@ static void pin_move_race(void **unused)
 
 	fixture_open(&f, NULL);
 	race.vpn = map_pages(&f, RACE_PAGES, SUBLET_MOVABLE);
+	threads_begin();
 	for (uint32_t i = 0; i < RACE_THREADS; i++)
 		assert_int_equal(pthread_create(&thread[i], NULL, race_main, &race), 0);
 	while (wall_ns() < until)
@@ -159,6 +160,7 @@ static void pin_move_race(void **unused)
 	atomic_store(&race.stop, true);
 	for (uint32_t i = 0; i < RACE_THREADS; i++)
 		pthread_join(thread[i], NULL);
+	threads_end();
 	print_message("%llu pins, %llu moves, %llu refused\n", (unsigned long long)atomic_load(&race.pins),
 		      (unsigned long long)atomic_load(&race.moves),
 		      (unsigned long long)a64_load_relaxed(&f.arena->counters.moves_refused));
