@@ -8,6 +8,12 @@
  * so before anything is shared again the mappings of all processes are read. Only private ones
  * count: a driver that was handed the descriptor maps the file shared, and is meant to.
  *
+ * Reading them takes descriptors, for a moment and on a thread that the program does not know of. Programs
+ * close numbers that they closed before (a shell does, all the time): in the table of the process that would
+ * be ours, and our own close would then be of a pipe of theirs. So the looking is done by a thread with a table
+ * of its own. It is made without libc, whose threads take memory from malloc, and shares the caller's
+ * thread-local variables, which waits for it.
+ *
  * Rejected: counting children with wait(), which belongs to the program, and knows no grandchildren;
  * /proc/kpagecount, which is root's. What can hide is a process that left our line of descent, closed
  * every descriptor, changed its user and kept the memory: none of the programs we know of.
@@ -17,12 +23,22 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/futex.h>
+#include <sched.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/sysmacros.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
 #define ANCESTORS_MAX 64
+#define STACK_BYTES ((size_t)64 * 1024)
+#ifndef CLOSE_RANGE_UNSHARE
+#define CLOSE_RANGE_UNSHARE (1u << 1)
+#endif
+#ifndef SYS_close_range
+#define SYS_close_range 436 /* everywhere */
+#endif
 
 struct directory_entry { /* struct linux_dirent64 */
 	uint64_t ino;
@@ -122,7 +138,7 @@ static bool process_shares(uint32_t pid, uint32_t self, dev_t dev, ino_t ino)
 	return shares;
 }
 
-int sublet__sharer_find(dev_t dev, ino_t ino)
+static int find(dev_t dev, ino_t ino)
 {
 	_Alignas(struct directory_entry) char data[4096];
 	uint32_t self = (uint32_t)getpid();
@@ -148,4 +164,44 @@ int sublet__sharer_find(dev_t dev, ino_t ino)
 	}
 	close(fd);
 	return found;
+}
+
+/* ---- out of the program's sight ---- */
+
+struct search {
+	dev_t dev;
+	ino_t ino;
+	int found;
+	pid_t running; /* cleared by the kernel when the thread is gone */
+};
+
+static int search_main(void *arg)
+{
+	struct search *s = arg;
+
+	/* Where the kernel has none of it the program's table must do. */
+	(void)syscall(SYS_close_range, 0u, ~0u, CLOSE_RANGE_UNSHARE);
+	s->found = find(s->dev, s->ino);
+	return 0;
+}
+
+int sublet__sharer_find(dev_t dev, ino_t ino)
+{
+	const int flags = CLONE_VM | CLONE_FS | CLONE_FILES | CLONE_SIGHAND | CLONE_THREAD | CLONE_SYSVSEM |
+			  CLONE_PARENT_SETTID | CLONE_CHILD_CLEARTID;
+	struct search s = { .dev = dev, .ino = ino, .found = 0, .running = 0 };
+	char *stack = mmap(NULL, STACK_BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	int tid = -1;
+	pid_t running;
+
+	if (stack != MAP_FAILED)
+		tid = clone(search_main, stack + STACK_BYTES, flags, &s, &s.running, NULL, &s.running);
+	if (tid < 0)
+		s.found = find(dev, ino);
+	/* Not a private futex: the kernel's wake at the end of a thread is of the other kind. */
+	while (tid >= 0 && (running = __atomic_load_n(&s.running, __ATOMIC_ACQUIRE)))
+		(void)syscall(SYS_futex, &s.running, FUTEX_WAIT, running, NULL, NULL, 0);
+	if (stack != MAP_FAILED)
+		munmap(stack, STACK_BYTES);
+	return s.found;
 }

@@ -326,7 +326,7 @@ static void soak_failures(void **unused)
 		fixture_close(&f);
 	}
 	print_message("%llu failures\n", (unsigned long long)failed);
-	assert_true(failed > 100);
+	assert_true(failed > 10);
 }
 
 /* ---- threads ---- */
@@ -381,7 +381,9 @@ static void crowd_round(struct crowd *c, uint64_t seed, bool devices, uint64_t n
 	uint64_t until = wall_ns() + ns, steps = 0, state = seed;
 	uint32_t quiet = 0, forks = 0;
 
-	fixture_open(&c->f, &(struct fake_options){ .mms = 2, .workers = 2, .no_track = seed & 1, .mm_pages = 16384 });
+	/* in every other round the kernel mappings are short, and are merged all the time */
+	fixture_open(&c->f, &(struct fake_options){ .mms = 2, .workers = 2, .no_track = seed & 1, .mm_pages = 16384,
+						    .mapping_limit = seed & 2 ? 300 : 0 });
 	pthread_barrier_init(&c->barrier, NULL, THREADS + 1);
 	atomic_store(&c->stop, false);
 	atomic_store(&c->pause, false);
@@ -391,7 +393,7 @@ static void crowd_round(struct crowd *c, uint64_t seed, bool devices, uint64_t n
 		member[i] = (struct member){ c, &c->actor[i] };
 		assert_int_equal(pthread_create(&thread[i], NULL, member_main, &member[i]), 0);
 	}
-	while (wall_ns() < until) {
+	while (!atomic_load(&c->stop)) {
 		uint64_t next = wall_ns() + 20 * SUBLET_MS;
 		while (wall_ns() < next) {
 			sublet__chaos_move(c->f.arena, c->f.engine_mm[rng(&state) % 2], rng(&state));
@@ -407,8 +409,7 @@ static void crowd_round(struct crowd *c, uint64_t seed, bool devices, uint64_t n
 			actor_check(&c->actor[i]);
 		atomic_store(&c->pause, false);
 		quiet++;
-		if (wall_ns() >= until)
-			atomic_store(&c->stop, true);
+		atomic_store(&c->stop, wall_ns() >= until);
 		pthread_barrier_wait(&c->barrier);
 	}
 	for (uint32_t i = 0; i < THREADS; i++)
@@ -439,7 +440,7 @@ static void soak_threads(void **unused)
 	(void)unused;
 
 	for (uint32_t round = 0; round < 4; round++)
-		crowd_round(&crowd, seed + round, round / 2 == 0, soak_ns(1.5));
+		crowd_round(&crowd, seed + round, round & 1, soak_ns(1.5));
 }
 
 int main(void)
