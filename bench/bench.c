@@ -88,6 +88,8 @@ void bench_add(struct bench_row row, double *values, uint32_t count)
 		printf("  must %g", row.must);
 	if (row.goal > 0)
 		printf("  goal %g", row.goal);
+	if (row.reference_ns > 0)
+		printf("  (reference %.3g us)", row.reference_ns / 1e3);
 	printf("\n");
 	fflush(stdout);
 	if (row_count < ROWS_MAX)
@@ -152,6 +154,8 @@ int main(int argc, char **argv)
 	bench_free_claims();
 	printf("claims from a fragmented arena: 256 MiB, half full\n");
 	bench_fragmented();
+	printf("choosing a window\n");
+	bench_window();
 	printf("small operations, in uncontended atomic adds\n");
 	bench_small();
 	int err = bench_write(path);

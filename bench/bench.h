@@ -43,6 +43,7 @@ void bench_claims(enum sublet_backing backing, const char *name);
 void bench_free_claims(void);
 void bench_fragmented(void);
 void bench_small(void);
+void bench_window(void);
 
 /* Create an arena or say why not; NULL. */
 struct sublet_arena *bench_arena(enum sublet_backing backing, uint64_t area_mib, uint64_t normal_mib);

@@ -41,7 +41,7 @@ static uint32_t linearise(struct sublet_mm *mm, uint32_t runs)
 	uint32_t blocks = a32_load_acquire(&mm->blocks_used), merged = 0;
 
 	for (uint32_t block = 0; block < blocks && merged < runs; block++) {
-		if (mm->block_mappings[block] <= 2) /* a hint: the move looks again under the lock */
+		if (a32_load_relaxed(&mm->block_mappings[block]) <= 2) /* relaxed: the move looks again, locked */
 			continue;
 		uint32_t end = min_u32((block + 1) * ENGINE_BLOCK_PAGES, mm->config.pages);
 		for (uint32_t vpn = block * ENGINE_BLOCK_PAGES; vpn < end && merged < runs;) {

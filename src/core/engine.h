@@ -136,7 +136,7 @@ struct sublet_mm {
 	sublet__a32 *pte;              /* [config.pages]; written under the block lock, read by pins without */
 	struct sublet__lock *block;    /* [blocks]: page-table entries and MOVABLE folios of 512 pages; the
 	                                  outermost lock but for claim_lock, held one at a time */
-	uint16_t *block_mappings;      /* [blocks]; guarded by the block lock */
+	sublet__a32 *block_mappings;   /* [blocks]; changed under the block lock, looked at without as a hint */
 	struct sublet__lock va_lock;   /* protects va_used, va_low; nests in nothing, holds nothing */
 	uint64_t *va_used;             /* a bit a unit of addresses */
 	uint32_t va_units;

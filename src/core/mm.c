@@ -127,14 +127,14 @@ uint32_t sublet__mm_mappings_recount(struct sublet_mm *mm, uint32_t block)
 	uint32_t first = block * ENGINE_BLOCK_PAGES;
 	uint32_t end = min_u32(first + ENGINE_BLOCK_PAGES, mm->config.pages);
 	uint32_t before = first ? a32_load_relaxed(&mm->pte[first - 1]) : 0;
-	uint32_t count = 0, old = mm->block_mappings[block];
+	uint32_t count = 0, old = a32_load_relaxed(&mm->block_mappings[block]);
 
 	for (uint32_t vpn = first; vpn < end; vpn++) {
 		uint32_t pte = a32_load_relaxed(&mm->pte[vpn]);
 		count += !pte_continues(before, pte);
 		before = pte;
 	}
-	mm->block_mappings[block] = (uint16_t)count;
+	a32_store_relaxed(&mm->block_mappings[block], count);
 	a32_add_relaxed(&mm->mapping_count, count - old); /* relaxed: a budget, checked with a margin */
 	return count;
 }
@@ -156,12 +156,13 @@ uint32_t sublet__mm_mappings_of(const struct sublet_mm *mm, uint32_t vpn, uint32
 void sublet__mm_mappings_changed(struct sublet_mm *mm, uint32_t vpn, uint32_t pages, uint32_t before)
 {
 	uint32_t delta = sublet__mm_mappings_of(mm, vpn, pages) - before;
-	uint16_t *count = &mm->block_mappings[vpn / ENGINE_BLOCK_PAGES];
+	sublet__a32 *block = &mm->block_mappings[vpn / ENGINE_BLOCK_PAGES];
+	uint32_t count = a32_load_relaxed(block);
 
 	/* A neighbouring block may have changed unseen: never below 0, and the next recount mends it. */
-	if ((int32_t)delta < 0 && *count < 0u - delta)
-		delta = 0u - *count;
-	*count = (uint16_t)(*count + delta);
+	if ((int32_t)delta < 0 && count < 0u - delta)
+		delta = 0u - count;
+	a32_store_relaxed(block, count + delta);
 	a32_add_relaxed(&mm->mapping_count, delta); /* relaxed: a budget, checked with a margin */
 }
 

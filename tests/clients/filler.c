@@ -5,7 +5,8 @@
  * Two threads own half of the blocks each. They write a pattern that follows from the block, the word
  * and the pass, then read all of it back and write the next one, again and again: a page that was lost,
  * swapped, or put back as it was some time ago is seen. Half of the blocks are only ever read after
- * the first pass, so that moves of memory that nobody writes are checked as well.
+ * the first pass, so that moves of memory that nobody writes are checked as well. Between two passes
+ * each takes memory from calloc, which must be zero, soils it and gives it back.
  *
  * usage: client_filler BYTES. Prints "full" when all is written. Runs until a line or the end of stdin;
  * prints "passes N" and exits with 0, or with 1 at the first wrong word.
@@ -19,9 +20,10 @@
 #include <string.h>
 #include <unistd.h>
 
-#define THREADS    2
-#define BLOCK_MAX  ((size_t)1 << 20)
-#define WORD_BYTES sizeof(uint64_t)
+#define THREADS      2
+#define BLOCK_MAX    ((size_t)1 << 20)
+#define CHURN_BLOCKS 2
+#define WORD_BYTES   sizeof(uint64_t)
 
 struct block {
 	uint64_t *words;
@@ -64,11 +66,33 @@ static void check(size_t i)
 	}
 }
 
+/* Memory that is said to be zero, and was somebody else's a moment ago. */
+static void churn(uint64_t *random)
+{
+	for (int i = 0; i < CHURN_BLOCKS; i++) {
+		*random = *random * 6364136223846793005u + 1442695040888963407u;
+		size_t size = (*random >> 33) % (2 * BLOCK_MAX) + BLOCK_MAX;
+		unsigned char *fresh = calloc(1, size);
+
+		for (size_t at = 0; fresh && at < size; at++)
+			if (fresh[at]) {
+				printf("wrong: byte %zu of %zu from calloc is %02x\n", at, size, fresh[at]);
+				fflush(stdout);
+				_exit(1);
+			}
+		if (fresh)
+			memset(fresh, 0xa5, size);
+		free(fresh);
+	}
+}
+
 static void *work(void *arg)
 {
 	size_t mine = (size_t)(uintptr_t)arg;
+	uint64_t random = mine;
 
 	do {
+		churn(&random);
 		for (size_t i = mine; i < block_count; i += THREADS) {
 			check(i);
 			if (i / THREADS % 2)

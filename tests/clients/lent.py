@@ -20,7 +20,7 @@ import unittest
 
 SUBLET = os.path.abspath(os.environ.get("SUBLET", "build/sublet"))
 BUILD = os.path.abspath(os.environ.get("SUBLET_BUILD", os.path.dirname(SUBLET)))
-FILLER = os.environ.get("SUBLET_CLIENT_FILLER", os.path.join(BUILD, "tests", "clients", "client_filler"))
+FILLER = os.path.join(BUILD, "tests", "clients", "client_filler")
 KIB, MIB = 1 << 10, 1 << 20
 TIMEOUT_S = 120
 CHAOS = ("--chaos", "1ms")
@@ -111,8 +111,14 @@ class Instance:
     def claim(self, *arguments):
         """A claim that succeeds, as JSON."""
         result = self.test.sublet("claim", "-n", str(self.pid), "--json", *arguments)
-        self.test.assertEqual(result.returncode, 0, result.stderr + result.stdout[-2000:])
+        self.test.assertEqual(result.returncode, 0, result.stderr + result.stdout[-2000:] + self.last_words())
         return json.loads(result.stdout)
+
+    def last_words(self):
+        """What a program that has ended printed last; nothing while it runs."""
+        if self.process.poll() is None or not self.process.stdout:
+            return ""
+        return f"{self.name} ended with {self.process.returncode}: {self.process.stdout.read()[-2000:]}"
 
     def claim_fails(self, code, *arguments):
         """A claim that does not: one line of what and at least one of what to do, both on stderr."""
@@ -128,6 +134,8 @@ class Instance:
 
 class Case(unittest.TestCase):
     def setUp(self):
+        began = time.monotonic()
+        self.addCleanup(lambda: print(f"  {self.id().split('.')[-1]}: {time.monotonic() - began:.1f} s", flush=True))
         self.folder = tempfile.mkdtemp(prefix="sublet-clients-")
         self.addCleanup(shutil.rmtree, self.folder, ignore_errors=True)
         self.env = dict(os.environ, XDG_RUNTIME_DIR=self.folder, LC_ALL="C.UTF-8", TZ="UTC")
@@ -225,9 +233,9 @@ class Case(unittest.TestCase):
         self.assertEqual(lent, plain)
         return lent, stat
 
-    def start_filler(self, *options, bytes_count, name="filler"):
+    def start_filler(self, *options, bytes_count, name="filler", env=None):
         """A program that fills so many bytes of malloc's and checks them all the time."""
-        instance = self.lent(FILLER, str(bytes_count), options=options, name=name, stdin=subprocess.PIPE,
+        instance = self.lent(FILLER, str(bytes_count), options=options, name=name, env=env, stdin=subprocess.PIPE,
                              stdout=subprocess.PIPE, text=True)
         self.assertEqual(instance.process.stdout.readline(), "full\n")
         return instance

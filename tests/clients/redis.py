@@ -40,7 +40,11 @@ class Client:
     def __init__(self, path):
         self.socket = socket.socket(socket.AF_UNIX)
         self.socket.settimeout(lent.TIMEOUT_S)
-        self.socket.connect(path)
+        try:
+            self.socket.connect(path)
+        except OSError:
+            self.socket.close()
+            raise
         self.file = self.socket.makefile("rb")
 
     def close(self):
@@ -149,7 +153,7 @@ class Case(lent.Case):
             line = client.file.readline()
             if line == b"+PONG\r\n":
                 return client
-            client.close()  # it is loading
+            client.close()  # it is loading its data
             return None
         client = lent.wait_for(answers, pause=0.05)
         self.addCleanup(client.close)

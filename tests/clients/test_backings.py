@@ -11,7 +11,7 @@ KEYS = 40_000
 WAYS = (("memfd", "precopy"), ("memfd", "zap"), ("memfd", "writeprotect"), ("thp", "precopy"), ("thp", "zap"),
         ("thp", "writeprotect"))
 HUGE_PAGES = "/proc/sys/vm/nr_hugepages"
-HUGE_NEEDED = 80 + 40
+HUGE_NEEDED = 160 + 40 + 40  # an area, a normal zone, and what a memcpy to compare with takes
 PYTHON = ("import zlib; d = {i: str(i) * 40 for i in range(100000)}; b = bytearray(range(256)) * 40000\n"
           "for n in range(20): b.reverse(); d.update((i, d[i][::-1]) for i in range(0, 100000, 3))\n"
           "print(zlib.crc32(b), zlib.crc32(''.join(d.values()).encode()))")
@@ -19,7 +19,9 @@ PYTHON = ("import zlib; d = {i: str(i) * 40 for i in range(100000)}; b = bytearr
 
 class Backings(redis.Case):
     def run_for(self, backing, technique):
-        run = ("--area", "160M", "--normal", "80M", "--backing", backing, "--technique", technique)
+        # Huge frames go whole to each of malloc's extents: the same heap takes more of them.
+        area = "320M" if backing == "hugetlb" else "160M"
+        run = ("--area", area, "--normal", "80M", "--backing", backing, "--technique", technique)
         probe = self.sublet("run", *run, "--", lent.program("bash"), "-c", ":")
         if probe.returncode == 125:
             self.assert_explained(probe)
@@ -31,8 +33,9 @@ class Backings(redis.Case):
         stat = instance.stat()
         self.assertEqual((stat["backing"], stat["technique"]), (backing, technique))
         out = instance.claim("32M", "--count", "20", "--dearest")
-        self.assertEqual((out["summary"]["succeeded"], out["summary"]["moved_claims"]), (20, 20))
-        print(f"  {backing}, {technique}: median {out['summary']['memcpy_ratio_median']:.2f} x memcpy")
+        self.assertEqual(out["summary"]["succeeded"], 20)
+        self.assertTrue(all(claim["moved_bytes"] for claim in out["claims"]))
+        print(f"  {backing}, {technique}: median {out['summary']['memcpy_ratio_median'] or 0:.2f} x memcpy")
         self.assert_lent(instance.stat())
         self.end_filler(instance)
 
@@ -92,11 +95,10 @@ class Backings(redis.Case):
 
     def test_hugetlb(self):
         self.reserve_huge_pages()
-        for technique in ("precopy", "zap"):
-            with self.subTest(technique):
-                run = self.run_for("hugetlb", technique)
-                self.check_filler(run, "hugetlb", technique)
-                self.check_python(run)
+        for technique in ("precopy", "zap", "writeprotect"):
+            run = self.run_for("hugetlb", technique)
+            self.check_filler(run, "hugetlb", technique)
+            self.check_python(run)
         # A child of fork() has copies of huge pages, from a pool that may be too small for them.
         instance = self.start_filler(*self.run_for("hugetlb", "auto"), bytes_count=100 * lent.MIB)
         instance.claim("32M", "--count", "10", "--dearest")

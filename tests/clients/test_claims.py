@@ -50,6 +50,15 @@ class Claims(lent.Case):
         self.claim_often(236 * lent.MIB, "--dearest", "--no-zero", options=("--area", "256M", "--normal", "128M",
                                                                             *lent.CHAOS))
 
+    def test_nobody_sees_old_bytes(self):
+        """malloc gives everything back at once and takes it anew: what calloc returns is zero all the same."""
+        instance = self.start_filler("--area", "128M", *lent.CHAOS, bytes_count=64 * lent.MIB,
+                                     env={"MALLOC_CONF": "retain:false,dirty_decay_ms:0,muzzy_decay_ms:0"})
+        for _ in range(10):
+            instance.claim("16M", "--count", "5", "--no-zero")
+        self.assert_lent(instance.stat())
+        self.end_filler(instance)
+
     def test_several_drivers_at_once(self):
         instance = self.start_filler("--area", "256M", "--normal", "128M", bytes_count=HEAP)
         drivers = [self.popen([lent.SUBLET, "claim", "-n", instance.name, "--owner", f"driver {n}", "--count", "60",

@@ -10,9 +10,10 @@ import lent
 
 # A shell has to have something in its heap, and its children have to see it as it was.
 BASH = """
-declare -a words
+declare -a words copies
 for i in {1..60000}; do words[i]="word $i ${i}${i}${i}"; done
 text=${words[*]}
+for i in {1..24}; do copies[i]=$text; done
 expected=$(printf %s "$text" | cksum)
 for round in {1..25}; do
   [ "$(printf %s "$text" | cksum)" = "$expected" ] || exit 10

@@ -3,6 +3,7 @@
 """After a SIGKILL nothing is left: no socket that is listed, no mount, no file, no memory."""
 import os
 import signal
+import subprocess
 
 import lent
 
@@ -37,7 +38,8 @@ class Leftovers(lent.Case):
     def test_with_a_driver_that_outlives_it(self):
         """Who still has the memory keeps it; the instance is gone all the same."""
         instance = self.start_filler("--area", "64M", bytes_count=40 * lent.MIB, name="first")
-        driver = self.popen([lent.SUBLET, "claim", "-n", "first", "--hold", "1h", "16M"])
+        driver = self.popen([lent.SUBLET, "claim", "-n", "first", "--hold", "1h", "16M"], stdout=subprocess.DEVNULL,
+                            stderr=subprocess.DEVNULL)
         lent.wait_for(lambda: instance.stat()["claims_held"] == 1, 30)
         instance.end(signal.SIGKILL)
         self.assertEqual(self.instances(), [])
@@ -50,7 +52,8 @@ class Leftovers(lent.Case):
 
     def test_many_that_are_killed_while_they_start(self):
         for n in range(12):
-            process = self.popen([lent.SUBLET, "run", "--area", "64M", *lent.CHAOS, "--", lent.FILLER, str(8 * lent.MIB)])
+            process = self.popen([lent.SUBLET, "run", "--area", "64M", *lent.CHAOS, "--", lent.FILLER, str(8 * lent.MIB)],
+                                 stdin=subprocess.PIPE, stdout=subprocess.DEVNULL)
             lent.wait_for(lambda: process.poll() is not None or not n or os.path.exists(f"/proc/{process.pid}/fd/{n * 60}")
                           or self.instances(), 30, 0.0005)
             process.kill()

@@ -9,7 +9,7 @@ class Memtester(lent.Case):
         result, stat = self.run_lent(lent.program("memtester"), size, "1", options=options)
         code, out, err = result
         out = out.replace(b"\b", b"")
-        self.assertEqual((code, err), (0, b""), out[-2000:])
+        self.assertEqual((code, err[:500]), (0, b""), out[-500:])
         self.assertNotIn(b"FAILURE", out)
         self.assertIn(b"Done.", out)
         self.assert_lent(stat)
@@ -17,8 +17,8 @@ class Memtester(lent.Case):
     def test_96_of_256(self):
         self.run_memtester("96M", "--area", "256M", *lent.CHAOS)
 
-    def test_24_of_32_every_100us(self):
-        self.run_memtester("24M", "--area", "32M", "--chaos", "100us")
+    def test_48_of_64_every_100us(self):
+        self.run_memtester("48M", "--area", "64M", "--chaos", "100us")
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ PRAGMA temp_store = MEMORY;
 CREATE TABLE item (id INTEGER PRIMARY KEY, name TEXT, price INTEGER, note TEXT);
 WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < {ROWS})
   INSERT INTO item SELECT i, printf('%08x', i * 2654435761 % 4294967296), i * 7919 % 100003,
-    substr(hex(i * 40503) || 'abcdefghijklmnopqrstuvwxyzabcdefghijklmnopqrstuvwxyz', 1, 20 + i % 40) FROM n;
+    substr(hex(i * 40503) || 'abcdefghijklmnopqrstuvwxyzabcdefghijklmnopqrstuvwxyz', 1, 20 + i % 40) || substr(printf('%0200d', i), 1 + i % 40) FROM n;
 CREATE UNIQUE INDEX item_name ON item (name);
 CREATE INDEX item_price ON item (price, name);
 CREATE INDEX item_note ON item (note);

@@ -14,7 +14,7 @@ class Xz(lent.Case):
         chance = random.Random(5)
         words = [chance.randbytes(chance.randrange(3, 40)) for _ in range(5000)]
         data = b"".join(chance.choices(words, k=BYTES // 20))
-        pack = (xz, "-T2", "-2", "--block-size=4MiB", "-c")
+        pack = (xz, "-T2", "-2", "--block-size=12MiB", "-c")
         (code, packed, err), stat = self.assert_same(*pack, input=data)
         self.assertEqual((code, err), (0, b""))
         self.assertLess(len(packed), len(data))

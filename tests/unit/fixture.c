@@ -124,7 +124,12 @@ static void check_word(struct fake *f, uint32_t mm, uint32_t vpn, uint32_t word,
 
 void check_fill(struct fake *f, uint32_t mm, uint32_t vpn, uint32_t pages, uint64_t key)
 {
-	for (uint32_t i = 0; i < pages; i++)
+	check_part(f, mm, vpn, 0, pages, key);
+}
+
+void check_part(struct fake *f, uint32_t mm, uint32_t vpn, uint32_t first, uint32_t pages, uint64_t key)
+{
+	for (uint32_t i = first; i < first + pages; i++)
 		for (uint32_t w = 0; w < FAKE_WORDS; w++)
 			check_word(f, mm, vpn + i, w, fill_value(key, i, w));
 }

@@ -53,6 +53,8 @@ uint64_t bytes_of(const struct fake *f, uint64_t pages);
 /* Write every word of pages of mm 0 with a value made of (key, page, word); check it (G1). */
 void fill(struct fake *f, uint32_t mm, uint32_t vpn, uint32_t pages, uint64_t key);
 void check_fill(struct fake *f, uint32_t mm, uint32_t vpn, uint32_t pages, uint64_t key);
+/* The same for pages [first, first + pages) of what was filled from vpn on. */
+void check_part(struct fake *f, uint32_t mm, uint32_t vpn, uint32_t first, uint32_t pages, uint64_t key);
 void check_zero(struct fake *f, uint32_t mm, uint32_t vpn, uint32_t pages);
 
 /* Claim; on success the frames are checked to be zero (but for NOZERO, G9), scribbled on, and owned. */

@@ -96,7 +96,6 @@ static void claim_zeroing(void **unused)
 	fixture_open(&f, NULL);
 	assert_int_equal(claim_take(&f, 4 * SUBLET_MIB, NULL, &claim), 0);
 	assert_int_equal(claim.zeroed_bytes, 0); /* known zeros are not zeroed again */
-	uint64_t offset = claim.offset_bytes;
 	claim_give(&f, &claim);
 	assert_int_equal(claim_take(&f, 4 * SUBLET_MIB, OPTIONS(.flags = SUBLET_CLAIM_NOZERO), &claim), 0);
 	assert_int_equal(claim.zeroed_bytes, 0);
@@ -104,7 +103,6 @@ static void claim_zeroing(void **unused)
 	assert_int_equal(claim_take(&f, bytes_of(&f, f.options.area_frames), NULL, &claim), 0);
 	assert_int_equal(claim.zeroed_bytes, 4 * SUBLET_MIB);
 	claim_give(&f, &claim);
-	(void)offset;
 	check_zero(&f, 0, map_pages(&f, f.options.area_frames, SUBLET_MOVABLE), f.options.area_frames);
 	fixture_close(&f);
 }
@@ -126,33 +124,34 @@ static void claim_deadline(void **unused)
 	(void)unused;
 
 	fixture_open(&f, &(struct fake_options){ .virtual_time = true });
-	uint32_t area = f.options.area_frames, vpn = map_pages(&f, area, SUBLET_MOVABLE);
-	fill(&f, 0, vpn, area, 1);
-	assert_int_equal(sublet_pin(f.engine_mm[0], addr_of(&f, 0, vpn + area / 2), PAGE, SUBLET_PIN_READ, &pin), 0);
-	fake_device_hold(&f.mm[0], vpn + area / 2, 1, 1);
-	uint32_t block = fake_pfn_of(&f.mm[0], vpn + area / 2) / 512;
-	/* only one window is left that does not hold the pin's pageblock: take it away with another claim */
+	uint32_t area = f.options.area_frames, vpn = map_pages(&f, 512, SUBLET_MOVABLE);
+	fill(&f, 0, vpn, 512, 1);
+	assert_int_equal(sublet_pin(f.engine_mm[0], addr_of(&f, 0, vpn + 100), PAGE, SUBLET_PIN_READ, &pin), 0);
+	fake_device_hold(&f.mm[0], vpn + 100, 1, 1);
+	uint64_t offset = fake_pfn_of(&f.mm[0], vpn + 100) * PAGE, start = atomic_load(&f.clock_ns);
 	struct sublet_claim_options o = { SUBLET_OPTIONS(sublet_claim_options), .deadline_ns = 20 * SUBLET_MS };
-	uint32_t far = max_u32(block, 7 - block);
-	assert_int_equal(claim_take(&f, (far + 1) * 512 * PAGE, &o, &claim), -ENOMEM); /* more than there is room for */
-	assert_int_equal(sublet_unmap(f.engine_mm[0], addr_of(&f, 0, vpn), area / 2 * PAGE), 0);
-	uint64_t start = atomic_load(&f.clock_ns);
-	assert_int_equal(claim_take(&f, (far + 1) * 512 * PAGE, &o, &claim), far + 1 > 6 ? -ENOMEM : -EBUSY);
-	if (far + 1 <= 6) {
-		uint64_t took = atomic_load(&f.clock_ns) - start;
-		assert_true(took >= 19 * SUBLET_MS && took <= 25 * SUBLET_MS);
-		assert_true(claim.latency_ns <= took && claim.waits > 0 && claim.waited_ns > 10 * SUBLET_MS);
-		assert_int_equal(blockers_of(&claim, SUBLET_BLOCKER_PIN), claim.blocker_count);
-		assert_int_equal(claim.blockers[0].offset_bytes / (512 * PAGE), block);
-	}
-	start = atomic_load(&f.clock_ns);
-	o.flags = SUBLET_CLAIM_NOWAIT;
-	assert_true(claim_take(&f, (far + 1) * 512 * PAGE, &o, &claim) < 0);
-	assert_true(atomic_load(&f.clock_ns) - start < SUBLET_MS && claim.waits == 0);
+	assert_int_equal(claim_take(&f, area * PAGE, &o, &claim), -EBUSY); /* there is one window only */
+	uint64_t took = atomic_load(&f.clock_ns) - start;
+	assert_true(took >= 20 * SUBLET_MS && took <= 22 * SUBLET_MS);
+	assert_true(claim.latency_ns <= took && claim.waits > 0 && claim.waited_ns > 18 * SUBLET_MS);
+	assert_int_equal(claim.blocker_count, 1);
+	assert_int_equal(claim.blockers[0].kind, SUBLET_BLOCKER_PIN);
+	assert_true(claim.blockers[0].offset_bytes <= offset);
+	assert_true(offset < claim.blockers[0].offset_bytes + claim.blockers[0].bytes);
 	fixture_verify(&f);
-	check_fill(&f, 0, vpn + area / 2, 0, 1);
-	fake_device_hold(&f.mm[0], vpn + area / 2, 1, -1);
+	o.flags = SUBLET_CLAIM_NOWAIT;
+	uint64_t sleeps = atomic_load(&f.calls[FAKE_SLEEP]);
+	assert_int_equal(claim_take(&f, area * PAGE, &o, &claim), -EBUSY);
+	assert_int_equal(atomic_load(&f.calls[FAKE_SLEEP]), sleeps);
+	assert_int_equal(claim.waits, 0);
+	assert_int_equal(claim.blockers[0].kind, SUBLET_BLOCKER_PIN);
+	fixture_verify(&f);
+	check_fill(&f, 0, vpn, 512, 1);
+	fake_device_hold(&f.mm[0], vpn + 100, 1, -1);
 	assert_int_equal(sublet_unpin(&pin), 0);
+	assert_int_equal(claim_take(&f, area * PAGE, &o, &claim), 0);
+	claim_give(&f, &claim);
+	check_fill(&f, 0, vpn, 512, 1);
 	fixture_close(&f);
 }
 
@@ -260,7 +259,6 @@ static void claim_names_claim(void **unused)
 {
 	static struct fake f;
 	struct sublet_claim held[8], claim;
-	char text[256];
 	(void)unused;
 
 	fixture_open(&f, &(struct fake_options){ .virtual_time = true });
@@ -277,7 +275,6 @@ static void claim_names_claim(void **unused)
 		assert_true(claim.blockers[i].age_ns >= SUBLET_SEC && claim.blockers[i].age_ns < 2 * SUBLET_SEC);
 		assert_int_equal(claim.blockers[i].bytes, 300 * PAGE);
 	}
-	(void)text;
 	for (uint32_t i = 0; i < 8; i++)
 		claim_give(&f, &held[i]);
 	fixture_close(&f);
@@ -371,6 +368,55 @@ static void claim_fragmented(void **unused)
 	}
 }
 
+/* A claim that comes while another empties its window keeps clear of it, moved or not. */
+struct second {
+	struct fake *f;
+	struct sublet_claim claim;
+	uint64_t bytes;
+	int err;
+	bool done;
+};
+
+static void second_hook(void *arg, enum fake_op op, struct fake_mm *mm, uint32_t vpn, uint32_t pages)
+{
+	struct second *s = arg;
+
+	(void)mm, (void)vpn, (void)pages;
+	if (op != FAKE_TRACK || s->done)
+		return;
+	s->done = true;
+	s->err = claim_take(s->f, s->bytes, OPTIONS(.flags = SUBLET_CLAIM_NOWAIT), &s->claim);
+}
+
+static void claim_inside_claim(void **unused)
+{
+	static struct fake f;
+	struct sublet_claim claim;
+	(void)unused;
+
+	for (uint32_t frames = 100; frames <= 400; frames += 50) {
+		struct second second = { .f = &f, .bytes = frames * PAGE };
+		fixture_open(&f, &(struct fake_options){ .area_frames = 512, .virtual_time = true });
+		uint32_t vpn = map_pages(&f, 400, SUBLET_MOVABLE);
+		fill(&f, 0, vpn, 400, 1);
+		f.hook_arg = &second;
+		f.hook = second_hook;
+		assert_int_equal(claim_take(&f, 300 * PAGE, OPTIONS(.flags = SUBLET_CLAIM_DEAREST), &claim), 0);
+		f.hook = NULL;
+		assert_true(second.done);
+		if (frames > 212) {
+			assert_int_equal(second.err, -EBUSY);
+			assert_int_equal(second.claim.blockers[0].kind, SUBLET_BLOCKER_CLAIM);
+		}
+		fixture_verify(&f);
+		check_fill(&f, 0, vpn, 400, 1);
+		if (!second.err)
+			claim_give(&f, &second.claim);
+		claim_give(&f, &claim);
+		fixture_close(&f);
+	}
+}
+
 struct several {
 	struct fake *f;
 	_Atomic bool *stop;
@@ -438,7 +484,7 @@ int main(void)
 		cmocka_unit_test(claim_small_beside_pin), cmocka_unit_test(claim_no_room),
 		cmocka_unit_test(claim_names_claim),	  cmocka_unit_test(claim_cheapest_dearest),
 		cmocka_unit_test(claim_failures),	  cmocka_unit_test(claim_fragmented),
-		cmocka_unit_test(claim_several),
+		cmocka_unit_test(claim_inside_claim),	  cmocka_unit_test(claim_several),
 	};
 	return cmocka_run_group_tests(tests, NULL, NULL);
 }

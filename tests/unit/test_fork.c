@@ -49,6 +49,7 @@ static void fork_snapshot(void **unused)
 	assert_int_equal(stats_of(&f).children, 0);
 	check_fill(&f, 0, vpn + 100, 700, 2);
 	check_fill(&f, 0, vpn, 100, 1);
+	check_part(&f, 0, vpn, 800, area - 800, 1);
 	assert_int_equal(claim_take(&f, 512 * PAGE, NULL, &claim), 0);
 	claim_give(&f, &claim);
 	check_fill(&f, 0, vpn + 100, 700, 2);

@@ -2,6 +2,9 @@
 /* core/pin.c: G2 (a pinned folio is never moved), G6 (of a pin and a move one wins), G7 (NOWAIT never sleeps). */
 #include "fixture.h"
 
+#include <signal.h>
+#include <time.h>
+
 static int pin_pages(struct fake *f, uint32_t vpn, uint32_t pages, uint32_t flags, struct sublet_pin *pin)
 {
 	return sublet_pin(f->engine_mm[0], addr_of(f, 0, vpn), pages * PAGE, flags, pin);
@@ -170,11 +173,89 @@ static void pin_move_race(void **unused)
 	fixture_close(&f);
 }
 
+/* ---- a pin that is interrupted at any instruction, and finds its frame somebody else's ---- */
+
+enum { REUSE_UNITS = 24, REUSE_THREADS = 2 };
+
+static void interrupt(int signal)
+{
+	struct timespec ts = { 0, 100000 };
+	int saved = errno;
+
+	(void)signal;
+	nanosleep(&ts, NULL);
+	errno = saved;
+}
+
+static void *reuse_main(void *arg)
+{
+	struct race *r = arg;
+	uint64_t state = wall_ns();
+
+	while (!atomic_load(&r->stop)) {
+		struct sublet_pin pin;
+		uint32_t page = below(&state, REUSE_UNITS * 16);
+		if (pin_pages(r->f, r->vpn + page, 1, SUBLET_PIN_READ, &pin))
+			fail_msg("pin");
+		if (pin.pages != 1 || sublet_unpin(&pin))
+			fail_msg("unpin");
+		atomic_fetch_add_explicit(&r->pins, 1, memory_order_relaxed);
+	}
+	return NULL;
+}
+
+/* Every folio's count is 0 again: a reference taken on a stranger's folio is given back to the stranger. */
+static void counts_are_zero(struct fake *f, uint32_t vpn, uint32_t pages)
+{
+	for (uint32_t at = vpn; at < vpn + pages; at++) {
+		uint32_t head = sublet__frame_head(f->arena, pte_pfn(a32_load_relaxed(&f->engine_mm[0]->pte[at])));
+		assert_int_equal(a32_load_relaxed(&f->arena->frames[head].ref) & (REF_FROZEN | REF_COUNT_MASK), 0);
+	}
+}
+
+/*
+ * G6: between reading an entry and taking the reference a frame may become another page's. Few frames,
+ * so that they are used again at once; signals that stop the pinning threads at every instruction.
+ */
+static void pin_reuse_race(void **unused)
+{
+	static struct fake f;
+	struct race race = { .f = &f };
+	struct sigaction action = { .sa_handler = interrupt, .sa_flags = SA_RESTART }, old;
+	pthread_t thread[REUSE_THREADS];
+	uint64_t until = wall_ns() + soak_ns(1.5), state = seed_get("pin_reuse_race"), signals = 0;
+	(void)unused;
+
+	assert_int_equal(sigaction(SIGUSR1, &action, &old), 0);
+	fixture_open(&f, &(struct fake_options){ .area_frames = 512, .normal_frames = FAKE_NORMAL_NONE,
+						 .run_pages_max = 16 });
+	map_pages(&f, 512 - (REUSE_UNITS + 1) * 16, SUBLET_MOVABLE);
+	race.vpn = map_pages(&f, REUSE_UNITS * 16, SUBLET_MOVABLE);
+	threads_begin();
+	for (uint32_t i = 0; i < REUSE_THREADS; i++)
+		assert_int_equal(pthread_create(&thread[i], NULL, reuse_main, &race), 0);
+	while (wall_ns() < until) {
+		struct sublet__window_range anywhere = { .dst_anywhere = true };
+		pthread_kill(thread[signals++ % REUSE_THREADS], SIGUSR1);
+		for (uint32_t i = 0; i < 20; i++)
+			sublet__move_page(f.engine_mm[0], race.vpn + below(&state, REUSE_UNITS * 16), &anywhere);
+	}
+	atomic_store(&race.stop, true);
+	for (uint32_t i = 0; i < REUSE_THREADS; i++)
+		pthread_join(thread[i], NULL);
+	threads_end();
+	sigaction(SIGUSR1, &old, NULL);
+	print_message("%llu pins, %llu signals, %llu moves\n", (unsigned long long)atomic_load(&race.pins),
+		      (unsigned long long)signals, (unsigned long long)a64_load_relaxed(&f.arena->counters.moves));
+	counts_are_zero(&f, race.vpn, REUSE_UNITS * 16);
+	fixture_close(&f);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(pin_bad_arguments), cmocka_unit_test(pin_holds), cmocka_unit_test(pin_nowait),
-		cmocka_unit_test(pin_move_race),
+		cmocka_unit_test(pin_move_race),     cmocka_unit_test(pin_reuse_race),
 	};
 	return cmocka_run_group_tests(tests, NULL, NULL);
 }

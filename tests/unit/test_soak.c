@@ -383,7 +383,7 @@ static void crowd_round(struct crowd *c, uint64_t seed, bool devices, uint64_t n
 
 	/* in every other round the kernel mappings are short, and are merged all the time */
 	fixture_open(&c->f, &(struct fake_options){ .mms = 2, .workers = 2, .no_track = seed & 1, .mm_pages = 16384,
-						    .mapping_limit = seed & 2 ? 300 : 0 });
+						    .mapping_limit = seed & 2 ? 80 : 0 });
 	pthread_barrier_init(&c->barrier, NULL, THREADS + 1);
 	atomic_store(&c->stop, false);
 	atomic_store(&c->pause, false);
