@@ -63,6 +63,7 @@ struct sublet_claim {
 	uint64_t moved_bytes;
 	uint64_t dropped_bytes; /* discardable contents given up */
 	uint64_t zeroed_bytes;
+	uint64_t zeroing_ns;    /* part of latency_ns spent on that; of several threads, their mean */
 	uint64_t waited_ns;     /* spent waiting for pins and other threads */
 	uint32_t waits;
 	uint32_t windows_tried;

@@ -99,6 +99,7 @@ static bool claim_once(struct sublet_client *client, const struct sublet__claim_
 	die_at_once = 0;
 	p->done++;
 	r->latency_ns = claim.latency_ns;
+	r->zeroing_ns = claim.zeroing_ns;
 	r->moved_bytes = claim.moved_bytes;
 	if (!r->error && claim.moved_bytes && sublet_client_memcpy_ns(client, claim.moved_bytes, &r->memcpy_ns))
 		r->memcpy_ns = 0;

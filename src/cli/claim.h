@@ -18,6 +18,7 @@ struct sublet__claim_job {
 struct sublet__claim_record {
 	int error;
 	uint64_t latency_ns;
+	uint64_t zeroing_ns; /* part of latency_ns */
 	uint64_t moved_bytes;
 	uint64_t memcpy_ns; /* of as many bytes; 0: nothing moved, or it could not be measured */
 };
@@ -30,6 +31,7 @@ struct sublet__claim_summary {
 	uint64_t latency_max_ns;
 	uint64_t moved_claims; /* that moved something and could be compared */
 	double ratio_median;   /* over those */
+	double ratio_unzeroed_median; /* the same for latency_ns less zeroing_ns */
 };
 
 /* Over the successful claims. Sorts the records. */

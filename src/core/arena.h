@@ -72,6 +72,15 @@ void sublet__mm_note_locked(struct sublet_mm *mm, const void *addr, uint64_t byt
 void sublet__mm_note_protected(struct sublet_mm *mm, const void *addr, uint64_t bytes, bool is_protected);
 
 /*
+ * Zeroing ahead of time, for a thread of the platform's with nothing better to do: a claim or a map
+ * that finds known zeros need not make them. step: zero one free folio; false: there is none left.
+ * wait: sleep until memory was freed, or somebody called wake.
+ */
+bool sublet__arena_zero_step(struct sublet_arena *arena);
+void sublet__arena_zero_wait(struct sublet_arena *arena);
+void sublet__arena_zero_wake(struct sublet_arena *arena);
+
+/*
  * One step of the torture mode: move the live run that `random` picks, to other frames.
  * Returns the bytes moved, 0 where nothing could be moved.
  */

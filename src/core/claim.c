@@ -42,7 +42,8 @@ struct claim_job {
 	sublet__a32 next_block; /* workers take pageblocks from here */
 	sublet__a32 block_end;
 	sublet__a32 fatal;      /* -errno that ends this window at once, as uint32_t; 0: none */
-	sublet__a64 moved_frames, dropped_frames, zeroed_frames;
+	sublet__a64 moved_frames, dropped_frames, zeroed_frames, zeroing_ns;
+	uint32_t threads; /* that empty and zero the window, the caller included */
 	struct sublet__lock blockers_lock; /* protects claim->blockers and count; claim_lock nests in it */
 
 	uint32_t stuck[WINDOWS_MAX]; /* pageblocks marked stuck by this claim */
@@ -257,6 +258,14 @@ static bool block_clear(struct claim_job *job, uint32_t first, uint32_t end)
 	return true;
 }
 
+static void range_zero(struct claim_job *job, uint32_t first, uint32_t end)
+{
+	uint64_t start_ns = engine_now(job->arena);
+
+	a64_add_relaxed(&job->zeroed_frames, sublet__isolated_zero(job->arena, first, end));
+	a64_add_relaxed(&job->zeroing_ns, engine_now(job->arena) - start_ns);
+}
+
 /* What a worker does: empty pageblocks, and zero those that are empty while they are warm. */
 static void worker_empty(void *arg, uint32_t worker)
 {
@@ -272,7 +281,7 @@ static void worker_empty(void *arg, uint32_t worker)
 		uint32_t end = min_u32((pb + 1) << shift, job->window.end_pfn);
 		range_empty(job, first, end, false);
 		if (!(job->flags & SUBLET_CLAIM_NOZERO) && block_clear(job, first, end))
-			a64_add_relaxed(&job->zeroed_frames, sublet__isolated_zero(job->arena, first, end));
+			range_zero(job, first, end);
 	}
 }
 
@@ -323,15 +332,15 @@ static int window_empty(struct claim_job *job, uint64_t until_ns, uint32_t *stuc
 						    .end_pfn = job->window.end_pfn,
 						    .nowait = job->flags & SUBLET_CLAIM_NOWAIT };
 	sublet__cache_recall(arena, job->window.first_pfn, job->window.end_pfn);
-	if (end - first > 1 && p->workers > 1)
-		p->ops->parallel(p->ctx, min_u32(p->workers, end - first), worker_empty, job);
+	job->threads = max_u32(1, min_u32(p->workers, end - first));
+	if (job->threads > 1)
+		p->ops->parallel(p->ctx, job->threads, worker_empty, job);
 	else
 		worker_empty(job, 0);
 
 	int err = window_wait(job, until_ns, stuck_pfn);
 	if (!err && !(job->flags & SUBLET_CLAIM_NOZERO))
-		a64_add_relaxed(&job->zeroed_frames, sublet__isolated_zero(arena, job->window.first_pfn,
-									   job->window.end_pfn));
+		range_zero(job, job->window.first_pfn, job->window.end_pfn);
 	return err;
 }
 
@@ -593,6 +602,7 @@ static void claim_finish(struct claim_job *job, int err, uint64_t start_ns)
 	claim->moved_bytes = a64_load_relaxed(&job->moved_frames) << shift;
 	claim->dropped_bytes = a64_load_relaxed(&job->dropped_frames) << shift;
 	claim->zeroed_bytes = a64_load_relaxed(&job->zeroed_frames) << shift;
+	claim->zeroing_ns = a64_load_relaxed(&job->zeroing_ns) / max_u32(1, job->threads);
 	a64_add_relaxed(&n->zeroed_frames, a64_load_relaxed(&job->zeroed_frames));
 
 	engine_lock(arena, &arena->claim_lock);

@@ -205,6 +205,7 @@ struct sublet_arena {
 	sublet__a32 mm_count;
 	struct sublet_mm *mm[ENGINE_MMS_MAX];
 
+	sublet__a32 zero_wanted;  /* 1: memory was freed since somebody began to look for what to zero */
 	sublet__a64 lent_frames;  /* mapped on frames: never more than the area has */
 	sublet__a64 plain_pages;
 	sublet__a64 outside_bytes;
@@ -276,6 +277,8 @@ static inline uint32_t order_fitting(uint32_t at, uint32_t count, uint32_t order
 void sublet__zone_init(struct sublet_arena *arena, uint32_t which, uint32_t first_pfn, uint32_t frames, bool zeroed);
 /* Take a folio, BUSY, accounted MOVABLE, from the first zone in `zones` that has one. ENGINE_NONE: none. */
 uint32_t sublet__folio_take(struct sublet_arena *arena, uint32_t order, const uint32_t zones[ZONES]);
+/* The same for somebody who overwrites it: zeroed memory is left for those who want zeros. */
+uint32_t sublet__folio_take_any(struct sublet_arena *arena, uint32_t order, const uint32_t zones[ZONES]);
 /* Give back folios that lie end to end: all BUSY (or CLAIMED, PARKED), accounted `from`. */
 void sublet__frames_put(struct sublet_arena *arena, uint32_t pfn, uint32_t frames, enum sublet__account from);
 /* Head of the folio that pfn lies in; ENGINE_NONE if none is to be seen (a race: look again). */

@@ -155,9 +155,9 @@ static int destinations_take(struct run *r, bool anywhere)
 
 	for (uint32_t done = 0; done < r->pages;) {
 		uint32_t order = order_fitting(r->vpn + done, r->pages - done, r->arena->order_max);
-		uint32_t pfn = sublet__folio_take(r->arena, order, zones);
+		uint32_t pfn = sublet__folio_take_any(r->arena, order, zones);
 		while (pfn == ENGINE_NONE && order > 0)
-			pfn = sublet__folio_take(r->arena, --order, zones);
+			pfn = sublet__folio_take_any(r->arena, --order, zones);
 		if (pfn == ENGINE_NONE) {
 			destinations_put(r);
 			return -ENOMEM;

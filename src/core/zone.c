@@ -112,7 +112,8 @@ static void buddy_insert(struct sublet_arena *arena, struct sublet__zone *zone, 
 	list_add(arena, zone, pfn, order, zero & FRAME_ZERO);
 }
 
-static uint32_t zone_take_locked(struct sublet_arena *arena, struct sublet__zone *zone, uint32_t order)
+/* zero_first: for somebody who wants zeros; else from the other end, so that those are kept. */
+static uint32_t zone_take_locked(struct sublet_arena *arena, struct sublet__zone *zone, uint32_t order, bool zero_first)
 {
 	uint32_t from = order;
 	while (from <= ORDER_TOP(arena) && zone->head[from] == ENGINE_NONE)
@@ -120,7 +121,7 @@ static uint32_t zone_take_locked(struct sublet_arena *arena, struct sublet__zone
 	if (from > ORDER_TOP(arena))
 		return ENGINE_NONE;
 
-	uint32_t pfn = zone->head[from];
+	uint32_t pfn = zero_first ? zone->head[from] : zone->tail[from];
 	uint32_t zero = a32_load_relaxed(&arena->frames[pfn].word) & FRAME_ZERO;
 	list_del(arena, zone, pfn, from);
 	while (from > order) {
@@ -156,7 +157,7 @@ uint32_t sublet__zone_take_batch(struct sublet_arena *arena, uint32_t order, uin
 	uint32_t taken = 0;
 
 	engine_lock(arena, &zone->lock);
-	while (taken < count && (pfn[taken] = zone_take_locked(arena, zone, order)) != ENGINE_NONE)
+	while (taken < count && (pfn[taken] = zone_take_locked(arena, zone, order, true)) != ENGINE_NONE)
 		taken++;
 	engine_unlock(arena, &zone->lock);
 	for (uint32_t i = 0; i < taken; i++)
@@ -164,7 +165,7 @@ uint32_t sublet__zone_take_batch(struct sublet_arena *arena, uint32_t order, uin
 	return taken;
 }
 
-static uint32_t folio_take_once(struct sublet_arena *arena, uint32_t order, const uint32_t zones[ZONES])
+static uint32_t folio_take_once(struct sublet_arena *arena, uint32_t order, const uint32_t zones[ZONES], bool zero_first)
 {
 	uint32_t pfn = ENGINE_NONE;
 
@@ -175,7 +176,7 @@ static uint32_t folio_take_once(struct sublet_arena *arena, uint32_t order, cons
 		if (pfn != ENGINE_NONE)
 			break;
 		engine_lock(arena, &zone->lock);
-		pfn = zone_take_locked(arena, zone, order);
+		pfn = zone_take_locked(arena, zone, order, zero_first);
 		engine_unlock(arena, &zone->lock);
 		if (pfn != ENGINE_NONE) /* a cached folio is accounted MOVABLE already */
 			sublet__account(arena, pfn, 1u << order, ACCOUNT_FREE, ACCOUNT_MOVABLE);
@@ -183,16 +184,26 @@ static uint32_t folio_take_once(struct sublet_arena *arena, uint32_t order, cons
 	return pfn;
 }
 
-uint32_t sublet__folio_take(struct sublet_arena *arena, uint32_t order, const uint32_t zones[ZONES])
+static uint32_t folio_take(struct sublet_arena *arena, uint32_t order, const uint32_t zones[ZONES], bool zero_first)
 {
-	uint32_t pfn = folio_take_once(arena, order, zones);
+	uint32_t pfn = folio_take_once(arena, order, zones, zero_first);
 
 	/* The last free memory may lie in the caches of other threads. */
 	if (pfn == ENGINE_NONE && (order == arena->unit_order || order == 0)) {
 		sublet__cache_recall(arena, 0, arena->frames_total);
-		pfn = folio_take_once(arena, order, zones);
+		pfn = folio_take_once(arena, order, zones, zero_first);
 	}
 	return pfn;
+}
+
+uint32_t sublet__folio_take(struct sublet_arena *arena, uint32_t order, const uint32_t zones[ZONES])
+{
+	return folio_take(arena, order, zones, true);
+}
+
+uint32_t sublet__folio_take_any(struct sublet_arena *arena, uint32_t order, const uint32_t zones[ZONES])
+{
+	return folio_take(arena, order, zones, false);
 }
 
 /* ---- putting; zone lock held ---- */
@@ -262,6 +273,14 @@ void sublet__frames_put(struct sublet_arena *arena, uint32_t pfn, uint32_t frame
 	sublet__folios_free(arena, pfn, frames, from);
 }
 
+/* Somebody may want to zero what was freed: one store and one call when nobody does already. */
+static void zero_want(struct sublet_arena *arena)
+{
+	if (a32_load_relaxed(&arena->zero_wanted) || a32_exchange_acq_rel(&arena->zero_wanted, 1))
+		return; /* pairs with sublet__arena_zero_wait */
+	arena->platform.ops->unpark(arena->platform.ctx, &arena->zero_wanted, 1);
+}
+
 void sublet__folios_free(struct sublet_arena *arena, uint32_t pfn, uint32_t frames, enum sublet__account from)
 {
 	struct sublet__zone *zone = zone_of(arena, pfn);
@@ -275,6 +294,7 @@ void sublet__folios_free(struct sublet_arena *arena, uint32_t pfn, uint32_t fram
 		frames -= 1u << order;
 	}
 	engine_unlock(arena, &zone->lock);
+	zero_want(arena);
 }
 
 /* ---- isolation ---- */
@@ -415,4 +435,59 @@ uint32_t sublet__isolated_zero(struct sublet_arena *arena, uint32_t first_pfn, u
 		pfn += step;
 	}
 	return zeroed;
+}
+
+/* ---- zeroing free memory ahead of time ---- */
+
+/* Take the largest free folio that is not known to be zero out of its list; ENGINE_NONE. Zone lock held. */
+static uint32_t dirty_take(struct sublet_arena *arena, struct sublet__zone *zone, uint32_t *order)
+{
+	for (uint32_t o = ORDER_TOP(arena) + 1; o-- > 0;) {
+		uint32_t pfn = zone->tail[o];
+		if (pfn == ENGINE_NONE || (a32_load_relaxed(&arena->frames[pfn].word) & FRAME_ZERO))
+			continue;
+		list_del(arena, zone, pfn, o);
+		a32_store_release(&arena->frames[pfn].word, frame_word(FRAME_BUSY, o, 0));
+		*order = o;
+		return pfn;
+	}
+	return ENGINE_NONE;
+}
+
+bool sublet__arena_zero_step(struct sublet_arena *arena)
+{
+	const struct sublet__platform *p = &arena->platform;
+
+	for (uint32_t z = 0; z < ZONES; z++) {
+		struct sublet__zone *zone = &arena->zone[z];
+		uint32_t order;
+
+		engine_lock(arena, &zone->lock);
+		uint32_t pfn = dirty_take(arena, zone, &order);
+		engine_unlock(arena, &zone->lock);
+		if (pfn == ENGINE_NONE)
+			continue;
+		/* BUSY meanwhile, and accounted free: a claim of it waits for no more than this. */
+		p->ops->zero(p->ctx, pfn, 1u << order);
+		a64_add_relaxed(&arena->counters.zeroed_frames, 1u << order);
+		engine_lock(arena, &zone->lock);
+		a32_store_relaxed(&arena->frames[pfn].word, 0);
+		piece_put(arena, zone, pfn, order, FRAME_ZERO, ACCOUNT_FREE);
+		engine_unlock(arena, &zone->lock);
+		return true;
+	}
+	return false;
+}
+
+void sublet__arena_zero_wait(struct sublet_arena *arena)
+{
+	const struct sublet__platform *p = &arena->platform;
+
+	while (!a32_exchange_acq_rel(&arena->zero_wanted, 0)) /* pairs with zero_want */
+		p->ops->park(p->ctx, &arena->zero_wanted, 0, UINT64_MAX);
+}
+
+void sublet__arena_zero_wake(struct sublet_arena *arena)
+{
+	zero_want(arena);
 }

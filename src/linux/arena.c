@@ -137,7 +137,13 @@ static int engine_open(struct sublet__instance *in, const struct sublet_arena_op
 	if (!err)
 		err = sublet__fork_add(in);
 	if (err)
-		sublet__arena_fini(in->arena);
+		goto fini;
+	err = sublet__zeroer_start(in);
+	if (!err)
+		return 0;
+	sublet__fork_remove(in);
+fini:
+	sublet__arena_fini(in->arena);
 	return err;
 }
 
@@ -208,6 +214,7 @@ void sublet_arena_destroy(struct sublet_arena *arena)
 		if (in->companion[i].stop)
 			in->companion[i].stop(in->companion[i].arg);
 	sublet__chaos_stop(in);
+	sublet__zeroer_stop(in);
 	sublet__fork_remove(in);
 	undo(in, STEP_ENGINE);
 }

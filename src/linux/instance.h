@@ -22,6 +22,11 @@ struct sublet__chaos {
 	uint64_t seed;
 };
 
+struct sublet__zeroer {
+	sublet__a32 running; /* futex: 1 while the thread lives and is wanted */
+	pthread_t thread;
+};
+
 struct sublet__instance {
 	struct sublet_arena *arena; /* the engine */
 	struct sublet__backing backing;
@@ -31,6 +36,7 @@ struct sublet__instance {
 	uint64_t normal_bytes;
 	uint64_t mapping_limit;
 	struct sublet__chaos chaos;
+	struct sublet__zeroer zeroer;
 
 	/* Companions are added by any thread, and only go with the arena. */
 	sublet__a32 companion_lock;
@@ -46,5 +52,8 @@ struct sublet__instance {
 struct sublet__instance *sublet__instance_of(struct sublet_arena *arena);
 /* Stop the torture thread if it runs. */
 void sublet__chaos_stop(struct sublet__instance *instance);
+/* The thread that zeroes free memory: runs as long as the arena. -errno of the thread. */
+int sublet__zeroer_start(struct sublet__instance *instance);
+void sublet__zeroer_stop(struct sublet__instance *instance);
 
 #endif

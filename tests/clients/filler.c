@@ -5,10 +5,10 @@
  * Two threads own half of the blocks each. They write a pattern that follows from the block, the word
  * and the pass, then read all of it back and write the next one, again and again: a page that was lost,
  * swapped, or put back as it was some time ago is seen. Half of the blocks are only ever read after
- * the first pass, so that moves of memory that nobody writes are checked as well. Between two passes
- * each takes memory from calloc, which must be zero, soils it and gives it back.
+ * the first pass, so that moves of memory that nobody writes are checked as well. If asked to, between
+ * two passes each takes memory from calloc, which must be zero, soils it and gives it back.
  *
- * usage: client_filler BYTES. Prints "full" when all is written. Runs until a line or the end of stdin;
+ * usage: client_filler BYTES [churn]. Prints "full" when all is written. Runs until a line or the end of stdin;
  * prints "passes N" and exits with 0, or with 1 at the first wrong word.
  */
 #include <pthread.h>
@@ -34,6 +34,7 @@ struct block {
 static struct block *blocks;
 static size_t block_count;
 static atomic_bool stopping;
+static bool churning;
 static atomic_ulong passes[THREADS];
 
 static uint64_t pattern(size_t block, uint64_t pass, size_t word)
@@ -92,7 +93,8 @@ static void *work(void *arg)
 	uint64_t random = mine;
 
 	do {
-		churn(&random);
+		if (churning)
+			churn(&random);
 		for (size_t i = mine; i < block_count; i += THREADS) {
 			check(i);
 			if (i / THREADS % 2)
@@ -133,7 +135,8 @@ int main(int argc, char **argv)
 	pthread_t thread[THREADS];
 	char line[16];
 
-	if (argc != 2 || !allocate(strtoull(argv[1], NULL, 10)))
+	churning = argc == 3 && !strcmp(argv[2], "churn");
+	if (argc < 2 || !allocate(strtoull(argv[1], NULL, 10)))
 		return 2;
 	for (uintptr_t i = 0; i < THREADS; i++)
 		if (pthread_create(&thread[i], NULL, work, (void *)i))

@@ -63,9 +63,10 @@ def digest(path):
 class Watch(threading.Thread):
     """Looks at all instances of a folder until it is told to stop: the fullest heap of each pid."""
 
-    def __init__(self, test):
+    def __init__(self, test, pause):
         super().__init__(daemon=True)
         self.test = test
+        self.pause = pause
         self.fullest = {}
         self.ended = threading.Event()
 
@@ -85,7 +86,7 @@ class Watch(threading.Thread):
     def run(self):
         while not self.ended.is_set():
             self.look()
-            self.ended.wait(0.005)
+            self.ended.wait(self.pause)
 
     def stop(self):
         self.ended.set()
@@ -202,9 +203,9 @@ class Case(unittest.TestCase):
         out, err = process.communicate(input, timeout=TIMEOUT_S)
         return process.returncode, out, err
 
-    def run_lent(self, *command, options=CHAOS, input=None, env=None, cwd=None):
+    def run_lent(self, *command, options=CHAOS, input=None, env=None, cwd=None, pause=0.02):
         """The same in lent memory, watched: (exit code, stdout, stderr), the fullest heap."""
-        watch = Watch(self)
+        watch = Watch(self, pause)
         process = self.popen([SUBLET, "run", "-n", "client", *options, "--", *command], env=env or {}, cwd=cwd,
                              stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
         watch.start()
@@ -226,16 +227,16 @@ class Case(unittest.TestCase):
         if moved:
             self.assertGreater(stat["moves"], 0)
 
-    def assert_same(self, *command, options=("--area", "256M", *CHAOS), input=None, env=None, cwd=None):
+    def assert_same(self, *command, options=("--area", "256M", *CHAOS), input=None, env=None, cwd=None, pause=0.02):
         """In lent memory a program does what it does without: returns (exit code, stdout, stderr), heap."""
         plain = self.run_plain(*command, input=input, env=env, cwd=cwd)
-        lent, stat = self.run_lent(*command, options=options, input=input, env=env, cwd=cwd)
+        lent, stat = self.run_lent(*command, options=options, input=input, env=env, cwd=cwd, pause=pause)
         self.assertEqual(lent, plain)
         return lent, stat
 
-    def start_filler(self, *options, bytes_count, name="filler", env=None):
+    def start_filler(self, *options, bytes_count, name="filler", churn=(), env=None):
         """A program that fills so many bytes of malloc's and checks them all the time."""
-        instance = self.lent(FILLER, str(bytes_count), options=options, name=name, env=env, stdin=subprocess.PIPE,
+        instance = self.lent(FILLER, str(bytes_count), *churn, options=options, name=name, env=env, stdin=subprocess.PIPE,
                              stdout=subprocess.PIPE, text=True)
         self.assertEqual(instance.process.stdout.readline(), "full\n")
         return instance

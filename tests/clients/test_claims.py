@@ -52,7 +52,7 @@ class Claims(lent.Case):
 
     def test_nobody_sees_old_bytes(self):
         """malloc gives everything back at once and takes it anew: what calloc returns is zero all the same."""
-        instance = self.start_filler("--area", "128M", *lent.CHAOS, bytes_count=64 * lent.MIB,
+        instance = self.start_filler("--area", "128M", *lent.CHAOS, bytes_count=64 * lent.MIB, churn=("churn",),
                                      env={"MALLOC_CONF": "retain:false,dirty_decay_ms:0,muzzy_decay_ms:0"})
         for _ in range(10):
             instance.claim("16M", "--count", "5", "--no-zero")

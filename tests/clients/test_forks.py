@@ -81,7 +81,7 @@ os.kill(os.getpid(), signal.SIGTERM)
 
 class Forks(lent.Case):
     def test_bash(self):
-        (code, out, err), stat = self.assert_same(lent.program("bash"), "-c", BASH)
+        (code, out, err), stat = self.assert_same(lent.program("bash"), "-c", BASH, pause=0.25)
         self.assertEqual((code, err), (42, b""), out[-500:])
         self.assertEqual(len(out.splitlines()), 51)
         self.assert_lent(stat)

@@ -17,8 +17,8 @@ class Memtester(lent.Case):
     def test_96_of_256(self):
         self.run_memtester("96M", "--area", "256M", *lent.CHAOS)
 
-    def test_48_of_64_every_100us(self):
-        self.run_memtester("48M", "--area", "64M", "--chaos", "100us")
+    def test_40_of_64_every_100us(self):
+        self.run_memtester("40M", "--area", "64M", "--chaos", "100us")
 
 
 if __name__ == "__main__":

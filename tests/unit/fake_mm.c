@@ -47,7 +47,8 @@ static bool segs_ok(struct fake_mm *mm, const char *what, const struct sublet__s
 
 static void frame_map(struct fake_mm *mm, const char *what, uint32_t pfn, uint32_t vpn)
 {
-	uint64_t old = atomic_exchange(&mm->fake->owner[pfn], FAKE_OWNER_PAGE | (uint64_t)mm->index << 32 | vpn);
+	uint64_t old =
+		atomic_exchange(&mm->fake->owner[pfn], FAKE_OWNER_PAGE | (uint64_t)mm->index << 32 | vpn);
 
 	if (old || atomic_load(&mm->fake->child[pfn]))
 		fake_violation(mm->fake, what, pfn);
@@ -370,7 +371,9 @@ static void range_release(struct fake_mm *mm, uint32_t vpn, uint32_t pages, bool
 	for (uint32_t at = vpn; at < vpn + pages; at++) {
 		struct fake_page *p = &mm->page[at];
 		if (!p->blocked && !(back_out && (p->tracked || p->block_failed)))
-			fake_violation(mm->fake, back_out ? "unblock of a page not blocked" : "wake of a page not blocked",
+			fake_violation(mm->fake,
+				       back_out ? "unblock of a page not blocked"
+						: "wake of a page not blocked",
 				       at);
 		p->blocked = p->tracked = p->dirty = p->block_failed = false;
 	}
@@ -429,7 +432,8 @@ static int op_restore(void *ctx, const struct sublet__segment *segs, uint32_t co
 	for (uint32_t s = 0; s < count; s++)
 		for (uint32_t i = 0; i < segs[s].pages; i++) {
 			struct fake_page *p = &mm->page[segs[s].vpn + i];
-			if ((p->kind != FAKE_PRIVATE && p->kind != FAKE_COPIED) || p->pfn != segs[s].dst_pfn + i)
+			if ((p->kind != FAKE_PRIVATE && p->kind != FAKE_COPIED) ||
+			    p->pfn != segs[s].dst_pfn + i)
 				fake_violation(mm->fake, "restore of a page not private, or elsewhere",
 					       segs[s].vpn + i);
 			if (atomic_load(&mm->fake->child[p->pfn]))

@@ -9,7 +9,7 @@
 #include <time.h>
 
 #define PARK_BUCKETS 64u
-#define WORKERS_MAX 8u
+#define WORKERS_MAX  8u
 
 _Thread_local int fake_thread_blocked;
 _Thread_local int fake_thread_slot = -1;
@@ -238,7 +238,8 @@ void fake_own(struct fake *fake, uint32_t pfn, uint32_t frames, uint32_t tag)
 	for (uint32_t i = pfn; i < pfn + frames; i++) {
 		uint64_t old = atomic_exchange(&fake->owner[i], tag ? FAKE_OWNER_CLAIM | tag : 0);
 		if (tag ? old : !(old & FAKE_OWNER_CLAIM))
-			fake_violation(fake, tag ? "claim of a frame in use" : "release of a frame not claimed", i);
+			fake_violation(fake,
+				       tag ? "claim of a frame in use" : "release of a frame not claimed", i);
 		if (atomic_load(&fake->child[i]) || atomic_load(&fake->held[i]))
 			fake_violation(fake, "claim of a frame that a child or a device holds", i);
 	}

@@ -19,8 +19,8 @@
 #include <pthread.h>
 #include <stdatomic.h>
 
-#define FAKE_WORDS 8u /* of 64 bits, for each frame */
-#define FAKE_MMS_MAX 4u
+#define FAKE_WORDS      8u /* of 64 bits, for each frame */
+#define FAKE_MMS_MAX    4u
 #define FAKE_TEXT_BYTES 256
 
 enum fake_op {
@@ -44,8 +44,8 @@ enum fake_op {
 	FAKE_OPS,
 };
 
-#define FAKE_CAN_FAIL                                                                                          \
-	(1u << FAKE_MAP | 1u << FAKE_MAP_PLAIN | 1u << FAKE_UNMAP | 1u << FAKE_TRACK | 1u << FAKE_BLOCK |      \
+#define FAKE_CAN_FAIL                                                                                     \
+	(1u << FAKE_MAP | 1u << FAKE_MAP_PLAIN | 1u << FAKE_UNMAP | 1u << FAKE_TRACK | 1u << FAKE_BLOCK | \
 	 1u << FAKE_REMAP | 1u << FAKE_PRIVATIZE | 1u << FAKE_RESTORE | 1u << FAKE_RESERVE)
 
 enum fake_kind { FAKE_NONE = 0, FAKE_SHARED, FAKE_PRIVATE, FAKE_COPIED, FAKE_PLAIN };
@@ -177,7 +177,7 @@ extern _Thread_local int fake_thread_blocked;
 /* The slot the calling thread answers to; -1: its own. */
 extern _Thread_local int fake_thread_slot;
 
-#define FAKE_OWNER_PAGE (1ull << 63)
+#define FAKE_OWNER_PAGE  (1ull << 63)
 #define FAKE_OWNER_CLAIM (1ull << 62)
 
 #endif

@@ -178,9 +178,9 @@ static void cache_recall_race(void **unused)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(cache_put_take),	  cmocka_unit_test(cache_overflow),
+		cmocka_unit_test(cache_put_take),         cmocka_unit_test(cache_overflow),
 		cmocka_unit_test(cache_recall_all_slots), cmocka_unit_test(cache_refuses_isolated),
-		cmocka_unit_test(cache_last_memory),	  cmocka_unit_test(cache_recall_race),
+		cmocka_unit_test(cache_last_memory),      cmocka_unit_test(cache_recall_race),
 	};
 	return cmocka_run_group_tests(tests, NULL, NULL);
 }

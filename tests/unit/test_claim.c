@@ -69,7 +69,8 @@ static void claim_bad_arguments(void **unused)
 	assert_int_equal(claim_take(&f, PAGE, OPTIONS(.align_bytes = 3), &claim), -EINVAL);
 	assert_int_equal(claim_take(&f, PAGE, OPTIONS(.align_bytes = 2 * SUBLET_GIB), &claim), -EINVAL);
 	assert_int_equal(claim_take(&f, PAGE, OPTIONS(.flags = 1u << 7), &claim), -EINVAL);
-	assert_int_equal(claim_take(&f, PAGE, &(struct sublet_claim_options){ .deadline_ns = 1 }, &claim), -EINVAL);
+	assert_int_equal(claim_take(&f, PAGE, &(struct sublet_claim_options){ .deadline_ns = 1 }, &claim),
+			 -EINVAL);
 	assert_int_equal(claim_take(&f, area + 1, NULL, &claim), -E2BIG);
 	assert_int_equal(claim_take(&f, UINT64_MAX, NULL, &claim), -E2BIG);
 	/* an older program's shorter options, without an owner */
@@ -126,10 +127,12 @@ static void claim_deadline(void **unused)
 	fixture_open(&f, &(struct fake_options){ .virtual_time = true });
 	uint32_t area = f.options.area_frames, vpn = map_pages(&f, 512, SUBLET_MOVABLE);
 	fill(&f, 0, vpn, 512, 1);
-	assert_int_equal(sublet_pin(f.engine_mm[0], addr_of(&f, 0, vpn + 100), PAGE, SUBLET_PIN_READ, &pin), 0);
+	assert_int_equal(sublet_pin(f.engine_mm[0], addr_of(&f, 0, vpn + 100), PAGE, SUBLET_PIN_READ, &pin),
+			 0);
 	fake_device_hold(&f.mm[0], vpn + 100, 1, 1);
 	uint64_t offset = fake_pfn_of(&f.mm[0], vpn + 100) * PAGE, start = atomic_load(&f.clock_ns);
-	struct sublet_claim_options o = { SUBLET_OPTIONS(sublet_claim_options), .deadline_ns = 20 * SUBLET_MS };
+	struct sublet_claim_options o = { SUBLET_OPTIONS(sublet_claim_options),
+					  .deadline_ns = 20 * SUBLET_MS };
 	assert_int_equal(claim_take(&f, area * PAGE, &o, &claim), -EBUSY); /* there is one window only */
 	uint64_t took = atomic_load(&f.clock_ns) - start;
 	assert_true(took >= 20 * SUBLET_MS && took <= 22 * SUBLET_MS);
@@ -184,14 +187,18 @@ static void claim_pins_around(void **unused)
 		fixture_open(&f, &(struct fake_options){ .virtual_time = true });
 		uint32_t vpn = map_pages(&f, 512, SUBLET_MOVABLE);
 		struct unpin_later u = { .f = &f, .vpn = vpn + n, .sleeps = 3 };
-		assert_int_equal(sublet_pin(f.engine_mm[0], addr_of(&f, 0, vpn + n), PAGE, SUBLET_PIN_READ, &u.pin), 0);
+		assert_int_equal(sublet_pin(f.engine_mm[0], addr_of(&f, 0, vpn + n), PAGE, SUBLET_PIN_READ,
+					    &u.pin),
+				 0);
 		fake_device_hold(&f.mm[0], vpn + n, 1, 1);
-		assert_int_equal(claim_take(&f, 6 * 512 * PAGE, NULL, &claim), 0); /* seven blocks without the pin */
+		assert_int_equal(claim_take(&f, 6 * 512 * PAGE, NULL, &claim),
+				 0); /* seven blocks without the pin */
 		assert_int_equal(claim.waits, 0);
 		claim_give(&f, &claim);
 		f.hook_arg = &u;
 		f.hook = unpin_hook;
-		assert_int_equal(claim_take(&f, 8 * 512 * PAGE, OPTIONS(.deadline_ns = SUBLET_SEC), &claim), 0);
+		assert_int_equal(claim_take(&f, 8 * 512 * PAGE, OPTIONS(.deadline_ns = SUBLET_SEC), &claim),
+				 0);
 		f.hook = NULL;
 		assert_int_equal(u.sleeps, 0);
 		assert_true(claim.waits >= 3 && claim.blocker_count == 0);
@@ -211,9 +218,12 @@ static void claim_small_beside_pin(void **unused)
 	fixture_open(&f, &(struct fake_options){ .area_frames = 512, .virtual_time = true });
 	uint32_t vpn = map_pages(&f, 256, SUBLET_MOVABLE);
 	for (uint32_t i = 0; i < 256 / 16; i++)
-		assert_int_equal(sublet_pin(f.engine_mm[0], addr_of(&f, 0, vpn + i * 16), PAGE, SUBLET_PIN_READ, &pin[i]), 0);
+		assert_int_equal(sublet_pin(f.engine_mm[0], addr_of(&f, 0, vpn + i * 16), PAGE,
+					    SUBLET_PIN_READ, &pin[i]),
+				 0);
 	for (uint32_t frames = 1; frames <= 256; frames *= 2) {
-		assert_int_equal(claim_take(&f, frames * PAGE, OPTIONS(.flags = SUBLET_CLAIM_NOWAIT), &claim), 0);
+		assert_int_equal(claim_take(&f, frames * PAGE, OPTIONS(.flags = SUBLET_CLAIM_NOWAIT), &claim),
+				 0);
 		assert_int_equal(claim.moved_bytes, 0);
 		claim_give(&f, &claim);
 	}
@@ -245,7 +255,8 @@ static void claim_no_room(void **unused)
 			assert_int_equal(claim.blockers[0].bytes, claim.shortfall_bytes);
 			assert_int_equal(claim.moved_bytes, 0); /* refused before anything moved */
 			uint64_t edge = 2 * f.options.run_pages_max;
-			assert_int_equal(claim_take(&f, claim.claimable_bytes - edge * PAGE, NULL, &claim), 0);
+			assert_int_equal(claim_take(&f, claim.claimable_bytes - edge * PAGE, NULL, &claim),
+					 0);
 		}
 		claim_give(&f, &claim);
 		if (lent)
@@ -263,8 +274,10 @@ static void claim_names_claim(void **unused)
 
 	fixture_open(&f, &(struct fake_options){ .virtual_time = true });
 	for (uint32_t i = 0; i < 8; i++)
-		assert_int_equal(claim_take(&f, 300 * PAGE, OPTIONS(.owner = "the-camera-driver-with-a-very-long-name"),
-					    &held[i]), 0);
+		assert_int_equal(claim_take(&f, 300 * PAGE,
+					    OPTIONS(.owner = "the-camera-driver-with-a-very-long-name"),
+					    &held[i]),
+				 0);
 	atomic_fetch_add(&f.clock_ns, SUBLET_SEC);
 	assert_int_equal(claim_take(&f, 600 * PAGE, NULL, &claim), -EBUSY);
 	assert_true(claim.blocker_count > 0);
@@ -272,7 +285,8 @@ static void claim_names_claim(void **unused)
 		assert_int_equal(claim.blockers[i].kind, SUBLET_BLOCKER_CLAIM);
 		assert_int_equal(strncmp(claim.blockers[i].owner, "the-camera-driver-with-a-very-lo", 31), 0);
 		assert_int_equal(strlen(claim.blockers[i].owner), 31);
-		assert_true(claim.blockers[i].age_ns >= SUBLET_SEC && claim.blockers[i].age_ns < 2 * SUBLET_SEC);
+		assert_true(claim.blockers[i].age_ns >= SUBLET_SEC &&
+			    claim.blockers[i].age_ns < 2 * SUBLET_SEC);
 		assert_int_equal(claim.blockers[i].bytes, 300 * PAGE);
 	}
 	for (uint32_t i = 0; i < 8; i++)
@@ -309,7 +323,8 @@ static void claim_failures(void **unused)
 	for (uint32_t mode = 0; mode < 4; mode++)
 		for (int64_t n = 1, reached = 1; reached; n += 1 + n / 8) {
 			struct sublet_claim claim;
-			fixture_open(&f, &(struct fake_options){ .no_track = mode & 1, .virtual_time = true });
+			fixture_open(&f,
+				     &(struct fake_options){ .no_track = mode & 1, .virtual_time = true });
 			uint32_t area = f.options.area_frames, vpn = map_pages(&f, area, SUBLET_MOVABLE);
 			fill(&f, 0, vpn, area, 2);
 			fake_fail(&f, FAKE_CAN_FAIL, n, -ENOSYS, mode & 2);
@@ -345,18 +360,23 @@ static void claim_fragmented(void **unused)
 		fixture_open(&f, &(struct fake_options){ .workers = 1 + round % 3 });
 		uint32_t n = 0, area = f.options.area_frames;
 		for (uint64_t lent = 0; n < MAPS && lent < area;) {
-			pages[n] = 1 + below(&state, min_u32(below(&state, 20) ? 30 : 500, area - (uint32_t)lent));
+			pages[n] = 1 + below(&state,
+					     min_u32(below(&state, 20) ? 30 : 500, area - (uint32_t)lent));
 			vpn[n] = map_pages(&f, pages[n], SUBLET_MOVABLE);
 			lent += pages[n++];
 		}
 		for (uint32_t i = 0; i < n; i++)
 			if (rng(&state) & 1) {
-				assert_int_equal(sublet_unmap(f.engine_mm[0], addr_of(&f, 0, vpn[i]), pages[i] * PAGE), 0);
+				assert_int_equal(sublet_unmap(f.engine_mm[0], addr_of(&f, 0, vpn[i]),
+							      pages[i] * PAGE),
+						 0);
 				pages[i] = 0;
 			} else {
 				fill(&f, 0, vpn[i], pages[i], i);
 			}
-		for (uint64_t mib = 2; mib <= 8; mib += 2) {
+		struct sublet_stats s = stats_of(&f);
+		uint64_t room = s.area_free_bytes + s.normal_free_bytes - 2 * f.options.run_pages_max * PAGE;
+		for (uint64_t mib = 2; mib <= 16 && mib * SUBLET_MIB <= room; mib += 2) {
 			struct sublet_claim claim;
 			assert_int_equal(claim_take(&f, mib * SUBLET_MIB, NULL, &claim), 0);
 			fixture_verify(&f);
@@ -401,7 +421,8 @@ static void claim_inside_claim(void **unused)
 		fill(&f, 0, vpn, 400, 1);
 		f.hook_arg = &second;
 		f.hook = second_hook;
-		assert_int_equal(claim_take(&f, 300 * PAGE, OPTIONS(.flags = SUBLET_CLAIM_DEAREST), &claim), 0);
+		assert_int_equal(claim_take(&f, 300 * PAGE, OPTIONS(.flags = SUBLET_CLAIM_DEAREST), &claim),
+				 0);
 		f.hook = NULL;
 		assert_true(second.done);
 		if (frames > 212) {
@@ -430,9 +451,10 @@ static void *several_main(void *arg)
 
 	while (!atomic_load(s->stop)) {
 		struct sublet_claim claim;
-		struct sublet_claim_options o = { SUBLET_OPTIONS(sublet_claim_options), .deadline_ns = SUBLET_MS,
-						  .flags = below(&s->seed, 8) };
-		int err = claim_take(s->f, (1 + below(&s->seed, below(&s->seed, 2) ? 1500 : 40)) * PAGE, &o, &claim);
+		struct sublet_claim_options o = { SUBLET_OPTIONS(sublet_claim_options),
+						  .deadline_ns = SUBLET_MS, .flags = below(&s->seed, 8) };
+		int err = claim_take(s->f, (1 + below(&s->seed, below(&s->seed, 2) ? 1500 : 40)) * PAGE, &o,
+				     &claim);
 		if (!err)
 			claim_give(s->f, &claim);
 		else if (err != -EBUSY && err != -ENOMEM)
@@ -478,13 +500,20 @@ static void claim_several(void **unused)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(claim_sizes),		  cmocka_unit_test(claim_alignments),
-		cmocka_unit_test(claim_bad_arguments),	  cmocka_unit_test(claim_zeroing),
-		cmocka_unit_test(claim_deadline),	  cmocka_unit_test(claim_pins_around),
-		cmocka_unit_test(claim_small_beside_pin), cmocka_unit_test(claim_no_room),
-		cmocka_unit_test(claim_names_claim),	  cmocka_unit_test(claim_cheapest_dearest),
-		cmocka_unit_test(claim_failures),	  cmocka_unit_test(claim_fragmented),
-		cmocka_unit_test(claim_inside_claim),	  cmocka_unit_test(claim_several),
+		cmocka_unit_test(claim_sizes),
+		cmocka_unit_test(claim_alignments),
+		cmocka_unit_test(claim_bad_arguments),
+		cmocka_unit_test(claim_zeroing),
+		cmocka_unit_test(claim_deadline),
+		cmocka_unit_test(claim_pins_around),
+		cmocka_unit_test(claim_small_beside_pin),
+		cmocka_unit_test(claim_no_room),
+		cmocka_unit_test(claim_names_claim),
+		cmocka_unit_test(claim_cheapest_dearest),
+		cmocka_unit_test(claim_failures),
+		cmocka_unit_test(claim_fragmented),
+		cmocka_unit_test(claim_inside_claim),
+		cmocka_unit_test(claim_several),
 	};
 	return cmocka_run_group_tests(tests, NULL, NULL);
 }

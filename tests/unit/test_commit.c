@@ -13,7 +13,8 @@ struct model {
 
 static void model_write(struct fake *f, struct model *m, uint32_t i, uint64_t value)
 {
-	assert_true(fake_write(&f->mm[0], m->vpn + i, 0, value) && fake_write(&f->mm[0], m->vpn + i, 7, value));
+	assert_true(fake_write(&f->mm[0], m->vpn + i, 0, value) &&
+		    fake_write(&f->mm[0], m->vpn + i, 7, value));
 	m->value[i] = value;
 }
 
@@ -23,7 +24,8 @@ static void model_check(struct fake *f, const struct model *m)
 		uint64_t first = 1, last = 1;
 		if (m->hole[i])
 			continue;
-		assert_true(fake_read(&f->mm[0], m->vpn + i, 0, &first) && fake_read(&f->mm[0], m->vpn + i, 7, &last));
+		assert_true(fake_read(&f->mm[0], m->vpn + i, 0, &first) &&
+			    fake_read(&f->mm[0], m->vpn + i, 7, &last));
 		assert_int_equal(first, m->value[i]);
 		assert_int_equal(last, m->value[i]);
 	}
@@ -97,7 +99,8 @@ static void commit_model(void **unused)
 	(void)unused;
 
 	for (uint32_t round = 0; round < 6; round++) {
-		fixture_open(&f, &(struct fake_options){ .no_track = round % 2, .dirty_zero_frames = round % 3 });
+		fixture_open(&f,
+			     &(struct fake_options){ .no_track = round % 2, .dirty_zero_frames = round % 3 });
 		uint64_t lent = 0;
 		for (uint32_t i = 0; i < MAPPINGS; i++) {
 			model[i] = (struct model){ .pages = 1 + below(&state, round < 3 ? 60 : PAGES_MAX) };
@@ -114,7 +117,8 @@ static void commit_model(void **unused)
 			assert_int_equal(stats_of(&f).lent_bytes, lent);
 		}
 		for (uint32_t i = 0; i < MAPPINGS; i++)
-			assert_int_equal(sublet_unmap(f.engine_mm[0], addr_of(&f, 0, model[i].vpn), model[i].pages * PAGE),
+			assert_int_equal(sublet_unmap(f.engine_mm[0], addr_of(&f, 0, model[i].vpn),
+						      model[i].pages * PAGE),
 					 0);
 		assert_int_equal(stats_of(&f).lent_bytes, 0);
 		fixture_close(&f);
@@ -193,7 +197,8 @@ static void commit_no_memory(void **unused)
 	(void)unused;
 
 	for (uint32_t spare = 0; spare < 48; spare++) {
-		fixture_open(&f, &(struct fake_options){ .area_frames = 512, .normal_frames = FAKE_NORMAL_NONE });
+		fixture_open(&f,
+			     &(struct fake_options){ .area_frames = 512, .normal_frames = FAKE_NORMAL_NONE });
 		uint32_t vpn = map_pages(&f, 48, SUBLET_MOVABLE);
 		char *a = addr_of(&f, 0, vpn);
 		fill(&f, 0, vpn, 48, 1);
@@ -248,7 +253,8 @@ static void commit_failures(void **unused)
 			assert_true(!err || (reached && err == -ENOMEM));
 			fixture_verify(&f);
 			if (err)
-				assert_int_equal(sublet_commit(f.engine_mm[0], a + 105 * PAGE, 790 * PAGE, 0), 0);
+				assert_int_equal(sublet_commit(f.engine_mm[0], a + 105 * PAGE, 790 * PAGE, 0),
+						 0);
 			check_zero(&f, 0, vpn + 105, 790);
 			check_fill(&f, 0, vpn, n & 1 ? 96 : 100, 7);
 			assert_int_equal(sublet_commit(f.engine_mm[0], a + 100 * PAGE, 5 * PAGE, 0), 0);
@@ -262,8 +268,8 @@ static void commit_failures(void **unused)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(commit_model),	    cmocka_unit_test(commit_bad_arguments),
-		cmocka_unit_test(commit_pins),	    cmocka_unit_test(commit_no_memory),
+		cmocka_unit_test(commit_model),    cmocka_unit_test(commit_bad_arguments),
+		cmocka_unit_test(commit_pins),     cmocka_unit_test(commit_no_memory),
 		cmocka_unit_test(commit_failures),
 	};
 	return cmocka_run_group_tests(tests, NULL, NULL);

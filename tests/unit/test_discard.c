@@ -31,7 +31,8 @@ static void discard_lock_and_drop(void **unused)
 
 	assert_int_equal(unlock_range(&f, vpn, area / 2), 0);
 	assert_int_equal(stats_of(&f).area_discardable_bytes + stats_of(&f).area_movable_bytes +
-				 stats_of(&f).normal_used_bytes, area * PAGE);
+				 stats_of(&f).normal_used_bytes,
+			 area * PAGE);
 	fixture_verify(&f);
 	uint64_t copies = atomic_load(&f.calls[FAKE_COPY]);
 	assert_int_equal(claim_take(&f, 4 * SUBLET_MIB, NULL, &claim), 0);
@@ -81,7 +82,8 @@ static void discard_each_unit_tells(void **unused)
 		assert_int_equal(claim.dropped_bytes, lost_count * UNIT);
 		claim_give(&f, &claim);
 		for (uint32_t u = 0; u < 64; u++) {
-			assert_int_equal(lock_range(&f, vpn + u * 16, 16), lost[u] ? SUBLET_DISCARDED : SUBLET_INTACT);
+			assert_int_equal(lock_range(&f, vpn + u * 16, 16),
+					 lost[u] ? SUBLET_DISCARDED : SUBLET_INTACT);
 			for (uint32_t i = 0; i < 16; i++)
 				if (lost[u])
 					check_zero(&f, 0, vpn + u * 16 + i, 1);
@@ -98,7 +100,8 @@ static void discard_makes_room(void **unused)
 	struct sublet_claim claim;
 	(void)unused;
 
-	fixture_open(&f, &(struct fake_options){ .area_frames = 2048, .normal_frames = 512, .virtual_time = true });
+	fixture_open(&f, &(struct fake_options){
+				 .area_frames = 2048, .normal_frames = 512, .virtual_time = true });
 	for (uint32_t unit = 0; unit < 128; unit++) {
 		uint32_t vpn = map_pages(&f, 16, unit % 4 == 3 ? SUBLET_DISCARDABLE : SUBLET_MOVABLE);
 		fill(&f, 0, vpn, 16, unit);
@@ -150,13 +153,15 @@ static void discard_pins(void **unused)
 	assert_int_equal(sublet_pin(f.engine_mm[0], addr_of(&f, 0, vpn), PAGE, SUBLET_PIN_READ, &pin), 0);
 	fake_device_hold(&f.mm[0], vpn, 64, 1);
 	assert_int_equal(unlock_range(&f, vpn, 64), 0);
-	struct sublet_claim_options o = { SUBLET_OPTIONS(sublet_claim_options), .flags = SUBLET_CLAIM_NOWAIT };
+	struct sublet_claim_options o = { SUBLET_OPTIONS(sublet_claim_options),
+					  .flags = SUBLET_CLAIM_NOWAIT };
 	assert_int_equal(claim_take(&f, bytes_of(&f, f.options.area_frames), &o, &claim), -EBUSY);
 	check_fill(&f, 0, vpn, 64, 4);
 	fake_device_hold(&f.mm[0], vpn, 64, -1);
 	assert_int_equal(sublet_unpin(&pin), 0);
 	assert_int_equal(unlock_range(&f, vpn, 64), 0);
-	assert_int_equal(sublet_pin(f.engine_mm[0], addr_of(&f, 0, vpn), PAGE, SUBLET_PIN_READ, &pin), -EFAULT);
+	assert_int_equal(sublet_pin(f.engine_mm[0], addr_of(&f, 0, vpn), PAGE, SUBLET_PIN_READ, &pin),
+			 -EFAULT);
 	assert_int_equal(sublet_unpin(&pin), -EINVAL);
 	assert_int_equal(lock_range(&f, vpn, 64), SUBLET_INTACT);
 	assert_int_equal(sublet_pin(f.engine_mm[0], addr_of(&f, 0, vpn), PAGE, SUBLET_PIN_READ, &pin), 0);
@@ -172,7 +177,8 @@ static void discard_lock_no_memory(void **unused)
 
 	for (uint32_t spare = 0; spare <= 48; spare++) {
 		struct sublet_claim drop, rest;
-		fixture_open(&f, &(struct fake_options){ .area_frames = 512, .normal_frames = FAKE_NORMAL_NONE });
+		fixture_open(&f,
+			     &(struct fake_options){ .area_frames = 512, .normal_frames = FAKE_NORMAL_NONE });
 		uint32_t vpn = map_pages(&f, 48, SUBLET_DISCARDABLE);
 		fill(&f, 0, vpn, 48, 1);
 		assert_int_equal(unlock_range(&f, vpn, 48), 0);
@@ -184,7 +190,8 @@ static void discard_lock_no_memory(void **unused)
 		fixture_verify(&f);
 		claim_give(&f, &rest);
 		for (uint32_t u = 0; u < 3; u++) /* no unit may claim to be intact: its bytes are gone */
-			assert_int_equal(lock_range(&f, vpn + u * 16, 16), err < 0 ? SUBLET_DISCARDED : SUBLET_INTACT);
+			assert_int_equal(lock_range(&f, vpn + u * 16, 16),
+					 err < 0 ? SUBLET_DISCARDED : SUBLET_INTACT);
 		check_zero(&f, 0, vpn, 48);
 		assert_int_equal(lock_range(&f, vpn, 48), SUBLET_INTACT);
 		fixture_close(&f);
@@ -299,11 +306,11 @@ static void discard_hidden(void **unused)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(discard_lock_and_drop), cmocka_unit_test(discard_each_unit_tells),
-		cmocka_unit_test(discard_parts),	 cmocka_unit_test(discard_pins),
+		cmocka_unit_test(discard_lock_and_drop),  cmocka_unit_test(discard_each_unit_tells),
+		cmocka_unit_test(discard_parts),          cmocka_unit_test(discard_pins),
 		cmocka_unit_test(discard_lock_no_memory), cmocka_unit_test(discard_held),
-		cmocka_unit_test(discard_unmap),	 cmocka_unit_test(discard_platform_fails),
-		cmocka_unit_test(discard_hidden),	 cmocka_unit_test(discard_makes_room),
+		cmocka_unit_test(discard_unmap),          cmocka_unit_test(discard_platform_fails),
+		cmocka_unit_test(discard_hidden),         cmocka_unit_test(discard_makes_room),
 	};
 	return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -40,7 +40,8 @@ static void fork_snapshot(void **unused)
 	assert_int_equal(claim.blockers[0].error, CHILD);
 	assert_int_equal(sublet__chaos_move(f.arena, f.engine_mm[0], 12345), 0);
 	struct sublet_pin pin;
-	assert_int_equal(sublet_pin(f.engine_mm[0], addr_of(&f, 0, vpn), PAGE, SUBLET_PIN_READ, &pin), -EBUSY);
+	assert_int_equal(sublet_pin(f.engine_mm[0], addr_of(&f, 0, vpn), PAGE, SUBLET_PIN_READ, &pin),
+			 -EBUSY);
 	assert_int_equal(fake_child_changed(&child), 0);
 	fake_child_exit(&child);
 	assert_int_equal(restore_now(&f), 0);
@@ -132,7 +133,8 @@ static void fork_epochs(void **unused)
 	fake_child_exit(&first);
 	assert_int_equal(sublet__mm_fork_restore(f.engine_mm[0], epoch), -EAGAIN);
 	fixture_verify(&f);
-	assert_int_equal(stats_of(&f).area_held_bytes + stats_of(&f).area_free_bytes, stats_of(&f).area_bytes);
+	assert_int_equal(stats_of(&f).area_held_bytes + stats_of(&f).area_free_bytes,
+			 stats_of(&f).area_bytes);
 	fill(&f, 0, vpn, 500, 3);
 	assert_int_equal(fake_child_changed(&second), 0);
 	fake_child_exit(&second);
@@ -185,7 +187,8 @@ static void fork_failures(void **unused)
 			fixture_open(&f, NULL);
 			uint32_t vpn = map_pages(&f, 1200, SUBLET_MOVABLE);
 			for (uint32_t i = 16; i < 1200; i += 64) /* several runs a block */
-				assert_int_equal(sublet_unmap(f.engine_mm[0], addr_of(&f, 0, vpn + i), UNIT), 0);
+				assert_int_equal(sublet_unmap(f.engine_mm[0], addr_of(&f, 0, vpn + i), UNIT),
+						 0);
 			fill(&f, 0, vpn, 16, 1);
 			fill(&f, 0, vpn + 1184, 16, 2);
 			fake_fail(&f, FAKE_CAN_FAIL, n, -ENOMEM, persistent);
@@ -264,7 +267,8 @@ static void fork_race(void **unused)
 	while (wall_ns() < until) {
 		struct fake_child child;
 		struct sublet_claim claim;
-		struct sublet_claim_options o = { SUBLET_OPTIONS(sublet_claim_options), .deadline_ns = SUBLET_MS };
+		struct sublet_claim_options o = { SUBLET_OPTIONS(sublet_claim_options),
+						  .deadline_ns = SUBLET_MS };
 		fill(&f, 0, vpn, 600, forks);
 		fork_now(&f, &child);
 		fill(&f, 0, vpn + 50, 300, forks + 1000);
@@ -291,8 +295,9 @@ static void fork_race(void **unused)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(fork_snapshot), cmocka_unit_test(fork_parked),	  cmocka_unit_test(fork_map_between),
-		cmocka_unit_test(fork_epochs),	 cmocka_unit_test(fork_pins),	  cmocka_unit_test(fork_failures),
+		cmocka_unit_test(fork_snapshot),    cmocka_unit_test(fork_parked),
+		cmocka_unit_test(fork_map_between), cmocka_unit_test(fork_epochs),
+		cmocka_unit_test(fork_pins),        cmocka_unit_test(fork_failures),
 		cmocka_unit_test(fork_race),
 	};
 	return cmocka_run_group_tests(tests, NULL, NULL);

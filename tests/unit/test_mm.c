@@ -23,7 +23,8 @@ static void mm_sizes(void **unused)
 			uint32_t pages = (uint32_t)((bytes + PAGE - 1) / PAGE);
 			void *addr;
 			assert_int_equal(sublet_map(mm, bytes, SUBLET_MOVABLE, &addr), 0);
-			assert_int_equal((uintptr_t)addr % (bytes >= 2 * SUBLET_MIB ? 2 * SUBLET_MIB : UNIT), 0);
+			assert_int_equal((uintptr_t)addr % (bytes >= 2 * SUBLET_MIB ? 2 * SUBLET_MIB : UNIT),
+					 0);
 			check_zero(&f, 0, vpn_of(&f, 0, addr), pages);
 			assert_int_equal(stats_of(&f).lent_bytes, pages * PAGE);
 			fixture_verify(&f);
@@ -41,12 +42,15 @@ static void mm_alignments(void **unused)
 {
 	(void)unused;
 
-	for (uint64_t base = 4 * SUBLET_GIB; base <= 4 * SUBLET_GIB + 6 * SUBLET_MIB; base += 2 * SUBLET_MIB) {
+	for (uint64_t base = 4 * SUBLET_GIB; base <= 4 * SUBLET_GIB + 6 * SUBLET_MIB;
+	     base += 2 * SUBLET_MIB) {
 		static struct fake f;
 		fixture_open(&f, &(struct fake_options){ .base = base, .mm_pages = 3u << 18 });
 		for (uint64_t align = 1; align <= SUBLET_GIB; align *= 2) {
 			void *addr;
-			assert_int_equal(sublet_map_aligned(f.engine_mm[0], 5 * PAGE, align, SUBLET_MOVABLE, &addr), 0);
+			assert_int_equal(sublet_map_aligned(f.engine_mm[0], 5 * PAGE, align, SUBLET_MOVABLE,
+							    &addr),
+					 0);
 			assert_int_equal((uintptr_t)addr % align, 0);
 			fill(&f, 0, vpn_of(&f, 0, addr), 5, align);
 		}
@@ -79,9 +83,9 @@ static void mm_bad_arguments(void **unused)
 	char *a = addr_of(&f, 0, vpn);
 	assert_int_equal(sublet_unmap(mm, a, 0), -EINVAL);
 	assert_int_equal(sublet_unmap(mm, a + 1, PAGE), -EINVAL);
-	assert_int_equal(sublet_unmap(mm, a + PAGE, UNIT), -EINVAL);  /* not a unit */
-	assert_int_equal(sublet_unmap(mm, a, 17 * PAGE), -EINVAL);    /* half a unit, more behind it */
-	assert_int_equal(sublet_unmap(mm, a, 49 * PAGE), -EINVAL);    /* more than is mapped */
+	assert_int_equal(sublet_unmap(mm, a + PAGE, UNIT), -EINVAL); /* not a unit */
+	assert_int_equal(sublet_unmap(mm, a, 17 * PAGE), -EINVAL);   /* half a unit, more behind it */
+	assert_int_equal(sublet_unmap(mm, a, 49 * PAGE), -EINVAL);   /* more than is mapped */
 	assert_int_equal(sublet_unmap(mm, a, UINT64_MAX), -EINVAL);
 	assert_int_equal(sublet_unmap(mm, a - PAGE, 2 * PAGE), -EINVAL);
 	assert_int_equal(sublet_unmap(mm, NULL, PAGE), -EINVAL);
@@ -104,7 +108,8 @@ static void mm_partial_unmap(void **unused)
 		uint32_t vpn = map_pages(&f, 1500, SUBLET_MOVABLE);
 		fill(&f, 0, vpn, 1500, round);
 		uint32_t first = below(&state, 1500 / 16), units = 1 + below(&state, 1500 / 16 - first);
-		assert_int_equal(sublet_unmap(f.engine_mm[0], addr_of(&f, 0, vpn + first * 16), units * UNIT), 0);
+		assert_int_equal(sublet_unmap(f.engine_mm[0], addr_of(&f, 0, vpn + first * 16), units * UNIT),
+				 0);
 		fixture_verify(&f);
 		for (uint32_t i = 0; i < 1500; i++) {
 			bool gone = i >= first * 16 && i < (first + units) * 16;
@@ -117,7 +122,9 @@ static void mm_partial_unmap(void **unused)
 			assert_int_equal(sublet_unmap(f.engine_mm[0], addr_of(&f, 0, vpn), first * UNIT), 0);
 		uint32_t at = (first + units) * 16;
 		if (at < 1500)
-			assert_int_equal(sublet_unmap(f.engine_mm[0], addr_of(&f, 0, vpn + at), (1500 - at) * PAGE), 0);
+			assert_int_equal(sublet_unmap(f.engine_mm[0], addr_of(&f, 0, vpn + at),
+						      (1500 - at) * PAGE),
+					 0);
 		assert_int_equal(used_bytes(&f), 0);
 	}
 	fixture_close(&f);
@@ -219,7 +226,8 @@ static void mm_mapping_count(void **unused)
 			vpn[n] = vpn_of(&f, 0, addr);
 			pages[n++] = want;
 		} else if (n) {
-			assert_int_equal(sublet_unmap(f.engine_mm[0], addr_of(&f, 0, vpn[i]), pages[i] * PAGE), 0);
+			assert_int_equal(
+				sublet_unmap(f.engine_mm[0], addr_of(&f, 0, vpn[i]), pages[i] * PAGE), 0);
 			vpn[i] = vpn[--n];
 			pages[i] = pages[n];
 		}
@@ -297,8 +305,9 @@ static void mm_huge_frames(void **unused)
 	struct sublet_claim claim;
 	(void)unused;
 
-	fixture_open(&f, &(struct fake_options){ .frame_shift = 21, .area_frames = 64, .normal_frames = 16,
-						 .run_pages_max = 4 });
+	fixture_open(&f,
+		     &(struct fake_options){
+			     .frame_shift = 21, .area_frames = 64, .normal_frames = 16, .run_pages_max = 4 });
 	uint32_t vpn = map_pages(&f, 50, SUBLET_MOVABLE);
 	fill(&f, 0, vpn, 50, 9);
 	for (uint64_t n = 1; n <= 25; n++) {
@@ -336,12 +345,12 @@ static void mm_two(void **unused)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(mm_sizes),	    cmocka_unit_test(mm_alignments),
+		cmocka_unit_test(mm_sizes),         cmocka_unit_test(mm_alignments),
 		cmocka_unit_test(mm_bad_arguments), cmocka_unit_test(mm_partial_unmap),
 		cmocka_unit_test(mm_lending_limit), cmocka_unit_test(mm_addresses),
-		cmocka_unit_test(mm_failures),	    cmocka_unit_test(mm_mapping_count),
+		cmocka_unit_test(mm_failures),      cmocka_unit_test(mm_mapping_count),
 		cmocka_unit_test(mm_huge_frames),   cmocka_unit_test(mm_locked),
-		cmocka_unit_test(mm_two),	    cmocka_unit_test(mm_protected),
+		cmocka_unit_test(mm_two),           cmocka_unit_test(mm_protected),
 	};
 	return cmocka_run_group_tests(tests, NULL, NULL);
 }

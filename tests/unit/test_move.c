@@ -17,7 +17,8 @@ static void move_run(void **unused)
 
 	for (uint32_t no_track = 0; no_track < 2; no_track++)
 		for (uint32_t run = 1; run <= 512; run *= 2) {
-			fixture_open(&f, &(struct fake_options){ .run_pages_max = run, .no_track = no_track });
+			fixture_open(&f,
+				     &(struct fake_options){ .run_pages_max = run, .no_track = no_track });
 			uint32_t vpn = map_pages(&f, 600, SUBLET_MOVABLE);
 			fill(&f, 0, vpn, 600, run);
 			int64_t moved = move_at(&f, vpn + 300);
@@ -58,8 +59,8 @@ static void act_release(struct act *a)
 
 static void act_pin(struct act *a)
 {
-	int err = sublet_pin(a->f->engine_mm[0], addr_of(a->f, 0, a->vpn), PAGE, SUBLET_PIN_WRITE | SUBLET_PIN_NOWAIT,
-			     &a->pin);
+	int err = sublet_pin(a->f->engine_mm[0], addr_of(a->f, 0, a->vpn), PAGE,
+			     SUBLET_PIN_WRITE | SUBLET_PIN_NOWAIT, &a->pin);
 	a->pinned = !err;
 	if (err)
 		assert_int_equal(err, -EAGAIN);
@@ -111,7 +112,9 @@ static void move_act_everywhere(void **unused)
 			/* taken from the normal zone's end: destinations of unit order ask for the thread's slot */
 			uint32_t vpn = map_pages(&f, 16, SUBLET_MOVABLE);
 			fill(&f, 0, vpn, 16, 1);
-			struct act a = { .f = &f, .vpn = vpn + 5, .what = mode % ACTS, .at = at, .value = 0xabcdef };
+			struct act a = {
+				.f = &f, .vpn = vpn + 5, .what = mode % ACTS, .at = at, .value = 0xabcdef
+			};
 			struct sublet__window_range area = { .dst_anywhere = true };
 			f.hook_arg = &a;
 			f.hook = act_hook;
@@ -126,7 +129,8 @@ static void move_act_everywhere(void **unused)
 			uint64_t value = 0;
 			assert_true(fake_read(&f.mm[0], vpn + 5, 3, &value));
 			if (a.done && value != 0xabcdef)
-				fail_msg("mode %u: the write at call %u (op %u) is lost", mode, (uint32_t)at, a.op);
+				fail_msg("mode %u: the write at call %u (op %u) is lost", mode, (uint32_t)at,
+					 a.op);
 			assert_true(fake_write(&f.mm[0], vpn + 5, 3, 1)); /* nothing stays blocked */
 			assert_true(moved == 16 || moved == -EAGAIN);
 			fixture_verify(&f);
@@ -212,7 +216,8 @@ static void *live_main(void *arg)
 	uint64_t state = wall_ns() + l->index;
 
 	while (!atomic_load(l->stop)) {
-		uint32_t page = below(&state, LIVE_PAGES / WRITERS) * WRITERS + l->index, word = below(&state, FAKE_WORDS);
+		uint32_t page = below(&state, LIVE_PAGES / WRITERS) * WRITERS + l->index,
+			 word = below(&state, FAKE_WORDS);
 		uint64_t value = 0;
 		if (!fake_read(&l->f->mm[0], l->vpn + page, word, &value) || value != last[page][word])
 			fail_msg("page %u word %u: %llx was written, %llx is read", page, word,
@@ -253,8 +258,8 @@ static void move_live(void **unused)
 			writes += live[i].writes;
 		}
 		threads_end();
-		print_message("%llu moves, %llu writes, %llu frames copied again\n", (unsigned long long)moves,
-			      (unsigned long long)writes,
+		print_message("%llu moves, %llu writes, %llu frames copied again\n",
+			      (unsigned long long)moves, (unsigned long long)writes,
 			      (unsigned long long)a64_load_relaxed(&f.arena->counters.recopied_frames));
 		assert_true(moves > 10);
 		fixture_close(&f);
@@ -299,16 +304,17 @@ static void move_relieves_mappings(void **unused)
 		sublet__chaos_move(f.arena, f.engine_mm[0], rng(&state));
 		assert_true(stats_of(&f).mapping_count <= most);
 	}
-	print_message("%u mappings at first, %u at last\n", (uint32_t)start, (uint32_t)stats_of(&f).mapping_count);
+	print_message("%u mappings at first, %u at last\n", (uint32_t)start,
+		      (uint32_t)stats_of(&f).mapping_count);
 	fixture_close(&f);
 }
 
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(move_run),	cmocka_unit_test(move_act_everywhere),
-		cmocka_unit_test(move_failures), cmocka_unit_test(move_refused),
-		cmocka_unit_test(move_live),	cmocka_unit_test(move_relieves_mappings),
+		cmocka_unit_test(move_run),        cmocka_unit_test(move_act_everywhere),
+		cmocka_unit_test(move_failures),   cmocka_unit_test(move_refused),
+		cmocka_unit_test(move_live),       cmocka_unit_test(move_relieves_mappings),
 		cmocka_unit_test(move_neighbours),
 	};
 	return cmocka_run_group_tests(tests, NULL, NULL);

@@ -54,16 +54,19 @@ static void pin_holds(void **unused)
 	for (uint32_t round = 0; round < 60; round++) {
 		struct sublet_pin pin;
 		struct sublet_claim claim;
-		uint32_t first = below(&state, area - 512), pages = 1 + below(&state, min_u32(700, area - 512 - first));
+		uint32_t first = below(&state, area - 512),
+			 pages = 1 + below(&state, min_u32(700, area - 512 - first));
 		assert_int_equal(pin_pages(&f, vpn + first, pages, SUBLET_PIN_WRITE, &pin), 0);
 		fake_device_hold(&f.mm[0], vpn + first, pages, 1);
 		for (uint32_t i = 0; i < 20; i++)
 			sublet__chaos_move(f.arena, f.engine_mm[0], rng(&state));
-		struct sublet_claim_options o = { SUBLET_OPTIONS(sublet_claim_options), .deadline_ns = SUBLET_MS };
+		struct sublet_claim_options o = { SUBLET_OPTIONS(sublet_claim_options),
+						  .deadline_ns = SUBLET_MS };
 		if (!claim_take(&f, (1 + below(&state, 2000)) * PAGE, &o, &claim))
 			claim_give(&f, &claim);
 		fake_device_hold(&f.mm[0], vpn + first, pages, -1);
-		assert_int_equal(sublet_unmap(f.engine_mm[0], addr_of(&f, 0, vpn), (area - 512) * PAGE), -EBUSY);
+		assert_int_equal(sublet_unmap(f.engine_mm[0], addr_of(&f, 0, vpn), (area - 512) * PAGE),
+				 -EBUSY);
 		assert_int_equal(sublet_unpin(&pin), 0);
 		fixture_verify(&f);
 	}
@@ -128,7 +131,8 @@ static void *race_main(void *arg)
 
 	for (uint64_t n = 1; !atomic_load(&r->stop); n++) {
 		struct sublet_pin pin;
-		uint32_t first = below(&state, RACE_PAGES), pages = 1 + below(&state, min_u32(40, RACE_PAGES - first));
+		uint32_t first = below(&state, RACE_PAGES),
+			 pages = 1 + below(&state, min_u32(40, RACE_PAGES - first));
 		uint32_t word = below(&state, FAKE_WORDS);
 		int err = pin_pages(r->f, r->vpn + first, pages, SUBLET_PIN_WRITE, &pin);
 		if (err)
@@ -208,8 +212,10 @@ static void *reuse_main(void *arg)
 static void counts_are_zero(struct fake *f, uint32_t vpn, uint32_t pages)
 {
 	for (uint32_t at = vpn; at < vpn + pages; at++) {
-		uint32_t head = sublet__frame_head(f->arena, pte_pfn(a32_load_relaxed(&f->engine_mm[0]->pte[at])));
-		assert_int_equal(a32_load_relaxed(&f->arena->frames[head].ref) & (REF_FROZEN | REF_COUNT_MASK), 0);
+		uint32_t head =
+			sublet__frame_head(f->arena, pte_pfn(a32_load_relaxed(&f->engine_mm[0]->pte[at])));
+		assert_int_equal(
+			a32_load_relaxed(&f->arena->frames[head].ref) & (REF_FROZEN | REF_COUNT_MASK), 0);
 	}
 }
 
@@ -227,7 +233,8 @@ static void pin_reuse_race(void **unused)
 	(void)unused;
 
 	assert_int_equal(sigaction(SIGUSR1, &action, &old), 0);
-	fixture_open(&f, &(struct fake_options){ .area_frames = 512, .normal_frames = FAKE_NORMAL_NONE,
+	fixture_open(&f, &(struct fake_options){ .area_frames = 512,
+						 .normal_frames = FAKE_NORMAL_NONE,
 						 .run_pages_max = 16 });
 	map_pages(&f, 512 - (REUSE_UNITS + 1) * 16, SUBLET_MOVABLE);
 	race.vpn = map_pages(&f, REUSE_UNITS * 16, SUBLET_MOVABLE);
@@ -238,7 +245,8 @@ static void pin_reuse_race(void **unused)
 		struct sublet__window_range anywhere = { .dst_anywhere = true };
 		pthread_kill(thread[signals++ % REUSE_THREADS], SIGUSR1);
 		for (uint32_t i = 0; i < 20; i++)
-			sublet__move_page(f.engine_mm[0], race.vpn + below(&state, REUSE_UNITS * 16), &anywhere);
+			sublet__move_page(f.engine_mm[0], race.vpn + below(&state, REUSE_UNITS * 16),
+					  &anywhere);
 	}
 	atomic_store(&race.stop, true);
 	for (uint32_t i = 0; i < REUSE_THREADS; i++)
@@ -246,7 +254,8 @@ static void pin_reuse_race(void **unused)
 	threads_end();
 	sigaction(SIGUSR1, &old, NULL);
 	print_message("%llu pins, %llu signals, %llu moves\n", (unsigned long long)atomic_load(&race.pins),
-		      (unsigned long long)signals, (unsigned long long)a64_load_relaxed(&f.arena->counters.moves));
+		      (unsigned long long)signals,
+		      (unsigned long long)a64_load_relaxed(&f.arena->counters.moves));
 	counts_are_zero(&f, race.vpn, REUSE_UNITS * 16);
 	fixture_close(&f);
 }
@@ -254,8 +263,9 @@ static void pin_reuse_race(void **unused)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(pin_bad_arguments), cmocka_unit_test(pin_holds), cmocka_unit_test(pin_nowait),
-		cmocka_unit_test(pin_move_race),     cmocka_unit_test(pin_reuse_race),
+		cmocka_unit_test(pin_bad_arguments), cmocka_unit_test(pin_holds),
+		cmocka_unit_test(pin_nowait),        cmocka_unit_test(pin_move_race),
+		cmocka_unit_test(pin_reuse_race),
 	};
 	return cmocka_run_group_tests(tests, NULL, NULL);
 }

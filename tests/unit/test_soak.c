@@ -79,7 +79,9 @@ static uint32_t pages_random(struct actor *a)
 static void step_map(struct actor *a, struct map *m)
 {
 	uint32_t pages = pages_random(a), kind = below(&a->state, 4);
-	uint32_t flags = kind == 0 ? SUBLET_DISCARDABLE : kind == 1 ? SUBLET_MOVABLE | SUBLET_PLAIN_OK : SUBLET_MOVABLE;
+	uint32_t flags = kind == 0   ? SUBLET_DISCARDABLE
+			 : kind == 1 ? SUBLET_MOVABLE | SUBLET_PLAIN_OK
+				     : SUBLET_MOVABLE;
 	uint64_t align = 1ull << below(&a->state, 22);
 	void *addr;
 
@@ -113,7 +115,8 @@ static void step_decommit(struct actor *a, struct map *m)
 {
 	uint32_t first = below(&a->state, m->pages), pages = 1 + below(&a->state, m->pages - first);
 
-	assert_int_equal(sublet_decommit(mm_of(a), at(a, m, first), pages * PAGE), m->discardable ? -EINVAL : 0);
+	assert_int_equal(sublet_decommit(mm_of(a), at(a, m, first), pages * PAGE),
+			 m->discardable ? -EINVAL : 0);
 	for (uint32_t i = first; i < first + pages && !m->discardable; i++)
 		m->state[i] = PAGE_HOLE;
 }
@@ -128,7 +131,8 @@ static void step_commit(struct actor *a, struct map *m)
 		pages++;
 	if (!pages)
 		return;
-	int err = sublet_commit(mm_of(a), at(a, m, first), pages * PAGE, below(&a->state, 2) ? SUBLET_PLAIN_OK : 0);
+	int err = sublet_commit(mm_of(a), at(a, m, first), pages * PAGE,
+				below(&a->state, 2) ? SUBLET_PLAIN_OK : 0);
 	if (err) {
 		assert_int_equal(err, -ENOMEM);
 		return;
@@ -256,7 +260,8 @@ static void actor_end(struct actor *a)
 	actor_check(a);
 	for (uint32_t i = 0; i < MAPS; i++)
 		if (a->map[i].pages)
-			assert_int_equal(sublet_unmap(mm_of(a), at(a, &a->map[i], 0), a->map[i].pages * PAGE), 0);
+			assert_int_equal(sublet_unmap(mm_of(a), at(a, &a->map[i], 0), a->map[i].pages * PAGE),
+					 0);
 	for (uint32_t i = 0; i < CLAIMS; i++)
 		if (a->claim[i].id)
 			claim_give(a->f, &a->claim[i]);
@@ -284,10 +289,13 @@ static void soak_single(void **unused)
 
 	for (uint64_t round = 0; round < 5 || wall_ns() < until; round++) {
 		uint64_t state = seed + round;
-		fixture_open(&f, &(struct fake_options){
-			.area_frames = (2 + below(&state, 3)) * 512, .normal_frames = (1 + below(&state, 2)) * 512,
-			.run_pages_max = 1u << below(&state, 10), .no_track = round & 1, .virtual_time = true,
-			.dirty_zero_frames = round & 2, .mapping_limit = round % 5 == 4 ? 150 : 0 });
+		fixture_open(&f, &(struct fake_options){ .area_frames = (2 + below(&state, 3)) * 512,
+							 .normal_frames = (1 + below(&state, 2)) * 512,
+							 .run_pages_max = 1u << below(&state, 10),
+							 .no_track = round & 1,
+							 .virtual_time = true,
+							 .dirty_zero_frames = round & 2,
+							 .mapping_limit = round % 5 == 4 ? 150 : 0 });
 		a = (struct actor){ .f = &f, .state = state, .devices = true };
 		for (uint32_t n = 0; n < 300; n++) {
 			actor_step(&a);
@@ -382,14 +390,18 @@ static void crowd_round(struct crowd *c, uint64_t seed, bool devices, uint64_t n
 	uint32_t quiet = 0, forks = 0;
 
 	/* in every other round the kernel mappings are short, and are merged all the time */
-	fixture_open(&c->f, &(struct fake_options){ .mms = 2, .workers = 2, .no_track = seed & 1, .mm_pages = 16384,
+	fixture_open(&c->f, &(struct fake_options){ .mms = 2,
+						    .workers = 2,
+						    .no_track = seed & 1,
+						    .mm_pages = 16384,
 						    .mapping_limit = seed & 2 ? 80 : 0 });
 	pthread_barrier_init(&c->barrier, NULL, THREADS + 1);
 	atomic_store(&c->stop, false);
 	atomic_store(&c->pause, false);
 	threads_begin();
 	for (uint32_t i = 0; i < THREADS; i++) {
-		c->actor[i] = (struct actor){ .f = &c->f, .mm = i % 2, .state = seed * 31 + i, .devices = devices };
+		c->actor[i] =
+			(struct actor){ .f = &c->f, .mm = i % 2, .state = seed * 31 + i, .devices = devices };
 		member[i] = (struct member){ c, &c->actor[i] };
 		assert_int_equal(pthread_create(&thread[i], NULL, member_main, &member[i]), 0);
 	}

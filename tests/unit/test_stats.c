@@ -147,7 +147,8 @@ static void stats_pageblocks(void **unused)
 	assert_int_equal(sublet_arena_pageblocks(f.arena, 0, 8, pb), 8);
 	for (uint32_t i = 0; i < 8; i++) {
 		assert_int_equal(pb[i].free_frames + pb[i].movable_frames + pb[i].discardable_frames +
-					 pb[i].claimed_frames + pb[i].held_frames + pb[i].isolated_frames, 512);
+					 pb[i].claimed_frames + pb[i].held_frames + pb[i].isolated_frames,
+				 512);
 		movable += pb[i].movable_frames;
 		claimed += pb[i].claimed_frames;
 	}
@@ -160,8 +161,9 @@ static void stats_pageblocks(void **unused)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(stats_buckets),  cmocka_unit_test(stats_percentiles), cmocka_unit_test(stats_sizes),
-		cmocka_unit_test(stats_counters), cmocka_unit_test(stats_pageblocks),
+		cmocka_unit_test(stats_buckets),    cmocka_unit_test(stats_percentiles),
+		cmocka_unit_test(stats_sizes),      cmocka_unit_test(stats_counters),
+		cmocka_unit_test(stats_pageblocks),
 	};
 	return cmocka_run_group_tests(tests, NULL, NULL);
 }

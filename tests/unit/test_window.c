@@ -29,8 +29,8 @@ static void compare(struct fake *f, const uint64_t *cost, uint32_t blocks, uint3
 {
 	for (uint32_t dearest = 0; dearest < 2; dearest++) {
 		uint64_t want = brute(cost, blocks, count, step, dearest), have = 0, sum = 0;
-		uint32_t at = dearest ? sublet__window_dearest(f->arena, count, step, &have) :
-					sublet__window_cheapest(f->arena, count, step, &have);
+		uint32_t at = dearest ? sublet__window_dearest(f->arena, count, step, &have)
+				      : sublet__window_cheapest(f->arena, count, step, &have);
 		if (want == UINT64_MAX) {
 			assert_int_equal(at, ENGINE_NONE);
 			continue;
@@ -59,7 +59,8 @@ static void window_enumerated(void **unused)
 		static struct fake f;
 		uint8_t kind[6] = { 0 };
 		uint64_t cost[6];
-		fixture_open(&f, &(struct fake_options){ .frame_shift = 21, .area_frames = blocks, .run_pages_max = 1 });
+		fixture_open(&f, &(struct fake_options){
+					 .frame_shift = 21, .area_frames = blocks, .run_pages_max = 1 });
 		for (uint32_t n = 0; n < 1u << (2 * blocks); n++) {
 			for (uint32_t i = 0; i < blocks; i++) {
 				kind_set(&f, i, &kind[i], n >> (2 * i) & 3);
@@ -87,7 +88,8 @@ static void window_random(void **unused)
 	uint64_t state = seed_get("window_random");
 	(void)unused;
 
-	fixture_open(&f, &(struct fake_options){ .frame_shift = 21, .area_frames = BLOCKS, .run_pages_max = 1 });
+	fixture_open(&f,
+		     &(struct fake_options){ .frame_shift = 21, .area_frames = BLOCKS, .run_pages_max = 1 });
 	for (uint32_t n = 0; n < CHANGES; n++) {
 		uint32_t many = below(&state, 8), blocked = n % 3;
 		for (uint32_t i = 0; i < many; i++) {
@@ -175,8 +177,9 @@ static void window_isolated(void **unused)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(window_enumerated), cmocka_unit_test(window_random), cmocka_unit_test(window_counts),
-		cmocka_unit_test(window_stuck),	     cmocka_unit_test(window_isolated),
+		cmocka_unit_test(window_enumerated), cmocka_unit_test(window_random),
+		cmocka_unit_test(window_counts),     cmocka_unit_test(window_stuck),
+		cmocka_unit_test(window_isolated),
 	};
 	return cmocka_run_group_tests(tests, NULL, NULL);
 }

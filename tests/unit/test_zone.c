@@ -10,7 +10,8 @@ static const uint32_t area_first[ZONES] = { ZONE_AREA, ZONE_NORMAL };
 static uint32_t free_of_order(const struct sublet_arena *arena, uint32_t zone, uint32_t order)
 {
 	uint32_t n = 0;
-	for (uint32_t pfn = arena->zone[zone].head[order]; pfn != ENGINE_NONE; pfn = a32_load_relaxed(&arena->frames[pfn].a))
+	for (uint32_t pfn = arena->zone[zone].head[order]; pfn != ENGINE_NONE;
+	     pfn = a32_load_relaxed(&arena->frames[pfn].a))
 		n++;
 	return n;
 }
@@ -66,7 +67,8 @@ static void zone_zero_lists(void **unused)
 	fixture_open(&f, NULL);
 	pfn = sublet__folio_take(f.arena, 0, area_only);
 	assert_true(a32_load_relaxed(&f.arena->frames[pfn].word) & FRAME_ZERO);
-	sublet__frames_put(f.arena, pfn, 1, ACCOUNT_MOVABLE); /* merges up: its pageblock is not zero any more */
+	sublet__frames_put(f.arena, pfn, 1,
+			   ACCOUNT_MOVABLE); /* merges up: its pageblock is not zero any more */
 	for (uint32_t i = 0; i < 8; i++) {
 		pfn = sublet__folio_take(f.arena, 9, area_only);
 		word = a32_load_relaxed(&f.arena->frames[pfn].word);
@@ -147,7 +149,8 @@ static void isolation_round(struct fake *f, uint64_t *state)
 				cut[j] = t;
 			}
 	struct sublet__isolation w[2] = { { .first_pfn = cut[0], .end_pfn = cut[1] + 1 },
-					  { .first_pfn = max_u32(cut[2], cut[1] + 1), .end_pfn = cut[3] + 2 } };
+					  { .first_pfn = max_u32(cut[2], cut[1] + 1),
+					    .end_pfn = cut[3] + 2 } };
 	w[1].end_pfn = max_u32(min_u32(w[1].end_pfn, area), w[1].first_pfn);
 	uint32_t windows = w[1].end_pfn > w[1].first_pfn ? 2 : 1;
 	for (uint32_t i = 0; i < windows; i++) {
@@ -245,9 +248,9 @@ static void zone_verify_fires(void **unused)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(zone_split_merge),	  cmocka_unit_test(zone_zero_lists),
+		cmocka_unit_test(zone_split_merge),       cmocka_unit_test(zone_zero_lists),
 		cmocka_unit_test(zone_put_over_boundary), cmocka_unit_test(zone_isolation),
-		cmocka_unit_test(zone_isolation_undo),	  cmocka_unit_test(zone_verify_fires),
+		cmocka_unit_test(zone_isolation_undo),    cmocka_unit_test(zone_verify_fires),
 	};
 	return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -1,0 +1,110 @@
+/* SPDX-License-Identifier: MIT */
+/* Zeroing ahead of time (core/zone.c): what it calls zero is zero, and no claim zeroes it again (G8, G9). */
+#include "fixture.h"
+
+#include <pthread.h>
+#include <sched.h>
+
+static const struct fake_options dirty_options = { .area_frames = 4096, .normal_frames = 1024 };
+
+static uint64_t zero_all(struct fake *f)
+{
+	uint64_t steps = 0;
+
+	while (sublet__arena_zero_step(f->arena))
+		steps++;
+	return steps;
+}
+
+/* Memory that was written and unmapped is zeroed once, and a claim of all of it has nothing to zero. */
+static void zero_once(void **state)
+{
+	struct sublet_claim claim;
+	struct fake f;
+
+	(void)state;
+	fixture_open(&f, &dirty_options);
+	(void)zero_all(&f);
+	uint32_t vpn = map_pages(&f, 1024, SUBLET_MOVABLE);
+	fill(&f, 0, vpn, 1024, 7);
+	assert_int_equal(sublet_unmap(f.engine_mm[0], addr_of(&f, 0, vpn), bytes_of(&f, 1024)), 0);
+	assert_true(zero_all(&f) > 0);
+	fixture_verify(&f);
+	assert_int_equal(zero_all(&f), 0);
+	assert_int_equal(claim_take(&f, bytes_of(&f, 4096), NULL, &claim), 0); /* checks that it is zero */
+	assert_int_equal(claim.zeroed_bytes, 0);
+	claim_give(&f, &claim); /* scribbled on */
+	assert_true(zero_all(&f) > 0);
+	assert_int_equal(claim_take(&f, bytes_of(&f, 4096), NULL, &claim), 0);
+	assert_int_equal(claim.zeroed_bytes, 0);
+	claim_give(&f, &claim);
+	fixture_close(&f);
+}
+
+/* Part of a large folio that is dirty makes all of it dirty. */
+static void zero_merges(void **state)
+{
+	struct sublet_claim claim;
+	struct fake f;
+
+	(void)state;
+	fixture_open(&f, &dirty_options);
+	(void)zero_all(&f);
+	uint32_t vpn = map_pages(&f, 1, SUBLET_MOVABLE);
+	fill(&f, 0, vpn, 1, 9);
+	assert_int_equal(sublet_unmap(f.engine_mm[0], addr_of(&f, 0, vpn), PAGE), 0);
+	assert_int_equal(claim_take(&f, bytes_of(&f, 4096), NULL, &claim), 0);
+	assert_true(claim.zeroed_bytes >= PAGE);
+	claim_give(&f, &claim);
+	fixture_close(&f);
+}
+
+static void *zero_thread(void *arg)
+{
+	struct fake *f = arg;
+
+	for (int i = 0; i < 400; i++) {
+		sublet__arena_zero_wait(f->arena);
+		(void)zero_all(f);
+	}
+	return NULL;
+}
+
+/* A thread zeroes while others claim, scribble, release, map, write and unmap: every claim reads zero. */
+static void zero_races(void **state)
+{
+	struct sublet_claim claim;
+	pthread_t thread;
+	struct fake f;
+
+	(void)state;
+	fixture_open(&f, &dirty_options);
+	threads_begin();
+	assert_int_equal(pthread_create(&thread, NULL, zero_thread, &f), 0);
+	for (uint32_t i = 0; i < 400; i++) {
+		uint32_t vpn = map_pages(&f, 64 + i % 512, SUBLET_MOVABLE);
+		check_zero(&f, 0, vpn, 64 + i % 512);
+		fill(&f, 0, vpn, 64 + i % 512, i);
+		assert_int_equal(claim_take(&f, bytes_of(&f, 512 + i), NULL, &claim), 0);
+		check_fill(&f, 0, vpn, 64 + i % 512, i);
+		claim_give(&f, &claim);
+		assert_int_equal(sublet_unmap(f.engine_mm[0], addr_of(&f, 0, vpn), bytes_of(&f, 64 + i % 512)), 0);
+		sublet__arena_zero_wake(f.arena);
+	}
+	for (uint32_t i = 0; i < 400; i++) /* the thread counts its waits: let all of them end */
+		sublet__arena_zero_wake(f.arena), sched_yield();
+	while (pthread_tryjoin_np(thread, NULL))
+		sublet__arena_zero_wake(f.arena), sched_yield();
+	threads_end();
+	fixture_close(&f);
+}
+
+int main(void)
+{
+	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(zero_once),
+		cmocka_unit_test(zero_merges),
+		cmocka_unit_test(zero_races),
+	};
+	return cmocka_run_group_tests_name("zero", tests, NULL, NULL);
+}
