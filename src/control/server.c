@@ -288,6 +288,27 @@ static int poll_until(struct pollfd *p, uint32_t n, uint64_t until_ns)
 	return ppoll(p, n, until_ns == SUBLET__FOREVER ? NULL : &t, NULL);
 }
 
+/*
+ * Connections have low numbers for an instant, and the program closes what it takes for its own: so the
+ * accepting thread, and with it those of the connections, have a table of descriptors of their own.
+ */
+static void table_apart(struct sublet__server *server)
+{
+	const int fds[] = { server->listen.fd, server->dir.fd, server->wake[0].fd, server->wake[1].fd };
+
+	server->own_table = !sublet__linux_fds_apart(server->arena, fds, sizeof(fds) / sizeof(fds[0]));
+}
+
+/* The last thing that the accepting thread does: nobody else sees these numbers. */
+static void shut_connections(struct sublet__server *server)
+{
+	pthread_mutex_lock(&server->lock);
+	for (uint32_t i = 0; i < SUBLET__SLOTS; i++)
+		if (sublet__fd_ours(&server->slots[i].conn))
+			shutdown(server->slots[i].conn.fd, SHUT_RDWR);
+	pthread_mutex_unlock(&server->lock);
+}
+
 static void *server_main(void *arg)
 {
 	struct sublet__server *server = arg;
@@ -295,6 +316,7 @@ static void *server_main(void *arg)
 	struct sublet__slot *who[SUBLET__SLOTS];
 	uint64_t pause_until = 0; /* no descriptors, no memory: do not spin on a socket that stays readable */
 
+	table_apart(server);
 	while (!server->stopping) {
 		char drain[64];
 		uint64_t until = SUBLET__FOREVER;
@@ -317,6 +339,7 @@ static void *server_main(void *arg)
 		if (p[1].revents && accept_one(server))
 			pause_until = sublet__wire_now_ns() + 100 * SUBLET_MS;
 	}
+	shut_connections(server);
 	return NULL;
 }
 
@@ -329,7 +352,7 @@ static void close_all(struct sublet__server *server)
 	fd_close(&server->wake[0]);
 	fd_close(&server->wake[1]);
 	fd_close(&server->dir);
-	for (uint32_t i = 0; i < SUBLET__SLOTS; i++) {
+	for (uint32_t i = 0; i < SUBLET__SLOTS && !server->own_table; i++) {
 		fd_close(&server->slots[i].conn);
 		fd_close(&server->slots[i].pidfd);
 	}
@@ -352,13 +375,12 @@ static void stop_threads(struct sublet__server *server)
 	unpublish(server);
 	pthread_mutex_lock(&server->lock);
 	server->stopping = true;
-	for (uint32_t i = 0; i < SUBLET__SLOTS; i++) {
-		if (sublet__fd_ours(&server->slots[i].conn))
-			shutdown(server->slots[i].conn.fd, SHUT_RDWR);
+	for (uint32_t i = 0; i < SUBLET__SLOTS; i++)
 		pthread_cond_signal(&server->slots[i].wake);
-	}
 	pthread_mutex_unlock(&server->lock);
-	wake_acceptor(server);
+	/* To all threads that poll its other end this is the end. */
+	if (sublet__fd_ours(&server->wake[1]))
+		shutdown(server->wake[1].fd, SHUT_RDWR);
 	pthread_join(server->thread, NULL);
 	for (uint32_t i = 0; i < SUBLET__SLOTS; i++)
 		if (server->slots[i].has_thread)

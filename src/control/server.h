@@ -74,6 +74,7 @@ struct sublet__server {
 	pthread_mutex_t lock; /* guards slot states and `stopping`; nests in nothing, nothing nests in it */
 	pthread_mutex_t memcpy_lock; /* one measurement at a time: they disturb each other */
 	_Atomic bool stopping;
+	_Atomic bool own_table; /* conn and pidfd are numbers in the table of the server's threads alone */
 	struct sublet__fd listen;
 	struct sublet__fd dir;
 	struct sublet__fd wake[2]; /* a socket pair: all threads poll [0], [1] wakes the accepting one */

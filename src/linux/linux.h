@@ -78,6 +78,13 @@ bool sublet__linux_in_child(struct sublet_arena *arena);
 int sublet__linux_fd_high(int fd);
 
 /*
+ * Give the calling thread, and those that it starts later, a table of descriptors of its own, with
+ * nothing in it but fds[] and what the engine needs for this arena, under the same numbers. At most 8
+ * fds. -errno: the kernel has no such thing, and the thread goes on with the program's table.
+ */
+int sublet__linux_fds_apart(struct sublet_arena *arena, const int *fds, uint32_t count);
+
+/*
  * Torture mode: a thread that every period_ns moves one live run to other frames, and now and then
  * claims and releases a random window (64 KiB to an eighth of the area). Stopped by
  * sublet_arena_destroy. -EINVAL: period 0; -EALREADY: it runs; -errno of the thread.

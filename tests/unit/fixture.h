@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT */
-/* fixture.h: what every unit test of the engine starts from, over the SIMULATED platform of fake_platform.h. */
+/* fixture.h: what every unit test of the engine starts from, over the SIMULATED platform. */
 #ifndef TESTS_UNIT_FIXTURE_H
 #define TESTS_UNIT_FIXTURE_H
 

@@ -465,7 +465,7 @@ static void *several_main(void *arg)
 	return NULL;
 }
 
-/* Several claims at once on an area in use: windows never overlap (the fake sees two owners), all ends well. */
+/* Several claims at once on an area in use: windows never overlap (the fake would see two owners). */
 static void claim_several(void **unused)
 {
 	static struct fake f;

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT */
-/* core/mm.c: map and unmap. G5 (a failure changes nothing), G8 (lent frames add up), G9 (fresh memory is zero). */
+/* core/mm.c: map and unmap. G5 (a failure changes nothing), G8 (lent frames add up), G9 (fresh is zero). */
 #include "fixture.h"
 
 static uint64_t used_bytes(struct fake *f)

@@ -75,7 +75,7 @@ static void act_hook(void *arg, enum fake_op op, struct fake_mm *mm, uint32_t vp
 
 	(void)mm, (void)vpn, (void)pages;
 	a->count++;
-	/* The pin of ACT_PIN_RELEASE_LATER lasts from one op to the next, and the device writes in between. */
+	/* The pin of ACT_PIN_RELEASE_LATER lasts over several ops, and the device writes at the end. */
 	if (a->pinned && a->what == ACT_PIN_RELEASE_LATER && a->count > a->at && op == FAKE_BLOCK) {
 		fake_frame_write(a->f, fake_pfn_of(&a->f->mm[0], a->vpn), 3, a->value);
 		a->done = true;
@@ -109,7 +109,7 @@ static void move_act_everywhere(void **unused)
 	for (uint32_t mode = 0; mode < 2 * ACTS; mode++)
 		for (uint64_t at = 1, reached = 1; reached; at++) {
 			fixture_open(&f, &(struct fake_options){ .no_track = mode / ACTS });
-			/* taken from the normal zone's end: destinations of unit order ask for the thread's slot */
+			/* one unit: taking its destination from the area asks for the thread's slot */
 			uint32_t vpn = map_pages(&f, 16, SUBLET_MOVABLE);
 			fill(&f, 0, vpn, 16, 1);
 			struct act a = {

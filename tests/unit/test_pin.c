@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT */
-/* core/pin.c: G2 (a pinned folio is never moved), G6 (of a pin and a move one wins), G7 (NOWAIT never sleeps). */
+/* core/pin.c: G2 (a pinned folio stays), G6 (of a pin and a move one wins), G7 (NOWAIT never sleeps). */
 #include "fixture.h"
 
 #include <signal.h>
