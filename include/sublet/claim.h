@@ -79,10 +79,12 @@ struct sublet_claim {
  * wrote moves elsewhere at their own addresses. options may be NULL.
  * The window belongs to the caller until sublet_release; its frames never move and are zeroed
  * unless SUBLET_CLAIM_NOZERO.
- * May be called from any thread, not from a signal handler.
+ * May be called from any thread with 32 KiB of stack left that is not lent memory itself, and not from
+ * a signal handler. Signals are held back on the calling thread while a run is blocked.
  *
  * -EINVAL  bytes is 0, align_bytes is no power of two or above 1 GiB, unknown flags
  * -E2BIG   bytes is more than the area has
+ * -EDEADLK the calling thread's stack lies in lent memory
  * -ENOMEM  shortfall_bytes have nowhere to go
  * -EBUSY   somebody holds memory in every window that was tried: see blockers
  * After any error everything is as it was, but that some memory may have moved (G5).

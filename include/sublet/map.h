@@ -81,7 +81,7 @@ enum sublet_lock_result {
 /*
  * Lock discardable memory: from here until sublet_unlock its contents are kept. Whole folios are
  * locked, so a range that is no multiple of 64 KiB locks a little more. Locks do not count: one
- * unlock undoes any number of them.
+ * unlock undoes any number of them. Of two threads that lock the same dropped memory one is told so.
  * Returns SUBLET_INTACT, SUBLET_DISCARDED, or
  * -EINVAL  the range is not discardable memory as a whole
  * -ENOMEM  there are no frames for the parts that were dropped; the range stays unlocked

@@ -6,7 +6,10 @@
  * frame, not the address. Pin the range first, submit, wait for completion, unpin.
  *
  * What a pin does not promise: that a claim waits for it for ever (a claim waits until its own
- * deadline, then names the pin), nor that the range is contiguous.
+ * deadline, then names the pin), nor that the range is contiguous. A fork() waits up to a second for pins
+ * to end, then fails with EAGAIN under `sublet run`, and ends a library program with a message: what a
+ * device writes under a pin must not get lost in a snapshot. Memory must not be unmapped or decommitted
+ * while it is pinned.
  */
 #ifndef SUBLET_PIN_H
 #define SUBLET_PIN_H
@@ -36,7 +39,8 @@ struct sublet_pin {
  * range is being moved at this moment. All or nothing.
  *
  * -EINVAL  the range wraps, is empty, is not of this mm, or flags make no sense
- * -EFAULT  part of the range is not mapped, decommitted, or discardable and unlocked
+ * -EFAULT  part of the range is not mapped, or discardable and unlocked, or begins a folio that is
+ *          decommitted (a decommitted page in the middle of one is not noticed)
  * -EBUSY   a child of fork() still shares the memory, or the folio has too many pins
  * -EAGAIN  SUBLET_PIN_NOWAIT, and the range is being moved
  */

@@ -200,30 +200,53 @@ void sublet__mm_note_locked(struct sublet_mm *mm, const void *addr, uint64_t byt
 	}
 }
 
-static void folio_protect(struct sublet_arena *arena, uint32_t head, bool is_protected)
+/*
+ * A folio is protected while one of its pages is: one page that is unprotected does not free its
+ * neighbours. True: the folio may move again, but a fork made it private.
+ */
+static bool folio_protect(struct sublet_mm *mm, uint32_t head)
 {
-	struct sublet__frame *f = &arena->frames[head];
-	uint32_t word = a32_load_relaxed(&f->word), next = word ^ FRAME_PROTECTED;
+	struct sublet__frame *f = &mm->arena->frames[head];
+	uint32_t word = a32_load_relaxed(&f->word), pages = 1u << word_order(word);
+	bool now = sublet__mm_flagged(mm, a32_load_relaxed(&f->a), pages, PTE_PROTECTED);
+	uint32_t next = now ? word | FRAME_PROTECTED : word & ~FRAME_PROTECTED;
 
-	if (!!(word & FRAME_PROTECTED) == is_protected)
-		return;
+	if (next == word)
+		return false;
 	a32_store_release(&f->word, next);
-	sublet__account(arena, head, 1u << word_order(word), mapped_account(word), mapped_account(next));
+	sublet__account(mm->arena, head, pages, mapped_account(word), mapped_account(next));
+	return !now && (word & FRAME_HELD);
 }
 
-void sublet__mm_note_protected(struct sublet_mm *mm, const void *addr, uint64_t bytes, bool is_protected)
+bool sublet__mm_note_protected(struct sublet_mm *mm, const void *addr, uint64_t bytes, bool is_protected)
 {
 	uint32_t vpn, pages;
+	bool again = false;
 
 	if (!window_part(mm, addr, bytes, &vpn, &pages))
-		return;
+		return false;
 	for_each_block(at, count, vpn, vpn + pages) {
 		engine_lock(mm->arena, block_lock_of(mm, at));
 		for (uint32_t i = at; i < at + count; i++) {
 			uint32_t pte = a32_load_relaxed(&mm->pte[i]);
 			if (pte & PTE_PRESENT)
-				folio_protect(mm->arena, sublet__frame_head(mm->arena, pte_pfn(pte)), is_protected);
+				a32_store_release(&mm->pte[i],
+						  is_protected ? pte | PTE_PROTECTED : pte & ~PTE_PROTECTED);
 		}
+		for (uint32_t i = at; i < at + count;) {
+			uint32_t pte = a32_load_relaxed(&mm->pte[i]), step = 1;
+			if (pte & PTE_PRESENT) {
+				uint32_t head = sublet__frame_head(mm->arena, pte_pfn(pte));
+				again |= folio_protect(mm, head);
+				step = head + (1u << word_order(a32_load_relaxed(&mm->arena->frames[head].word))) -
+				       pte_pfn(pte);
+			}
+			i += step;
+		}
+		sublet__mm_mappings_recount(mm, at / ENGINE_BLOCK_PAGES);
 		engine_unlock(mm->arena, block_lock_of(mm, at));
 	}
+	if (again)
+		a32_store_seq_cst(&mm->fork_held, 1); /* something to restore, for the next fork_restore */
+	return again;
 }

@@ -56,7 +56,8 @@ void sublet__arena_note_outside(struct sublet_arena *arena, uint64_t bytes);
  *
  * Each fork_begin makes a new epoch. The platform reads the epoch, makes sure that no process shares
  * the memory any more, and passes that epoch to fork_restore, which restores nothing that a fork
- * begun since may share: -EAGAIN then.
+ * begun since may share: -EAGAIN then. fork_begin waits up to a second for pins to end, and returns
+ * -EAGAIN when they do not: what a device writes must not be lost in a snapshot.
  */
 int sublet__mm_fork_begin(struct sublet_mm *mm);
 void sublet__mm_fork_end(struct sublet_mm *mm, int32_t child_pid);
@@ -65,11 +66,13 @@ int sublet__mm_fork_restore(struct sublet_mm *mm, uint32_t epoch);
 
 /*
  * State that the program set on its own memory, for ranges of the window (page-aligned outwards):
- * a locked range is locked again after each remap; a protected range does not move.
- * Ranges that are not mapped are ignored.
+ * a locked range is locked again after each remap; a folio with a protected page does not move, and is
+ * not restored after a fork while it has one. Ranges that are not mapped are ignored.
+ * note_protected returns true where a folio that a fork made private may be restored now: the caller
+ * has the platform call sublet__mm_fork_restore again.
  */
 void sublet__mm_note_locked(struct sublet_mm *mm, const void *addr, uint64_t bytes, bool locked);
-void sublet__mm_note_protected(struct sublet_mm *mm, const void *addr, uint64_t bytes, bool is_protected);
+bool sublet__mm_note_protected(struct sublet_mm *mm, const void *addr, uint64_t bytes, bool is_protected);
 
 /*
  * Zeroing ahead of time, for a thread of the platform's with nothing better to do: a claim or a map

@@ -43,6 +43,7 @@ struct claim_job {
 	sublet__a32 block_end;
 	sublet__a32 fatal;      /* -errno that ends this window at once, as uint32_t; 0: none */
 	sublet__a64 moved_frames, dropped_frames, zeroed_frames, zeroing_ns;
+	bool claims_in_way; /* there would be room if other claims were released */
 	uint32_t threads; /* that empty and zero the window, the caller included */
 	struct sublet__lock blockers_lock; /* protects claim->blockers and count; claim_lock nests in it */
 
@@ -103,7 +104,7 @@ static uint32_t immovable_kind(const struct claim_job *job, uint32_t pfn, uint32
 	*pid = 0;
 	if (word_state(word) == FRAME_CLAIMED || word_state(word) == FRAME_ISOLATED)
 		return SUBLET_BLOCKER_CLAIM;
-	if (word_state(word) != FRAME_PARKED && !(word & FRAME_HELD))
+	if (word_state(word) != FRAME_PARKED && (!(word & FRAME_HELD) || (word & FRAME_PROTECTED)))
 		return SUBLET_BLOCKER_PROTECTED;
 	if (index < a32_load_acquire(&arena->mm_count))
 		*pid = (int)a32_load_relaxed(&arena->mm[index]->child_pid);
@@ -472,6 +473,9 @@ static bool window_choose(struct claim_job *job)
 		if (pb != ENGINE_NONE)
 			pfn = pb << arena->pageblock_order;
 	}
+	/* The tree is as good as what was accounted before; that two isolations never overlap is certain. */
+	if (pfn != ENGINE_NONE && isolation_skip(arena, pfn, pfn + job->frames) != pfn)
+		pfn = ENGINE_NONE;
 	for (enum scan scan = SCAN_UNPINNED; pfn == ENGINE_NONE && scan <= SCAN_ANY; scan++)
 		pfn = window_scan(job, 0, arena->zone[ZONE_AREA].frames, scan);
 	if (pfn != ENGINE_NONE) {
@@ -507,18 +511,20 @@ static void stuck_unmark(struct claim_job *job)
 static void shortfall_fill(struct claim_job *job)
 {
 	struct sublet_arena *arena = job->arena;
-	uint64_t free_frames = 0, droppable = 0;
+	uint64_t free_frames = 0, droppable = 0, claimed = 0;
 	uint32_t blocks = arena->frames_total >> arena->pageblock_order;
 
 	for (uint32_t pb = 0; pb < blocks; pb++) {
 		free_frames += sublet__account_get(&arena->pageblocks[pb], ACCOUNT_FREE);
 		droppable += sublet__account_get(&arena->pageblocks[pb], ACCOUNT_DISCARDABLE);
+		claimed += sublet__account_get(&arena->pageblocks[pb], ACCOUNT_CLAIMED);
 	}
 	uint64_t have = free_frames + droppable + sublet__cache_frames(arena);
 	uint32_t shift = frames_bytes_shift(arena);
 	have = have < arena->zone[ZONE_AREA].frames ? have : arena->zone[ZONE_AREA].frames;
 	job->claim->claimable_bytes = have << shift;
 	job->claim->shortfall_bytes = have < job->frames ? (job->frames - have) << shift : 0;
+	job->claims_in_way = have < job->frames && have + claimed >= job->frames;
 }
 
 /* Free and droppable memory anywhere must cover the window: refuse before anything moves. */
@@ -533,6 +539,11 @@ static bool room_is_enough(struct claim_job *job)
 static int noroom(struct claim_job *job)
 {
 	shortfall_fill(job);
+	if (job->claims_in_way) {
+		immovables_name(job);
+		job->claim->shortfall_bytes = 0;
+		return -EBUSY;
+	}
 	if (!job->claim->shortfall_bytes) /* it was there when the claim began, and went meanwhile */
 		job->claim->shortfall_bytes = 1ull << frames_bytes_shift(job->arena);
 	blocker_add(job, SUBLET_BLOCKER_NOROOM, 0,
@@ -649,6 +660,15 @@ static int options_read(const struct sublet_claim_options *from, struct sublet_c
 	return 0;
 }
 
+/* A thread whose stack lies in lent memory would block its own stack, and sleep on it for ever. */
+static bool stack_is_lent(struct sublet_arena *arena)
+{
+	for (uint32_t i = 0; i < a32_load_acquire(&arena->mm_count); i++)
+		if (sublet__mm_contains(arena->mm[i], __builtin_frame_address(0), 1))
+			return true;
+	return false;
+}
+
 int sublet_claim(struct sublet_arena *arena, uint64_t bytes, const struct sublet_claim_options *options,
 		 struct sublet_claim *claim)
 {
@@ -663,6 +683,8 @@ int sublet_claim(struct sublet_arena *arena, uint64_t bytes, const struct sublet
 		claim->claimable_bytes = area;
 		return -E2BIG;
 	}
+	if (stack_is_lent(arena))
+		return -EDEADLK;
 	struct claim_job job = {
 		.arena = arena,
 		.claim = claim,

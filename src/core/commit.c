@@ -46,11 +46,16 @@ static uint32_t unit_mapped_pages(const struct sublet_mm *mm, uint32_t vpn)
 	return pages;
 }
 
-/* Free the memory of [vpn, vpn + pages), all of it holes; a pinned folio keeps it until later. */
+/* Free the memory of [vpn, vpn + pages), all of it holes; a unit with a pinned folio keeps it. */
 static int holes_free(struct sublet_mm *mm, uint32_t vpn, uint32_t pages)
 {
-	if (!sublet__mm_freeze(mm, vpn, pages))
+	uint32_t unit = unit_pages(mm->arena);
+
+	if (!sublet__mm_freeze(mm, vpn, pages)) {
+		for (uint32_t at = vpn; pages > unit && at < vpn + pages; at += unit)
+			(void)holes_free(mm, at, min_u32(unit, vpn + pages - at));
 		return 0;
+	}
 	int err = mm->config.ops->unmap(mm->config.ctx, vpn, pages);
 	if (err)
 		sublet__mm_unfreeze(mm, vpn, pages);
@@ -288,28 +293,39 @@ static void block_unlock(struct sublet_mm *mm, uint32_t vpn, uint32_t pages)
 		hide(mm, run, vpn + pages);
 }
 
-/* Make the unlocked folios [vpn, end), which lie end to end, accessible again and lock them. */
-static int show(struct sublet_mm *mm, uint32_t vpn, uint32_t end)
+/* Make some of the unlocked folios [vpn, end), which lie end to end, accessible again and lock them. */
+static int show_some(struct sublet_mm *mm, uint32_t vpn, uint32_t end, uint32_t *done)
 {
-	struct sublet__segment segs[ENGINE_BLOCK_PAGES];
-	uint32_t count = 0, head, word, first;
+	struct sublet__segment segs[ENGINE_GIVE_SEGMENTS];
+	uint32_t count = 0, at = vpn, head, word, first;
 	/* seq_cst, with fork_begin, as in sublet__mm_populate */
 	bool fork = a32_load_seq_cst(&mm->fork_pending);
+	uint32_t flags = fork ? SUBLET__MAP_PRIVATE : SUBLET__MAP_SHARED;
 
-	for (uint32_t at = vpn; at < end && folio_at(mm, at, &head, &word, &first); at += 1u << word_order(word)) {
+	for (; at < end && folio_at(mm, at, &head, &word, &first); at += 1u << word_order(word)) {
 		struct sublet__segment *last = count ? &segs[count - 1] : NULL;
 		if (last && last->dst_pfn + last->pages == head)
 			last->pages += 1u << word_order(word);
-		else
+		else if (count < ENGINE_GIVE_SEGMENTS)
 			segs[count++] = (struct sublet__segment){ at, 1u << word_order(word), ENGINE_NONE, head };
+		else
+			break;
 	}
-	if (!count)
-		return 0;
-	int err = mm->config.ops->map(mm->config.ctx, segs, count, fork ? SUBLET__MAP_PRIVATE : SUBLET__MAP_SHARED);
-	for (uint32_t at = vpn; !err && at < end && folio_at(mm, at, &head, &word, &first);) {
+	*done = at;
+	if (sublet__mm_flagged(mm, vpn, at - vpn, PTE_LOCKED))
+		flags |= SUBLET__MAP_LOCKED;
+	int err = count ? mm->config.ops->map(mm->config.ctx, segs, count, flags) : 0;
+	for (at = vpn; !err && at < *done && folio_at(mm, at, &head, &word, &first); at += 1u << word_order(word))
 		folio_lock(mm->arena, head, fork ? FRAME_HELD : 0);
-		at += 1u << word_order(word);
-	}
+	return err;
+}
+
+static int show(struct sublet_mm *mm, uint32_t vpn, uint32_t end)
+{
+	int err = 0;
+
+	for (uint32_t at = vpn, next; at < end && !err; at = next)
+		err = show_some(mm, at, end, &next);
 	return err;
 }
 

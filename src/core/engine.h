@@ -20,7 +20,8 @@
 #define ENGINE_NONE UINT32_MAX
 #define ENGINE_ORDER_MAX 9u          /* the buddy's largest folio: 512 frames */
 #define ENGINE_BLOCK_PAGES 512u      /* pages of one page-table block: one lock */
-#define ENGINE_PFN_MAX (1u << 28)    /* what a page-table entry can name */
+#define ENGINE_PFN_MAX (1u << 27)    /* what a page-table entry can name: 512 GiB of 4 KiB frames */
+#define ENGINE_GIVE_SEGMENTS 64u     /* mapped by one call: small, for the stack of a thread inside malloc */
 #define ENGINE_MMS_MAX 64u
 #define ENGINE_CLAIMS_MAX 4096u
 #define ENGINE_CACHES 32u
@@ -30,7 +31,7 @@
 /* ---- page-table entries ---- */
 
 /*
- * PRESENT: bits 4.. are the pfn. Otherwise bits 4.. say what the page is instead.
+ * PRESENT: bits 5.. are the pfn. Otherwise bits 5.. say what the page is instead.
  *   0                  not mapped
  *   PTE_GONE           decommitted, no memory behind it
  *   PTE_DROPPED        discardable, contents given up, no memory behind it
@@ -40,8 +41,9 @@
 #define PTE_HOLE (1u << 1)   /* decommitted; the memory behind it waits for the rest of its unit */
 #define PTE_LOCKED (1u << 2) /* the program mlocked it */
 #define PTE_FRESH (1u << 3)  /* given anew for dropped contents, and no sublet_lock has said so yet */
-#define PTE_FLAGS 0xfu
-#define PTE_PFN_SHIFT 4
+#define PTE_PROTECTED (1u << 4) /* the program changed its protection: its folio must not move */
+#define PTE_FLAGS 0x1fu
+#define PTE_PFN_SHIFT 5
 #define PTE_GONE (1u << PTE_PFN_SHIFT)
 #define PTE_DROPPED (2u << PTE_PFN_SHIFT)
 #define PTE_PLAIN (3u << PTE_PFN_SHIFT)
@@ -134,8 +136,8 @@ struct sublet_mm {
 	uint32_t index;
 	uint32_t blocks;
 	sublet__a32 *pte;              /* [config.pages]; written under the block lock, read by pins without */
-	struct sublet__lock *block;    /* [blocks]: page-table entries and MOVABLE folios of 512 pages; the
-	                                  outermost lock but for claim_lock, held one at a time */
+	struct sublet__lock *block;    /* [blocks]: page-table entries and MOVABLE folios of 512 pages; several
+	                                  only by unmap, in ascending order */
 	sublet__a32 *block_mappings;   /* [blocks]; changed under the block lock, looked at without as a hint */
 	struct sublet__lock va_lock;   /* protects va_used, va_low; nests in nothing, holds nothing */
 	uint64_t *va_used;             /* a bit a unit of addresses */
@@ -144,7 +146,8 @@ struct sublet_mm {
 	sublet__a32 blocks_used;       /* blocks from here on were never mapped */
 	sublet__a32 mapping_count;     /* kernel mappings: sum of block_mappings */
 	sublet__a32 fork_pending;      /* fork_begin without fork_end */
-	sublet__a32 fork_epoch;
+	sublet__a32 fork_epoch;     /* changes when a fork begins, and when it ends */
+	sublet__a32 restored_epoch; /* as of which no child shares anything */
 	sublet__a32 fork_held;         /* 1: something may be held */
 	sublet__a32 child_pid;         /* of the last fork that is not restored */
 	struct sublet__lock parked_lock; /* protects parked; nests in the block lock */
@@ -337,7 +340,10 @@ uint32_t sublet__mm_mappings_of(const struct sublet_mm *mm, uint32_t vpn, uint32
 void sublet__mm_mappings_changed(struct sublet_mm *mm, uint32_t vpn, uint32_t pages, uint32_t before);
 bool sublet__mm_lend(struct sublet_arena *arena, uint32_t pages); /* false: the area would be outgrown */
 /* Whether the program mlocked any of [vpn, vpn + pages): then all of it is remapped locked. */
-bool sublet__mm_locked(const struct sublet_mm *mm, uint32_t vpn, uint32_t pages);
+/* No child of any fork so far shares memory. */
+bool sublet__mm_is_restored(const struct sublet_mm *mm);
+/* Whether an entry of the range has the flag; block lock held. */
+bool sublet__mm_flagged(const struct sublet_mm *mm, uint32_t vpn, uint32_t pages, uint32_t flag);
 /* Check [addr, addr + bytes) and turn it into pages; -EINVAL. */
 int sublet__mm_range(const struct sublet_mm *mm, const void *addr, uint64_t bytes, uint32_t *vpn, uint32_t *pages);
 /* Give [vpn, vpn + pages) of one block memory, as much as one call can; block lock held. Returns the

@@ -16,7 +16,7 @@
  *   for each block B:                   fork_pending? private, HELD  fork_pending, or another
  *     lock, privatize, unlock           else shared                  epoch? give up
  *   the fork happens                    unlock                       else restore; unlock
- *   fork_pending--
+ *   epoch++, fork_pending--
  *
  * fork_pending is set before the first block lock is taken, so whoever comes to a block after
  * fork_begin visited it sees it set, and whoever came before is turned private by the visit.
@@ -25,15 +25,15 @@
 
 #include <errno.h>
 
-#define PIN_WAIT_NS (10 * SUBLET_MS) /* a device write in flight should end before the snapshot */
+#define PIN_WAIT_NS (1 * SUBLET_SEC) /* in one fork: a device write in flight must end before the snapshot */
 #define PIN_POLL_NS (100 * SUBLET_US)
+#define RUN_SEGMENTS 64u /* of one call to the platform: small, for the stack of a thread that forks */
 
 struct fork_run {
 	struct sublet_mm *mm;
-	struct sublet__segment segs[ENGINE_BLOCK_PAGES];
+	struct sublet__segment segs[RUN_SEGMENTS];
 	uint32_t count;
 	uint32_t flags;
-	uint64_t waited_ns; /* for pins, in this fork */
 };
 
 typedef int (*run_fn)(struct fork_run *run);
@@ -47,7 +47,8 @@ static bool wanted_shared(uint32_t word)
 
 static bool wanted_held(uint32_t word)
 {
-	return word & FRAME_HELD;
+	/* What the program protected stays private until it is unprotected: nobody may read through it. */
+	return (word & FRAME_HELD) && !(word & FRAME_PROTECTED);
 }
 
 static int run_flush(struct fork_run *run, run_fn fn)
@@ -66,14 +67,16 @@ static int block_runs(struct fork_run *run, uint32_t vpn, uint32_t pages, folio_
 	run->count = 0;
 	for (uint32_t at = vpn; at < vpn + pages && !err;) {
 		uint32_t pte = a32_load_relaxed(&run->mm->pte[at]), step = 1;
+		uint32_t word = 0;
 		bool take = false;
 		if (pte & PTE_PRESENT) {
-			uint32_t word = a32_load_relaxed(&arena->frames[pte_pfn(pte)].word);
+			word = a32_load_relaxed(&arena->frames[pte_pfn(pte)].word);
 			step = 1u << word_order(word);
 			take = wanted(word);
 		}
-		uint32_t flags = sublet__mm_locked(run->mm, at, step) ? SUBLET__MAP_LOCKED : 0;
-		if (run->count && (!take || flags != run->flags))
+		uint32_t flags = (sublet__mm_flagged(run->mm, at, step, PTE_LOCKED) ? SUBLET__MAP_LOCKED : 0) |
+				 ((word & FRAME_PROTECTED) ? SUBLET__MAP_PROTECTED : 0);
+		if (run->count && (!take || flags != run->flags || run->count == RUN_SEGMENTS))
 			err = run_flush(run, fn);
 		if (take && !err) {
 			struct sublet__segment *last = run->count ? &run->segs[run->count - 1] : NULL;
@@ -100,7 +103,8 @@ static void run_hold(struct fork_run *run, bool hold)
 			struct sublet__frame *f = &arena->frames[pfn];
 			uint32_t word = a32_load_relaxed(&f->word), frames = 1u << word_order(word);
 			uint32_t next = hold ? word | FRAME_HELD : word & ~FRAME_HELD;
-			a32_store_release(&f->word, next);
+			/* seq_cst: HELD, then run_is_pinned looks at ref; folio_pin: ref, then HELD */
+			a32_store_seq_cst(&f->word, next);
 			sublet__account(arena, pfn, frames, mapped_account(word), mapped_account(next));
 			i += frames;
 		}
@@ -113,7 +117,7 @@ static bool run_is_pinned(const struct fork_run *run)
 	for (uint32_t s = 0; s < run->count; s++)
 		for (uint32_t i = 0; i < run->segs[s].pages;) {
 			const struct sublet__frame *f = &arena->frames[run->segs[s].dst_pfn + i];
-			if (a32_load_acquire(&f->ref) & REF_COUNT_MASK) /* pairs with sublet_unpin */
+			if (a32_load_seq_cst(&f->ref) & REF_COUNT_MASK) /* pairs with sublet_unpin too */
 				return true;
 			i += 1u << word_order(a32_load_relaxed(&f->word));
 		}
@@ -122,13 +126,12 @@ static bool run_is_pinned(const struct fork_run *run)
 
 static int run_privatize(struct fork_run *run)
 {
-	const struct sublet__platform *p = &run->mm->arena->platform;
-
-	/* HELD first: no new pin from here on; then let those end that are there, for a bounded time. */
+	/* HELD first: no new pin from here on. What a device still writes under one that is there would be
+	   lost: it goes to the frame, and the page may be a copy by then. */
 	run_hold(run, true);
-	for (; run_is_pinned(run) && run->waited_ns < PIN_WAIT_NS; run->waited_ns += PIN_POLL_NS)
-		p->ops->sleep_ns(p->ctx, PIN_POLL_NS);
-	int err = run->mm->config.ops->privatize(run->mm->config.ctx, run->segs, run->count, run->flags);
+	int err = run_is_pinned(run) ? -EAGAIN :
+				       run->mm->config.ops->privatize(run->mm->config.ctx, run->segs, run->count,
+								      run->flags);
 	if (err)
 		run_hold(run, false);
 	return err;
@@ -149,19 +152,35 @@ static uint32_t used_pages(const struct sublet_mm *mm)
 	return min_u32(a32_load_acquire(&mm->blocks_used) * ENGINE_BLOCK_PAGES, mm->config.pages);
 }
 
+/*
+ * Make one block private. Pins are waited for without the block lock: whoever holds one may be about
+ * to take it, for the next folio of the same pin.
+ */
+static int block_begin(struct fork_run *run, uint32_t at, uint32_t count, uint64_t *waited_ns)
+{
+	const struct sublet__platform *p = &run->mm->arena->platform;
+
+	for (;; *waited_ns += PIN_POLL_NS) {
+		engine_lock(run->mm->arena, block_lock_of(run->mm, at));
+		int err = block_runs(run, at, count, wanted_shared, run_privatize);
+		engine_unlock(run->mm->arena, block_lock_of(run->mm, at));
+		if (err != -EAGAIN || *waited_ns >= PIN_WAIT_NS)
+			return err;
+		p->ops->sleep_ns(p->ctx, PIN_POLL_NS);
+	}
+}
+
 int sublet__mm_fork_begin(struct sublet_mm *mm)
 {
 	struct fork_run run = { .mm = mm };
-	int err = 0;
+	uint64_t waited_ns = 0;
 
 	a32_add_acq_rel(&mm->fork_epoch, 1);
 	/* seq_cst with the load in sublet__mm_populate and fork_restore; see the picture above */
 	a32_add_seq_cst(&mm->fork_pending, 1);
 	a32_store_seq_cst(&mm->fork_held, 1);
 	for_each_block(at, count, 0, used_pages(mm)) {
-		engine_lock(mm->arena, block_lock_of(mm, at));
-		err = block_runs(&run, at, count, wanted_shared, run_privatize);
-		engine_unlock(mm->arena, block_lock_of(mm, at));
+		int err = block_begin(&run, at, count, &waited_ns);
 		if (err)
 			return err;
 	}
@@ -173,6 +192,8 @@ void sublet__mm_fork_end(struct sublet_mm *mm, int32_t child_pid)
 {
 	if (child_pid > 0)
 		a32_store_relaxed(&mm->child_pid, (uint32_t)child_pid);
+	/* Again: who read the epoch while the fork was under way looked for a child that was not there yet. */
+	a32_add_seq_cst(&mm->fork_epoch, 1);
 	a32_sub_acq_rel(&mm->fork_pending, 1);
 }
 
@@ -184,6 +205,11 @@ uint32_t sublet__mm_fork_epoch(const struct sublet_mm *mm)
 static bool fork_since(const struct sublet_mm *mm, uint32_t epoch)
 {
 	return a32_load_seq_cst(&mm->fork_pending) || a32_load_seq_cst(&mm->fork_epoch) != epoch;
+}
+
+bool sublet__mm_is_restored(const struct sublet_mm *mm)
+{
+	return !fork_since(mm, a32_load_seq_cst(&mm->restored_epoch));
 }
 
 /*
@@ -227,8 +253,10 @@ int sublet__mm_fork_restore(struct sublet_mm *mm, uint32_t epoch)
 		a32_store_relaxed(&mm->child_pid, 0);
 		parked_put(mm, epoch);
 	}
-	if (!again && !fork_since(mm, epoch))
+	if (!again && !fork_since(mm, epoch)) {
+		a32_store_seq_cst(&mm->restored_epoch, epoch);
 		return 0;
+	}
 	a32_store_seq_cst(&mm->fork_held, 1);
 	return -EAGAIN;
 }

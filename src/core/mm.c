@@ -118,7 +118,8 @@ static bool pte_continues(uint32_t before, uint32_t pte)
 	if ((pte & PTE_PRESENT) != (before & PTE_PRESENT))
 		return false;
 	if (pte & PTE_PRESENT)
-		return pte_pfn(pte) == pte_pfn(before) + 1 && (pte & PTE_LOCKED) == (before & PTE_LOCKED);
+		return pte_pfn(pte) == pte_pfn(before) + 1 &&
+		       !((pte ^ before) & (PTE_LOCKED | PTE_PROTECTED));
 	return pte_is_plain(pte) == pte_is_plain(before);
 }
 
@@ -166,10 +167,10 @@ void sublet__mm_mappings_changed(struct sublet_mm *mm, uint32_t vpn, uint32_t pa
 	a32_add_relaxed(&mm->mapping_count, delta); /* relaxed: a budget, checked with a margin */
 }
 
-bool sublet__mm_locked(const struct sublet_mm *mm, uint32_t vpn, uint32_t pages)
+bool sublet__mm_flagged(const struct sublet_mm *mm, uint32_t vpn, uint32_t pages, uint32_t flag)
 {
 	for (uint32_t at = vpn; at < vpn + pages; at++)
-		if (a32_load_relaxed(&mm->pte[at]) & PTE_LOCKED)
+		if (a32_load_relaxed(&mm->pte[at]) & flag)
 			return true;
 	return false;
 }
@@ -194,7 +195,7 @@ static uint32_t folios_take(struct sublet_mm *mm, uint32_t vpn, uint32_t pages, 
 	struct sublet_arena *arena = mm->arena;
 	uint32_t done = 0, n = 0;
 
-	while (done < pages) {
+	while (done < pages && n < ENGINE_GIVE_SEGMENTS) {
 		uint32_t order = order_fitting(vpn + done, pages - done, arena->order_max);
 		uint32_t pfn = sublet__folio_take(arena, order, zones);
 		while (pfn == ENGINE_NONE && order > 0)
@@ -239,7 +240,7 @@ static void segment_publish(struct sublet_mm *mm, const struct sublet__segment *
 
 int sublet__mm_populate(struct sublet_mm *mm, uint32_t vpn, uint32_t pages, uint32_t pte_flags, uint32_t word_flags)
 {
-	struct sublet__segment segs[ENGINE_BLOCK_PAGES];
+	struct sublet__segment segs[ENGINE_GIVE_SEGMENTS];
 	uint32_t count, map_flags = SUBLET__MAP_SHARED;
 	uint32_t done = folios_take(mm, vpn, pages, segs, &count);
 
@@ -265,22 +266,28 @@ int sublet__mm_populate(struct sublet_mm *mm, uint32_t vpn, uint32_t pages, uint
 
 /* ---- taking memory away ---- */
 
-static void cut(struct sublet_arena *arena, uint32_t pfn, uint32_t order, uint32_t vpn, uint32_t lo, uint32_t hi,
-		uint32_t word, uint32_t mm_index)
+static void cut(struct sublet_mm *mm, uint32_t pfn, uint32_t order, uint32_t vpn, uint32_t lo, uint32_t hi,
+		uint32_t word)
 {
+	struct sublet_arena *arena = mm->arena;
 	uint32_t end = vpn + (1u << order);
 	bool inside = vpn >= lo && end <= hi, outside = end <= lo || vpn >= hi;
 	struct sublet__frame *f = &arena->frames[pfn];
 
 	if (!inside && !outside) {
 		uint32_t half = 1u << (order - 1);
-		cut(arena, pfn, order - 1, vpn, lo, hi, word, mm_index);
-		cut(arena, pfn + half, order - 1, vpn + half, lo, hi, word, mm_index);
+		cut(mm, pfn, order - 1, vpn, lo, hi, word);
+		cut(mm, pfn + half, order - 1, vpn + half, lo, hi, word);
 		return;
 	}
+	/* Of a folio with protected pages only the pieces that have some stay protected. */
+	uint32_t next = (word & ~(FRAME_ORDER_MASK | FRAME_PROTECTED)) | order << FRAME_ORDER_SHIFT;
+	if ((word & FRAME_PROTECTED) && sublet__mm_flagged(mm, vpn, end - vpn, PTE_PROTECTED))
+		next |= FRAME_PROTECTED;
+	sublet__account(arena, pfn, end - vpn, mapped_account(word), mapped_account(next));
 	a32_store_relaxed(&f->a, vpn);
-	a32_store_relaxed(&f->b, mm_index);
-	a32_store_release(&f->word, (word & ~FRAME_ORDER_MASK) | order << FRAME_ORDER_SHIFT);
+	a32_store_relaxed(&f->b, mm->index);
+	a32_store_release(&f->word, next);
 	/* release: a pin that succeeds on this piece sees its order */
 	a32_store_release(&f->ref, outside && word_state(word) == FRAME_MOVABLE ? 0 : REF_FROZEN);
 }
@@ -305,7 +312,7 @@ bool sublet__mm_freeze(struct sublet_mm *mm, uint32_t vpn, uint32_t pages)
 			return false;
 		}
 		if (first < vpn || end > vpn + pages)
-			cut(arena, head, order, first, vpn, vpn + pages, word, mm->index);
+			cut(mm, head, order, first, vpn, vpn + pages, word);
 		at = end;
 	}
 	return true;
@@ -359,17 +366,13 @@ static void folio_leave(struct sublet_mm *mm, uint32_t pfn, uint32_t word, struc
 {
 	struct sublet_arena *arena = mm->arena;
 	uint32_t frames = 1u << word_order(word);
-	enum sublet__account account = ACCOUNT_MOVABLE;
+	enum sublet__account account = mapped_account(word);
 
 	a64_sub_relaxed(&arena->lent_frames, frames);
-	if (word & FRAME_HELD) {
+	if ((word & FRAME_HELD) && !sublet__mm_is_restored(mm)) {
 		folio_park(mm, pfn, word);
 		return;
 	}
-	if (word & FRAME_PROTECTED)
-		account = ACCOUNT_HELD;
-	else if (word_state(word) == FRAME_DISCARDABLE)
-		account = ACCOUNT_DISCARDABLE;
 	a32_store_release(&arena->frames[pfn].word, frame_word(FRAME_BUSY, word_order(word), 0));
 	if (l->frames && (l->pfn + l->frames != pfn || l->account != account ||
 			  pfn % (1u << arena->pageblock_order) == 0))

@@ -82,7 +82,7 @@ static bool joins(const struct run *r, uint32_t at, const struct sublet__window_
 		return false;
 	if ((a32_load_relaxed(&r->arena->frames[*head].word) & FRAME_DROPPABLE) != r->word_flags)
 		return false;
-	bool locked = sublet__mm_locked(r->mm, a32_load_relaxed(&r->arena->frames[*head].a), 1u << *order);
+	bool locked = sublet__mm_flagged(r->mm, a32_load_relaxed(&r->arena->frames[*head].a), 1u << *order, PTE_LOCKED);
 	return locked == !!(r->map_flags & SUBLET__MAP_LOCKED);
 }
 
@@ -96,7 +96,7 @@ static int run_find(struct run *r, uint32_t vpn, const struct sublet__window_ran
 		return err;
 	uint32_t first = a32_load_relaxed(&r->arena->frames[head].a), end = first + (1u << order);
 	r->word_flags = a32_load_relaxed(&r->arena->frames[head].word) & FRAME_DROPPABLE;
-	r->map_flags = sublet__mm_locked(r->mm, first, end - first) ? SUBLET__MAP_LOCKED : 0;
+	r->map_flags = sublet__mm_flagged(r->mm, first, end - first, PTE_LOCKED) ? SUBLET__MAP_LOCKED : 0;
 	while (first > low && joins(r, first - 1, range, &head, &order))
 		first -= 1u << order;
 	while (end < high && joins(r, end, range, &head, &order))

@@ -94,6 +94,19 @@ static int folio_pin_slow(struct sublet_mm *mm, uint32_t vpn, uint32_t write, bo
 	return err == PIN_SLOW ? -EFAULT : err;
 }
 
+/*
+ * Give a reference back. Ordinary memory under a pin (the arena was full) has none; should its owner have
+ * replaced it meanwhile, against the rules, the folio there now is somebody's that we never took.
+ */
+static void ref_drop(struct sublet__frame *f)
+{
+	uint32_t ref = a32_load_relaxed(&f->ref);
+
+	/* release: pairs with ref_freeze */
+	while (!(ref & REF_FROZEN) && (ref & REF_COUNT_MASK) && !a32_cas_acq_rel(&f->ref, &ref, ref - 1))
+		;
+}
+
 static void pages_unpin(struct sublet_mm *mm, uint32_t vpn, uint32_t end)
 {
 	struct sublet_arena *arena = mm->arena;
@@ -106,7 +119,7 @@ static void pages_unpin(struct sublet_mm *mm, uint32_t vpn, uint32_t end)
 		}
 		struct sublet__frame *f = &arena->frames[sublet__frame_head(arena, pte_pfn(pte))];
 		uint32_t next = a32_load_relaxed(&f->a) + (1u << word_order(a32_load_relaxed(&f->word)));
-		a32_sub_acq_rel(&f->ref, 1); /* release: pairs with ref_freeze */
+		ref_drop(f);
 		vpn = next;
 	}
 }

@@ -37,6 +37,8 @@ enum sublet__map_flags {
 	SUBLET__MAP_SHARED = 0,
 	SUBLET__MAP_PRIVATE = 1u << 0, /* copy-on-write: a fork() is under way */
 	SUBLET__MAP_LOCKED = 1u << 1,  /* the program mlocked it */
+	SUBLET__MAP_PROTECTED = 1u << 2, /* privatize only: the program changed protections in the range; keep them,
+	                                    whatever they are, and do not read through the addresses */
 };
 
 struct sublet__platform_ops {
@@ -109,7 +111,7 @@ struct sublet__mm_ops {
 	int (*block)(void *mm, uint32_t vpn, uint32_t pages);
 	/*
 	 * Only after track and block of the same range: set bit i of bitmap for each page vpn + i that
-	 * may have been written since track. The bitmap is zeroed by the caller. Cannot fail: a page
+	 * may have been written since track. Other bits stay as they are. Cannot fail: a page
 	 * that is not known to be clean is reported written.
 	 */
 	void (*dirty)(void *mm, uint32_t vpn, uint32_t pages, uint64_t *bitmap);

@@ -27,6 +27,8 @@ uint64_t sublet_histogram_floor_ns(uint32_t bucket)
 	if (bucket < SUB_COUNT)
 		return bucket;
 	uint32_t exponent = bucket / SUB_COUNT - 1;
+	if (exponent > 61)
+		return UINT64_MAX; /* beyond every bucket there is */
 	return (uint64_t)(SUB_COUNT + bucket % SUB_COUNT) << exponent;
 }
 

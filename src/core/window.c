@@ -34,14 +34,17 @@ uint32_t sublet__window_leaves(uint32_t pageblocks)
 
 void sublet__window_touch(struct sublet_arena *arena, uint32_t pageblock)
 {
-	sublet__a64 *word = &arena->dirty[pageblock / 64];
-	uint64_t bit = 1ull << (pageblock % 64);
+	sublet__a64 *word = &arena->dirty[pageblock / 64], *top = &arena->dirty_top[pageblock / 4096];
+	uint64_t bit = 1ull << (pageblock % 64), top_bit = 1ull << (pageblock / 64 % 64);
 
-	/* seq_cst against refresh, which clears the bit before it reads the counts; we look at it after
-	   we wrote them. The load first: the bit is nearly always set, and then the line stays shared. */
-	if ((a64_load_seq_cst(word) & bit) || (a64_or_seq_cst(word, bit) & bit))
+	/* seq_cst against refresh, which clears the bits before it reads the counts; we look at them after
+	   we wrote those. Both bits: whoever set the first may not have come to the second yet, and a
+	   refresh meanwhile would pass over this block. Looked at first, since they are nearly always set,
+	   and then their lines stay shared. */
+	if ((a64_load_seq_cst(word) & bit) && (a64_load_seq_cst(top) & top_bit))
 		return;
-	a64_or_seq_cst(&arena->dirty_top[pageblock / 4096], 1ull << (pageblock / 64 % 64));
+	a64_or_seq_cst(word, bit);
+	a64_or_seq_cst(top, top_bit);
 }
 
 static uint64_t block_cost(const struct sublet__pageblock *pb)

@@ -497,6 +497,36 @@ static void claim_several(void **unused)
 	fixture_close(&f);
 }
 
+/* The chooser's tree is behind: a window that another claim empties is still not chosen again (G2). */
+static void claim_stale_tree(void **unused)
+{
+	static struct fake f;
+	struct sublet_claim claim;
+	(void)unused;
+
+	for (uint32_t lost = 0; lost < 2; lost++) {
+		fixture_open(&f, NULL);
+		struct sublet__isolation other = { .first_pfn = 0, .end_pfn = 1024 };
+		/* a thread that has marked the block, and was stopped before it marked the word */
+		a64_or_seq_cst(&f.arena->dirty[0], 3);
+		a64_exchange_seq_cst(&f.arena->dirty_top[0], 0);
+		engine_lock(f.arena, &f.arena->claim_lock);
+		sublet__isolate(f.arena, &other);
+		engine_unlock(f.arena, &f.arena->claim_lock);
+		if (lost) { /* the tree knows nothing of it */
+			a64_exchange_seq_cst(&f.arena->dirty[0], 0);
+			a64_exchange_seq_cst(&f.arena->dirty_top[0], 0);
+		}
+		assert_int_equal(claim_take(&f, 1024 * PAGE, NULL, &claim), 0);
+		assert_true(claim.offset_bytes >= 1024 * PAGE);
+		engine_lock(f.arena, &f.arena->claim_lock);
+		sublet__isolate_undo(f.arena, &other);
+		engine_unlock(f.arena, &f.arena->claim_lock);
+		claim_give(&f, &claim);
+		fixture_close(&f);
+	}
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -514,6 +544,7 @@ int main(void)
 		cmocka_unit_test(claim_fragmented),
 		cmocka_unit_test(claim_inside_claim),
 		cmocka_unit_test(claim_several),
+		cmocka_unit_test(claim_stale_tree),
 	};
 	return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -151,7 +151,7 @@ static void fork_epochs(void **unused)
 	fixture_close(&f);
 }
 
-/* A pin over the fork is waited for, for a bounded time; its run is restored when it is gone (G2, G7). */
+/* A pin over the fork is waited for, for a bounded time; then there is no fork, and nothing is lost (G2, G7). */
 static void fork_pins(void **unused)
 {
 	static struct fake f;
@@ -164,14 +164,67 @@ static void fork_pins(void **unused)
 	fill(&f, 0, vpn, 1000, 1);
 	assert_int_equal(sublet_pin(f.engine_mm[0], addr_of(&f, 0, vpn), PAGE, SUBLET_PIN_WRITE, &pin), 0);
 	uint64_t start = atomic_load(&f.clock_ns);
-	fork_now(&f, &child);
-	assert_true(atomic_load(&f.clock_ns) - start < 50 * SUBLET_MS);
-	fake_child_exit(&child);
-	assert_int_equal(restore_now(&f), -EAGAIN);
+	assert_int_equal(sublet__mm_fork_begin(f.engine_mm[0]), -EAGAIN);
+	sublet__mm_fork_end(f.engine_mm[0], 0);
+	assert_in_range(atomic_load(&f.clock_ns) - start, SUBLET_SEC, SUBLET_SEC + 50 * SUBLET_MS);
+	assert_int_equal(restore_now(&f), 0);
 	fixture_verify(&f);
 	assert_int_equal(sublet_unpin(&pin), 0);
+	fork_now(&f, &child);
+	fake_child_exit(&child);
 	assert_int_equal(restore_now(&f), 0);
 	check_fill(&f, 0, vpn, 1000, 1);
+	fixture_close(&f);
+}
+
+/* Who reads the epoch while a fork is under way has not seen its child: nothing is restored on that word. */
+static void fork_epoch_read_early(void **unused)
+{
+	static struct fake f;
+	(void)unused;
+
+	fixture_open(&f, NULL);
+	uint32_t vpn = map_pages(&f, 1000, SUBLET_MOVABLE);
+	fill(&f, 0, vpn, 1000, 1);
+	assert_int_equal(sublet__mm_fork_begin(f.engine_mm[0]), 0);
+	uint32_t epoch = sublet__mm_fork_epoch(f.engine_mm[0]);
+	sublet__mm_fork_end(f.engine_mm[0], 4711);
+	assert_int_equal(sublet__mm_fork_restore(f.engine_mm[0], epoch), -EAGAIN);
+	assert_int_equal(stats_of(&f).area_held_bytes, 1000 * PAGE);
+	assert_int_equal(restore_now(&f), 0);
+	check_fill(&f, 0, vpn, 1000, 1);
+	fixture_close(&f);
+}
+
+/* What the program protected stays private until it is unprotected, and moves again after that. */
+static void fork_protected(void **unused)
+{
+	static struct fake f;
+	struct fake_child child;
+	struct sublet_mm *mm;
+	(void)unused;
+
+	fixture_open(&f, NULL);
+	mm = f.engine_mm[0];
+	uint32_t vpn = map_pages(&f, 1024, SUBLET_MOVABLE);
+	fill(&f, 0, vpn, 1024, 1);
+	assert_false(sublet__mm_note_protected(mm, addr_of(&f, 0, vpn + 70), PAGE, true));
+	fork_now(&f, &child);
+	fake_child_exit(&child);
+	assert_int_equal(restore_now(&f), 0);
+	assert_in_range(stats_of(&f).area_held_bytes, PAGE, 512 * PAGE);
+	assert_false(sublet__mm_note_protected(mm, addr_of(&f, 0, vpn + 71), PAGE, false)); /* a neighbour */
+	assert_true(sublet__mm_note_protected(mm, addr_of(&f, 0, vpn + 70), PAGE, false));
+	assert_int_equal(restore_now(&f), 0);
+	assert_int_equal(stats_of(&f).area_held_bytes, 0);
+	check_fill(&f, 0, vpn, 1024, 1);
+	/* unmapped while private, with no child left: free at once, not parked for ever */
+	assert_false(sublet__mm_note_protected(mm, addr_of(&f, 0, vpn + 70), PAGE, true));
+	fork_now(&f, &child);
+	fake_child_exit(&child);
+	assert_int_equal(restore_now(&f), 0);
+	assert_int_equal(sublet_unmap(mm, addr_of(&f, 0, vpn), bytes_of(&f, 1024)), 0);
+	assert_int_equal(stats_of(&f).area_held_bytes, 0);
 	fixture_close(&f);
 }
 
@@ -298,6 +351,7 @@ int main(void)
 		cmocka_unit_test(fork_snapshot),    cmocka_unit_test(fork_parked),
 		cmocka_unit_test(fork_map_between), cmocka_unit_test(fork_epochs),
 		cmocka_unit_test(fork_pins),        cmocka_unit_test(fork_failures),
+		cmocka_unit_test(fork_epoch_read_early), cmocka_unit_test(fork_protected),
 		cmocka_unit_test(fork_race),
 	};
 	return cmocka_run_group_tests(tests, NULL, NULL);

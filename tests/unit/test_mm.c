@@ -289,6 +289,10 @@ static void mm_protected(void **unused)
 		assert_int_equal(claim.blockers[i].kind, SUBLET_BLOCKER_PROTECTED);
 		assert_true(claim.blockers[i].bytes >= PAGE && claim.blockers[i].bytes < 2 * SUBLET_MIB);
 	}
+	/* A neighbour that is unprotected does not free it. */
+	for (uint32_t i = 0; i < area; i += 512)
+		sublet__mm_note_protected(f.engine_mm[0], addr_of(&f, 0, vpn + i + 1), PAGE, false);
+	assert_int_equal(claim_take(&f, 600 * PAGE, NULL, &claim), -EBUSY);
 	for (uint32_t i = 0; i < area; i += 512)
 		sublet__mm_note_protected(f.engine_mm[0], addr_of(&f, 0, vpn + i), PAGE, false);
 	fixture_verify(&f);
