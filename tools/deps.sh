@@ -17,7 +17,7 @@ set -eu
 build="gcc libc6-dev make meson ninja-build pkg-config python3 libjemalloc-dev libjemalloc2 libseccomp-dev
 	liburing-dev libcjson-dev libcmocka-dev"
 run="redis-server redis-tools"
-test="clang g++ git libcap2-bin memcached memtester socat sqlite3 xz-utils"
+test="clang libclang-rt-dev g++ git libcap2-bin memcached memtester socat sqlite3 xz-utils"
 
 case "${1:-build}" in
 build) wanted=$build ;;
