@@ -63,11 +63,15 @@ struct sublet_arena_info {
  * The arena's memory is one linear mapping, marked MADV_DONTFORK and MADV_DONTDUMP.
  * A fork() of the process is safe from here on: a handler set by pthread_atfork() turns
  * lent memory into ordinary copy-on-write memory for the child (docs/architecture.md, "Fork").
+ * The child may read and write that memory, and nothing else: no function may be called there with this
+ * arena, its mm or anything of theirs, but sublet_arena_destroy, which does nothing.
  *
- * -EINVAL      a size that is 0 or overflows, an fd that is missing or too small, an unknown backing
+ * -EINVAL      a size that is 0 or overflows, an fd that is missing or too small, an unknown backing,
+ *              512 GiB or more of area and normal zone together in base pages
  * -EOPNOTSUPP  the requested backing or technique is not to be had on this kernel
  * -EPERM       no userfaultfd permission (`sublet doctor` says what to do)
  * -ENOMEM      more memory than the machine has available, or too few huge pages
+ * -EFBIG       area and normal zone together are larger than a file of this process may be (ulimit -f)
  */
 SUBLET_API SUBLET_NODISCARD int sublet_arena_create(const struct sublet_arena_options *options,
 						    struct sublet_arena **arena);

@@ -88,6 +88,9 @@ static const char *why_no_arena(int err)
 	case -ENOMEM:
 		return "the memory for it is not to be had; try a smaller --area (`sublet doctor` shows how "
 		       "much there is)";
+	case -EFBIG:
+		return "the limit of file sizes (RLIMIT_FSIZE) is below that; lift it with `ulimit -f "
+		       "unlimited`";
 	case -EOPNOTSUPP:
 		return "this kernel lacks the --backing or --technique asked for; `sublet doctor` shows what "
 		       "there is";
@@ -115,6 +118,7 @@ static int create_arena(const struct sublet__settings *s)
 				   (unsigned long long)(s->area_bytes / SUBLET_MIB), why_no_arena(err));
 		return err;
 	}
+	sublet__bridge.frame_bytes = (size_t)info.frame_bytes;
 	sublet__bridge.unit_bytes = info.frame_bytes > 64 * SUBLET_KIB ? (size_t)info.frame_bytes
 								       : 64 * SUBLET_KIB;
 	return 0;
@@ -138,7 +142,7 @@ static int start_lending(const struct sublet__settings *s)
 {
 	int err;
 
-	/* Released: whoever sees mm sees pid, arena and unit_bytes. */
+	/* Released: whoever sees mm sees pid, arena and the sizes. */
 	atomic_store_explicit(&sublet__bridge.mm, sublet_arena_mm(sublet__bridge.arena),
 			      memory_order_release);
 	err = sublet__hooks_install();

@@ -14,6 +14,7 @@ struct sublet__bridge {
 	_Atomic(struct sublet_mm *) mm; /* NULL: passive, or not started yet */
 	struct sublet_arena *arena;
 	pid_t pid;                      /* that created the arena */
+	size_t frame_bytes;             /* what moves as one: a page, or a huge page */
 	size_t unit_bytes;              /* what sublet_unmap takes: 64 KiB or a frame */
 	_Atomic bool is_child;          /* a child of fork(): the arena is the parent's */
 	_Atomic bool took_memory;       /* the program's malloc came here at least once */
@@ -40,6 +41,17 @@ void sublet__bridge_say(const char *format, ...) __attribute__((format(printf, 1
 /* hooks.c: find jemalloc and set its extent hooks. -ENOSYS: there is none; -EPROTO: an unusable one. */
 int sublet__hooks_find(void);
 int sublet__hooks_install(void);
+
+/*
+ * sticky.c: lent memory that must not move, whatever mprotect does to its pages.
+ *   add        from now on
+ *   unprotect  the program may read and write the range again: what of it is not sticky may move. True:
+ *              sublet__linux_fork_again is wanted
+ *   forget     malloc gives the memory back
+ */
+void sublet__sticky_add(const void *addr, size_t bytes);
+bool sublet__sticky_unprotect(const void *addr, size_t bytes);
+void sublet__sticky_forget(const void *addr, size_t bytes);
 
 /*
  * descriptors.c: call create(settings) and look after the descriptors that it opened from then on.

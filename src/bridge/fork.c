@@ -4,7 +4,8 @@
  *
  * fork() itself needs nothing here but a way to fail: the platform's pthread_atfork handlers turn
  * lent memory into copy-on-write memory, and a handler cannot refuse. Where it could not be done the
- * child would write into its parent's memory, so the interposer asks first.
+ * child would write into its parent's memory, so the interposer asks first. ENOMEM: there is no memory
+ * for it. EAGAIN: a device writes to the memory, and did not end in the time that the engine waits.
  *
  * _Fork() and clone() without CLONE_VM run no handlers at all. Their child would share the heap with
  * its parent, each overwriting the other: refused. vfork(), posix_spawn(), system() and popen()
@@ -29,8 +30,10 @@ SUBLET__INTERPOSER pid_t fork(void)
 {
 	pid_t (*real)(void) = SUBLET__REAL(fork);
 
-	if (sublet__bridge_state() == SUBLET__OWNER_LENT && sublet__linux_fork_prepare() != 0) {
-		errno = ENOMEM;
+	int err = sublet__bridge_state() == SUBLET__OWNER_LENT ? sublet__linux_fork_prepare() : 0;
+
+	if (err != 0) {
+		errno = err == -EAGAIN ? EAGAIN : ENOMEM;
 		return -1;
 	}
 	return real();

@@ -12,7 +12,7 @@
  *   purge_*       refused. jemalloc purges only what it could not decommit, and a refusal costs
  *                 nothing but the memory; a purge that gave frames back would have to get frames
  *                 again on the spot, and there is no way to report that it could not
- *   split, merge  allowed inside the window: jemalloc's bookkeeping, not ours
+ *   split, merge  allowed on one side of the window's edge: jemalloc's bookkeeping, not ours
  *
  * Rules. jemalloc holds locks while it calls: nothing here may malloc, and the engine never does.
  * A child of fork() has a private copy of the memory, but no arena: what it needs from here on is
@@ -22,8 +22,9 @@
  * Sparing frames. jemalloc grows by steps that double; all of a step is real memory here at once, so
  * retain_grow_limit bounds it. The 2 MiB block in which each jemalloc arena keeps its own
  * structures is hardly used, and there are four arenas to a CPU: while the hooks are being installed
- * those blocks are ordinary memory. The main thread is moved off jemalloc's arena 0, which has
- * ordinary memory left from before.
+ * those blocks are ordinary memory. The main thread is moved to an arena that has no ordinary memory
+ * left from before: arena 0 always has, and one more where somebody connected to the control socket
+ * already.
  */
 #include "bridge/bridge.h"
 
@@ -64,6 +65,7 @@ typedef int (*mallctl_fn)(const char *name, void *old, size_t *old_bytes, void *
 
 static mallctl_fn real_mallctl;
 static _Atomic bool installing;
+static _Atomic size_t kept_bytes; /* of ordinary memory that jemalloc may use and did not yet */
 
 static int bridge_mallctl(const char *name, void *old, size_t *old_bytes, void *new, size_t new_bytes);
 
@@ -127,15 +129,34 @@ static void *alloc_lent(size_t size, size_t alignment)
 	return addr;
 }
 
+/* So many bytes more of what jemalloc kept of its first mappings are used; at most, all of it. */
+static void note_kept(size_t bytes)
+{
+	size_t kept = atomic_load_explicit(&kept_bytes, memory_order_relaxed);
+
+	/* Relaxed: a number, and nothing else. */
+	while (kept != 0) {
+		size_t used = bytes < kept ? bytes : kept;
+
+		if (atomic_compare_exchange_weak_explicit(&kept_bytes, &kept, kept - used,
+							  memory_order_relaxed, memory_order_relaxed)) {
+			sublet__arena_note_outside(sublet__bridge.arena, used);
+			return;
+		}
+	}
+}
+
 static void *hook_alloc(extent_hooks *h, void *new_addr, size_t size, size_t alignment, bool *zero,
 			bool *commit, unsigned int arena)
 {
 	void *addr = NULL;
 
-	(void)h, (void)arena;
+	(void)h;
 	if (new_addr != NULL)
 		return NULL; /* jemalloc would like to grow in place; it copes */
 	if (sublet__bridge_state() == SUBLET__OWNER_LENT && !atomic_load(&installing)) {
+		if (arena == 0)
+			note_kept(SIZE_MAX); /* it has used it up, as far as anybody can tell */
 		addr = alloc_lent(size, alignment);
 		if (addr == NULL) {
 			/* No addresses or no memory for the engine: the program need not suffer for it. */
@@ -159,6 +180,7 @@ static bool hook_dalloc(extent_hooks *h, void *addr, size_t size, bool committed
 	if (sublet__bridge_owner(addr, size) != SUBLET__OWNER_LENT ||
 	    (((uintptr_t)addr | size) & (unit - 1)) != 0)
 		return true;
+	sublet__sticky_forget(addr, size);
 	return sublet_unmap(engine(), addr, size) != 0;
 }
 
@@ -192,6 +214,7 @@ static bool hook_decommit(extent_hooks *h, void *addr, size_t size, size_t offse
 	(void)h, (void)size, (void)arena;
 	if (sublet__bridge_owner(start, length) != SUBLET__OWNER_LENT)
 		return true;
+	sublet__sticky_forget(start, length);
 	return sublet_decommit(engine(), start, length) != 0;
 }
 
@@ -221,7 +244,11 @@ static bool hook_purge_forced(extent_hooks *h, void *addr, size_t size, size_t o
 static bool hook_split(extent_hooks *h, void *addr, size_t size, size_t size_a, size_t size_b, bool committed,
 		       unsigned int arena)
 {
-	(void)h, (void)addr, (void)size, (void)size_a, (void)size_b, (void)committed, (void)arena;
+	(void)h, (void)size_b, (void)committed, (void)arena;
+	/* jemalloc takes the first part, and keeps or gives back the second. */
+	if (sublet__bridge_state() == SUBLET__OWNER_LENT &&
+	    sublet__bridge_owner(addr, size) == SUBLET__OWNER_OTHER)
+		note_kept(size_a);
 	return false;
 }
 
@@ -263,6 +290,20 @@ static bool set_arena(unsigned int arena, const char *what, void *value, size_t 
 	return real_mallctl(name, NULL, NULL, value, bytes) == 0;
 }
 
+/* As of the last "epoch". */
+static bool has_memory(unsigned int arena)
+{
+	static const char *const kinds[] = { "pactive", "pdirty", "pmuzzy", "retained" };
+	size_t amount = 0;
+	char name[64];
+
+	for (size_t i = 0; i < sizeof(kinds) / sizeof(kinds[0]) && amount == 0; i++) {
+		(void)snprintf(name, sizeof(name), "stats.arenas.%u.%s", arena, kinds[i]);
+		(void)get(name, &amount, sizeof(amount));
+	}
+	return amount != 0;
+}
+
 static bool hook_arena(unsigned int arena)
 {
 	size_t limit = (size_t)(sublet__bridge.settings.area_bytes / 64);
@@ -280,18 +321,23 @@ static bool hook_arena(unsigned int arena)
 }
 
 /*
- * What of the heap stays in ordinary memory: what is in use by now, and what jemalloc kept of its
- * first mappings and may still use. Its own structures are not the program's heap.
+ * What of the heap stays in ordinary memory: what is in use by now, or was and is dirty. jemalloc's own
+ * structures are not the program's heap. What it kept of its first mappings is addresses without
+ * memory, until it is cut up: hook_split().
  */
 static void note_first_memory(void)
 {
 	uint64_t epoch = 1;
-	size_t active = 0, retained = 0;
+	size_t active = 0, dirty = 0, muzzy = 0, kept = 0;
 
 	(void)real_mallctl("epoch", NULL, NULL, &epoch, sizeof(epoch));
-	if (get("stats.active", &active, sizeof(active)) &&
-	    get("stats.retained", &retained, sizeof(retained)))
-		sublet__arena_note_outside(sublet__bridge.arena, active + retained);
+	if (!get("stats.active", &active, sizeof(active)))
+		return;
+	(void)get("stats.arenas.4096.pdirty", &dirty, sizeof(dirty)); /* 4096: all arenas */
+	(void)get("stats.arenas.4096.pmuzzy", &muzzy, sizeof(muzzy));
+	(void)get("stats.retained", &kept, sizeof(kept));
+	sublet__arena_note_outside(sublet__bridge.arena, active + (dirty + muzzy) * PAGE_BYTES);
+	atomic_store_explicit(&kept_bytes, kept, memory_order_relaxed);
 }
 
 int sublet__hooks_find(void)
@@ -311,7 +357,7 @@ int sublet__hooks_find(void)
 
 int sublet__hooks_install(void)
 {
-	unsigned int count = 0, hooked = 0, second = 1;
+	unsigned int count = 0, hooked = 0, home = 1;
 
 	if (!get("arenas.narenas", &count, sizeof(count)))
 		return -EPROTO;
@@ -322,8 +368,10 @@ int sublet__hooks_install(void)
 	if (hooked == 0)
 		return -EPROTO;
 	note_first_memory();
+	while (home + 1 < count && has_memory(home))
+		home++;
 	if (hooked > 1)
-		(void)real_mallctl("thread.arena", NULL, NULL, &second, sizeof(second));
+		(void)real_mallctl("thread.arena", NULL, NULL, &home, sizeof(home));
 	return 0;
 }
 

@@ -12,7 +12,8 @@
  *   madvise DONTDUMP               set, and the range does not move from now on
  *   madvise DONTFORK, DOFORK, WIPEONFORK, KEEPONFORK, guards
  *                                  EINVAL: fork() is the bridge's business
- *   mprotect, pkey_mprotect        set; a range that is not plainly readable and writable does not move
+ *   mprotect, pkey_mprotect        set; a range that is not plainly readable and writable does not move;
+ *                                  once it is it may again, but for what is to stay (sticky.c)
  *   mlock, mlock2, mlockall        locked, and locked again after each move
  *   munmap, mremap, mmap FIXED     EINVAL: those addresses belong to malloc
  *
@@ -22,13 +23,17 @@
  */
 #include "bridge/bridge.h"
 
+#include "linux/linux.h"
+
 #include <errno.h>
-#include <fcntl.h>
 #include <stdarg.h>
+#include <string.h>
 #include <sys/mman.h>
-#include <unistd.h>
 
 /* Newer than the headers this may be built with. */
+#ifndef MADV_POPULATE_WRITE
+#define MADV_POPULATE_WRITE 23
+#endif
 #ifndef MADV_COLLAPSE
 #define MADV_COLLAPSE 25
 #endif
@@ -43,33 +48,17 @@ static struct sublet_mm *engine(void)
 }
 
 /*
- * Zero a range by way of the kernel, so that a page that the program may not write is an error here
- * and not a signal.
+ * Zero a range. The kernel is asked first whether the program may write all of it, so that a page
+ * that it may not is an error here and not a signal. No descriptor is needed: there may be none left.
  */
 static int zero_fill(void *addr, size_t bytes)
 {
-	int fd = open("/dev/zero", O_RDONLY | O_CLOEXEC);
-	char *at = addr;
-	ssize_t got = 0;
-
-	if (fd < 0) {
-		errno = EAGAIN;
+	if (sublet__real.madvise(addr, bytes, MADV_POPULATE_WRITE) != 0) {
+		errno = ENOMEM; /* what madvise says of addresses that it cannot work on */
 		return -1;
 	}
-	while (bytes > 0) {
-		got = read(fd, at, bytes);
-		if (got <= 0 && errno != EINTR)
-			break;
-		if (got > 0) {
-			at += got;
-			bytes -= (size_t)got;
-		}
-	}
-	(void)close(fd);
-	if (bytes == 0)
-		return 0;
-	errno = ENOMEM; /* what madvise says of addresses that it cannot work on */
-	return -1;
+	memset(addr, 0, bytes);
+	return 0;
 }
 
 static int discard(enum sublet__owner owner, void *addr, size_t bytes)
@@ -112,7 +101,7 @@ static int advise_lent(void *addr, size_t bytes, int advice)
 		return -1;
 	case MADV_DONTDUMP:
 		/* Not undone by DODUMP: the range may be protected for another reason as well. */
-		sublet__mm_note_protected(engine(), addr, bytes, true);
+		sublet__sticky_add(addr, bytes);
 		return sublet__real.madvise(addr, bytes, advice);
 	default:
 		return sublet__real.madvise(addr, bytes, advice);
@@ -152,11 +141,11 @@ static int protect_lent(void *addr, size_t bytes, int protection, int key)
 	int err;
 
 	if (!plain)
-		sublet__mm_note_protected(engine(), addr, bytes, true);
+		(void)sublet__mm_note_protected(engine(), addr, bytes, true);
 	err = key < 0 ? sublet__real.mprotect(addr, bytes, protection)
 		      : sublet__real.pkey_mprotect(addr, bytes, protection, key);
-	if (plain && err == 0)
-		sublet__mm_note_protected(engine(), addr, bytes, false);
+	if (plain && err == 0 && sublet__sticky_unprotect(addr, bytes))
+		sublet__linux_fork_again(sublet__bridge.arena);
 	return err;
 }
 

@@ -10,7 +10,9 @@
  *
  * One more process-shared futex is the kernel's own: it wakes pthread_join() at the thread's tid,
  * which lies on the thread's stack. A stack that the program allocated itself is therefore kept
- * from moving.
+ * from moving. So is a robust mutex: when its owner dies the kernel marks it from within the dying
+ * thread, which cannot wait for a page that is just being moved. It would pass the mutex over, and
+ * whoever waits for it would wait for ever.
  */
 #include "bridge/bridge.h"
 
@@ -27,12 +29,17 @@ static bool is_refused(int shared, const void *object, size_t bytes)
 
 SUBLET__INTERPOSER int pthread_mutex_init(pthread_mutex_t *mutex, const pthread_mutexattr_t *attr)
 {
-	int shared = PTHREAD_PROCESS_PRIVATE;
+	int shared = PTHREAD_PROCESS_PRIVATE, robust = PTHREAD_MUTEX_STALLED;
 
-	if (attr != NULL)
+	if (attr != NULL) {
 		(void)pthread_mutexattr_getpshared(attr, &shared);
+		(void)pthread_mutexattr_getrobust(attr, &robust);
+	}
 	if (is_refused(shared, mutex, sizeof(*mutex)))
 		return EINVAL;
+	if (robust == PTHREAD_MUTEX_ROBUST &&
+	    sublet__bridge_owner(mutex, sizeof(*mutex)) == SUBLET__OWNER_LENT)
+		sublet__sticky_add(mutex, sizeof(*mutex));
 	return SUBLET__REAL(pthread_mutex_init)(mutex, attr);
 }
 
@@ -82,6 +89,6 @@ SUBLET__INTERPOSER int sem_init(sem_t *semaphore, int shared, unsigned int value
 SUBLET__INTERPOSER int pthread_attr_setstack(pthread_attr_t *attr, void *stack, size_t bytes)
 {
 	if (sublet__bridge_owner(stack, bytes) == SUBLET__OWNER_LENT)
-		sublet__mm_note_protected(atomic_load(&sublet__bridge.mm), stack, bytes, true);
+		sublet__sticky_add(stack, bytes);
 	return SUBLET__REAL(pthread_attr_setstack)(attr, stack, bytes);
 }

@@ -13,8 +13,9 @@
  * back to openat for older kernels; VIDIOC_QBUF is refused whatever its buffer is.
  * docs/hazards.md lists what remains.
  *
- * KVM and DRM userptr follow page tables by way of MMU notifiers and need no rule. KVM's memory
- * encryption does not: it pins, and encrypts in place by physical address.
+ * KVM, and the DRM drivers that take user pointers by way of MMU notifiers, follow page tables and need
+ * no rule. KVM's memory encryption does not: it pins, and encrypts in place by physical address. Nor do
+ * all DRM drivers, but their commands share numbers and cannot be told apart here.
  *
  * Values are compared in the 32 bits that the kernel looks at: a program may pass a request number
  * with any upper half.

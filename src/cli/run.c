@@ -24,6 +24,7 @@
 #include <getopt.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -68,6 +69,9 @@ static const char help[] =
 static const char help_end[] =
 	"\n"
 	"A static or setuid PROGRAM cannot be helped: it is started plainly, after one line on stderr.\n"
+	"A daemon must stay in the foreground: a child of fork() has a copy of the heap that is not lent, "
+	"and\n"
+	"while it lives what both share cannot be claimed.\n"
 	"Python keeps small objects in mappings of its own: set PYTHONMALLOC=malloc to have them lent too.\n"
 	"SUBLET_BRIDGE and SUBLET_JEMALLOC name the libraries to preload, where they are not found.\n"
 	"\n"
@@ -211,6 +215,31 @@ static bool check_size(const struct run *run, const struct sublet__linux_facts *
 	return false;
 }
 
+/* The arena is one file of shared memory, and the limit holds for those too. */
+static bool check_file_size(uint64_t total)
+{
+	struct rlimit limit;
+
+	if (getrlimit(RLIMIT_FSIZE, &limit) != 0 || limit.rlim_cur == RLIM_INFINITY ||
+	    total <= limit.rlim_cur)
+		return true;
+	sublet__error(
+		"run: area and normal zone are a file of %s in memory, and files may have %s (ulimit -f)",
+		sublet__bytes(total).text, sublet__bytes(limit.rlim_cur).text);
+	sublet__advice(
+		"Lift the limit with `ulimit -f unlimited`, or ask for less with --area and --normal.");
+	return false;
+}
+
+/* Before anything is tried, because trying makes files too: the least that the sizes can come to. */
+static bool check_least_file_size(const struct run *run)
+{
+	uint64_t area = run->area_given ? run->settings.area_bytes : 2 * SUBLET_MIB;
+	uint64_t normal = run->normal_given ? run->settings.normal_bytes : NORMAL_DEFAULT_MIN;
+
+	return check_file_size(area + normal);
+}
+
 /* The defaults of the sizes, here rather than in the engine so that the sum can be checked. */
 static bool settle_sizes(struct run *run, const struct sublet__linux_facts *facts)
 {
@@ -234,7 +263,7 @@ static bool settle_sizes(struct run *run, const struct sublet__linux_facts *fact
 	normal = s->normal_bytes;
 	if (!run->normal_given || normal == 0)
 		normal = s->area_bytes / 4 > NORMAL_DEFAULT_MIN ? s->area_bytes / 4 : NORMAL_DEFAULT_MIN;
-	return check_size(run, facts, s->area_bytes + normal);
+	return check_size(run, facts, s->area_bytes + normal) && check_file_size(s->area_bytes + normal);
 }
 
 static bool check_abilities(const struct run *run, const struct sublet__linux_facts *facts)
@@ -470,6 +499,8 @@ static int run_lent(struct run *run, const char *path)
 	struct sublet__linux_facts facts;
 
 	default_name(run);
+	if (!check_least_file_size(run))
+		return SUBLET__EXIT_RUN_FAILED;
 	sublet__linux_facts_get(&facts);
 	if (!check_abilities(run, &facts) || !settle_sizes(run, &facts) || !find_libraries(run))
 		return SUBLET__EXIT_RUN_FAILED;

@@ -11,21 +11,26 @@
  * does not know is 0, the default. A longer one is from a newer program: it is accepted if what we
  * do not know is 0.
  */
+#include "core/engine.h"
 #include "linux/fork.h"
 #include "linux/instance.h"
 #include "linux/proc.h"
+#include "linux/uapi.h"
 #include "linux/uffd.h"
 
 #include <errno.h>
+#include <pthread.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/vfs.h>
 #include <unistd.h>
 
 #define HUGE_BYTES (2 * SUBLET_MIB)
 #define NORMAL_MIN_BYTES (64 * SUBLET_MIB)
 #define WINDOW_MIN_BYTES (64 * SUBLET_GIB)
 #define WINDOW_FACTOR 16u
-#define ARENA_MAX_BYTES ((uint64_t)1 << 43) /* pfns have 31 bits */
+#define ARENA_MAX_BYTES ((uint64_t)1 << 43)
+#define WINDOW_MAX_PAGES ((uint64_t)1 << 31) /* the engine counts them, rounded up to blocks, in 32 bits */
 
 /* How far creation came. */
 enum step { STEP_NONE, STEP_BACKING, STEP_MM, STEP_PLATFORM, STEP_ENGINE };
@@ -73,6 +78,17 @@ static bool round_up(uint64_t *bytes)
 	return true;
 }
 
+/* Before anything is made: the frame size decides how many frames there are. */
+static uint32_t frame_shift_of(const struct sublet_arena_options *o)
+{
+	struct statfs fs;
+	bool huge = o->backing == SUBLET_BACKING_HUGETLB;
+
+	if (o->backing == SUBLET_BACKING_FD && !fstatfs(o->fd, &fs))
+		huge = (uint32_t)fs.f_type == SUBLET__HUGETLBFS_MAGIC;
+	return huge ? 21 : 12;
+}
+
 static int options_complete(struct sublet_arena_options *o)
 {
 	if (!o->area_bytes || (unsigned int)o->backing > SUBLET_BACKING_FD ||
@@ -88,6 +104,9 @@ static int options_complete(struct sublet_arena_options *o)
 										   : WINDOW_MIN_BYTES;
 	if (!round_up(&o->normal_bytes) || !round_up(&o->window_bytes) ||
 	    o->area_bytes + o->normal_bytes > ARENA_MAX_BYTES || o->window_bytes < o->area_bytes)
+		return -EINVAL;
+	uint32_t shift = frame_shift_of(o);
+	if ((o->area_bytes + o->normal_bytes) >> shift >= ENGINE_PFN_MAX || o->window_bytes >> shift > WINDOW_MAX_PAGES)
 		return -EINVAL;
 	if (!o->mapping_limit)
 		o->mapping_limit = sublet__max_map_count() / 2;
@@ -181,7 +200,7 @@ out:
 	return err;
 }
 
-int sublet_arena_create(const struct sublet_arena_options *given, struct sublet_arena **arena)
+static int create(const struct sublet_arena_options *given, struct sublet_arena **arena)
 {
 	struct sublet_arena_options o;
 	int err = arena ? options_read(&o, given) : -EINVAL;
@@ -200,9 +219,20 @@ int sublet_arena_create(const struct sublet_arena_options *given, struct sublet_
 	return err;
 }
 
+int sublet_arena_create(const struct sublet_arena_options *options, struct sublet_arena **arena)
+{
+	int cancel_state;
+
+	pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, &cancel_state);
+	int err = create(options, arena);
+	pthread_setcancelstate(cancel_state, NULL);
+	return err;
+}
+
 void sublet_arena_destroy(struct sublet_arena *arena)
 {
 	struct sublet__instance *in;
+	int cancel_state;
 
 	if (!arena)
 		return;
@@ -210,6 +240,7 @@ void sublet_arena_destroy(struct sublet_arena *arena)
 	/* A child has neither its threads nor its linear map; what it has is ordinary memory in use. */
 	if (a32_load_acquire(&in->in_child))
 		return;
+	pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, &cancel_state);
 	for (uint32_t i = 0; i < in->companions; i++)
 		if (in->companion[i].stop)
 			in->companion[i].stop(in->companion[i].arg);
@@ -217,6 +248,7 @@ void sublet_arena_destroy(struct sublet_arena *arena)
 	sublet__zeroer_stop(in);
 	sublet__fork_remove(in);
 	undo(in, STEP_ENGINE);
+	pthread_setcancelstate(cancel_state, NULL);
 }
 
 /* ---- questions ---- */

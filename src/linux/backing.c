@@ -29,6 +29,7 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/mount.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/vfs.h>
@@ -211,7 +212,7 @@ static bool maps_huge(const struct sublet__backing *b)
 	digits[--i] = '-';
 	for (uintptr_t a = (uintptr_t)b->linear; a; a >>= 4)
 		digits[--i] = "0123456789abcdef"[a & 15];
-	if (sublet__lines_open(&lines, "/proc/self/smaps"))
+	if (sublet__lines_open(&lines, AT_FDCWD, "/proc/self/smaps"))
 		return false;
 	while ((line = sublet__lines_next(&lines))) {
 		found = found || !strncmp(line, digits + i, sizeof digits - 1 - i);
@@ -227,8 +228,12 @@ static bool maps_huge(const struct sublet__backing *b)
 static int open_file(enum sublet_backing kind, uint64_t bytes)
 {
 	unsigned int flags = MFD_CLOEXEC;
+	struct rlimit limit;
 	int fd;
 
+	/* Beyond it ftruncate kills the program by SIGXFSZ. */
+	if (!getrlimit(RLIMIT_FSIZE, &limit) && bytes > limit.rlim_cur)
+		return -EFBIG;
 	if (kind == SUBLET_BACKING_HUGETLB)
 		flags |= MFD_HUGETLB | SUBLET__MFD_HUGE_2MB;
 	if (kind == SUBLET_BACKING_THP)

@@ -26,7 +26,7 @@ struct sublet__backing {
 /*
  * Create (or take over) and populate. Only backing, fd, fd_offset_bytes and linear of options are
  * read; bytes is the sum of the zones. On error nothing is left behind:
- * -EINVAL, -EOPNOTSUPP, -ENOMEM as sublet_arena_create.
+ * -EINVAL, -EOPNOTSUPP, -ENOMEM, -EFBIG as sublet_arena_create.
  */
 int sublet__backing_open(struct sublet__backing *backing, const struct sublet_arena_options *options, uint64_t bytes);
 void sublet__backing_close(struct sublet__backing *backing);

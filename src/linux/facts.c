@@ -8,6 +8,7 @@
 #include "linux/instance.h"
 #include "linux/copy.h"
 #include "linux/proc.h"
+#include "linux/raw.h"
 #include "linux/uffd.h"
 
 #include <errno.h>
@@ -26,12 +27,12 @@
 static bool scan_works(void)
 {
 	struct sublet__pm_scan scan = { .size = sizeof scan };
-	int fd = open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC);
+	int fd = sublet__raw_open(AT_FDCWD, "/proc/self/pagemap", O_RDONLY);
 
 	if (fd < 0)
 		return false;
 	bool works = ioctl(fd, SUBLET__PAGEMAP_SCAN, &scan) >= 0;
-	close(fd);
+	sublet__raw_close(fd);
 	return works;
 }
 
@@ -52,7 +53,7 @@ static void huge_tmpfs_facts(struct sublet__linux_facts *f)
 	f->huge_tmpfs = fd >= 0;
 	f->huge_tmpfs_error = fd < 0 ? fd : 0;
 	if (fd >= 0)
-		close(fd);
+		sublet__raw_close(fd);
 }
 
 static bool can_filter(void)
@@ -65,7 +66,9 @@ void sublet__linux_facts_get(struct sublet__linux_facts *facts)
 {
 	struct utsname name;
 	struct rlimit limit;
+	int cancel_state;
 
+	pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, &cancel_state);
 	memset(facts, 0, sizeof *facts);
 	if (!uname(&name)) {
 		memcpy(facts->kernel_release, name.release, sizeof facts->kernel_release - 1);
@@ -80,6 +83,7 @@ void sublet__linux_facts_get(struct sublet__linux_facts *facts)
 	facts->max_map_count = sublet__max_map_count();
 	facts->seccomp_filter = can_filter();
 	facts->cpus = sublet__cpu_count();
+	pthread_setcancelstate(cancel_state, NULL);
 }
 
 /* ---- the memcpy that claims are compared with ---- */
@@ -105,12 +109,14 @@ int sublet__linux_memcpy_ns(struct sublet_arena *arena, uint64_t bytes, uint64_t
 						      .backing = kind_of(&in->backing) };
 	uint64_t each = (bytes + 2 * SUBLET_MIB - 1) & ~(2 * SUBLET_MIB - 1), elapsed[MEASUREMENTS];
 	struct sublet__backing b;
+	int cancel_state;
 
 	if (!bytes || bytes > in->area_bytes + in->normal_bytes)
 		return -EINVAL;
+	pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, &cancel_state);
 	int err = sublet__backing_open(&b, &options, 2 * each);
 	if (err)
-		return err;
+		goto out;
 	memset(b.linear, 1, bytes);
 	for (int i = 0; i < MEASUREMENTS; i++) {
 		sublet__cache_flush(b.linear, b.bytes);
@@ -122,5 +128,7 @@ int sublet__linux_memcpy_ns(struct sublet_arena *arena, uint64_t bytes, uint64_t
 	}
 	sublet__backing_close(&b);
 	*elapsed_ns = median3(elapsed);
-	return 0;
+out:
+	pthread_setcancelstate(cancel_state, NULL);
+	return err;
 }

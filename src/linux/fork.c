@@ -21,7 +21,13 @@
  * keeps the read end. The child writes its pid (pthread_atfork does not tell the parent), nothing
  * written and end of file means that the fork failed, and end of file later on means that every
  * process that had it has ended or called exec. Since a process may close all descriptors and keep
- * its memory, that is confirmed from /proc (sharers.c) before the frames are touched.
+ * its memory, that is confirmed from /proc (sharers.c) before the frames are touched. What cannot be found out counts
+ * as shared; only where there never was a /proc, and every child had a pipe, the pipes alone must do.
+ *
+ * A fork may be refused: no memory to keep a child apart (-ENOMEM), or a device that writes into lent memory and does
+ * not end (-EAGAIN, after a second). Handlers of pthread_atfork cannot refuse; there the process is stopped.
+ *
+ * From prepare to the end of its fork a thread cannot be cancelled: memory would stay private for ever.
  *
  * The watcher is started with the first arena and not at a fork, because starting a thread calls
  * malloc, and a parent handler may run before the allocator's.
@@ -30,13 +36,10 @@
 
 #include "linux/linux.h"
 #include "linux/proc.h"
+#include "linux/raw.h"
 
-#include <errno.h>
-#include <fcntl.h>
-#include <poll.h>
 #include <stdlib.h>
 #include <sys/eventfd.h>
-#include <unistd.h>
 
 #define PIPES_MAX 64u
 #define HANDSHAKE_MS 1000
@@ -48,6 +51,7 @@ struct fork_here {
 	bool prepared;
 	int read_fd;
 	int write_fd;
+	int cancel_state; /* what it was before */
 };
 
 static __thread struct fork_here here __attribute__((tls_model("initial-exec")));
@@ -66,19 +70,32 @@ static struct {
 	uint32_t pipes;
 	bool lost_pipe;        /* a child without a pipe: only /proc knows about it */
 	int pipe_fd[PIPES_MAX];
-	int wake_fd;           /* eventfd */
+	int wake_fd;           /* eventfd; stays the same while there is an arena */
+	int proc_fd;           /* /proc, for the case that the program changes its root; -1: there is none */
 	struct sublet__instance *first;
 	pthread_t thread;
-} forks = { .wake_fd = -1 };
+} forks = { .wake_fd = -1, .proc_fd = -1 };
 
-/* Lock held. */
+/* Lock held, or an arena that cannot go away. */
 static void wake_watcher(void)
 {
 	uint64_t one = 1;
-	/* -1 after the last arena has gone: nobody to wake. */
-	ssize_t n = write(forks.wake_fd, &one, sizeof one);
 
-	(void)n;
+	/* -1 after the last arena has gone: nobody to wake. */
+	(void)sublet__raw_write(forks.wake_fd, &one, sizeof one);
+}
+
+/* The lock, on a thread of the program: a handler of it may call fork(). */
+static void lock_from_program(void)
+{
+	sublet__signals_block();
+	sublet__lock(&forks.lock);
+}
+
+static void unlock_from_program(void)
+{
+	sublet__unlock(&forks.lock);
+	sublet__signals_unblock();
 }
 
 /* ---- prepare ---- */
@@ -94,6 +111,8 @@ static void end_all(const struct sublet__instance *until, int32_t pid)
 static int begin_all(void)
 {
 	for (struct sublet__instance *in = forks.first; in; in = in->next) {
+		if (in->fork_ticks == UINT64_MAX)
+			in->fork_ticks = sublet__ticks_now();
 		int err = sublet__mm_fork_begin(sublet__arena_mm(in->arena, 0));
 		if (err) {
 			end_all(in->next, 0);
@@ -106,25 +125,29 @@ static int begin_all(void)
 static int prepare(void)
 {
 	int pair[2] = { -1, -1 };
-	int err = 0;
+	int err = 0, cancel_state;
 
-	sublet__lock(&forks.lock);
+	pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, &cancel_state);
+	lock_from_program();
 	bool any = forks.first;
 	if (any)
 		err = begin_all();
 	forks.pending += any && !err;
 	if (err)
 		wake_watcher();
-	sublet__unlock(&forks.lock);
-	if (err || !any)
+	unlock_from_program();
+	if (err || !any) {
+		pthread_setcancelstate(cancel_state, NULL);
 		return err;
+	}
 	if (pipe2(pair, O_CLOEXEC)) {
 		pair[0] = -1;
 		pair[1] = -1;
 	}
 	here = (struct fork_here){ .prepared = true,
 				   .read_fd = sublet__linux_fd_high(pair[0]),
-				   .write_fd = sublet__linux_fd_high(pair[1]) };
+				   .write_fd = sublet__linux_fd_high(pair[1]),
+				   .cancel_state = cancel_state };
 	return 0;
 }
 
@@ -139,7 +162,9 @@ static void on_prepare(void)
 		return;
 	int err = prepare();
 	if (err) {
-		sublet__complain("no memory to keep lent memory apart from a child; fork() here would corrupt it", err);
+		sublet__complain(err == -EAGAIN
+			? "a device does not end its use of lent memory; a child of fork() here would lose what it writes"
+			: "no memory to keep lent memory apart from a child; fork() here would corrupt it", err);
 		abort();
 	}
 }
@@ -156,11 +181,11 @@ static int32_t child_pid(int fd)
 	if (fd < 0)
 		return (int32_t)getpid();
 	do
-		ready = poll(&p, 1, HANDSHAKE_MS);
-	while (ready < 0 && errno == EINTR);
+		ready = sublet__raw_poll(&p, 1, HANDSHAKE_MS);
+	while (ready == -EINTR);
 	if (ready <= 0)
 		return (int32_t)getpid();
-	return read(fd, &pid, sizeof pid) == sizeof pid ? pid : 0;
+	return sublet__raw_read(fd, &pid, sizeof pid) == sizeof pid ? pid : 0;
 }
 
 static void on_parent(void)
@@ -172,21 +197,22 @@ static void on_parent(void)
 		return;
 	here.prepared = false;
 	if (mine.write_fd >= 0)
-		close(mine.write_fd);
+		sublet__raw_close(mine.write_fd);
 	int32_t pid = child_pid(mine.read_fd);
-	sublet__lock(&forks.lock);
+	lock_from_program();
 	if (pid > 0 && mine.read_fd >= 0 && forks.pipes < PIPES_MAX) {
 		forks.pipe_fd[forks.pipes++] = mine.read_fd;
 	} else {
 		forks.lost_pipe = forks.lost_pipe || pid > 0;
 		if (mine.read_fd >= 0)
-			close(mine.read_fd);
+			sublet__raw_close(mine.read_fd);
 	}
 	forks.pending--;
 	end_all(NULL, pid);
 	wake_watcher();
-	sublet__unlock(&forks.lock);
+	unlock_from_program();
 	errno = saved;
+	pthread_setcancelstate(mine.cancel_state, NULL);
 }
 
 void sublet__linux_fork_cancel(void)
@@ -203,8 +229,9 @@ static void abandon(struct sublet__instance *in)
 		if (in->companion[i].fork_child)
 			in->companion[i].fork_child(in->companion[i].arg);
 	sublet__linux_mm_fork_child(&in->mm);
+	sublet__linux_platform_fork_child(&in->platform);
 	if (in->backing.owns_fd)
-		close(in->backing.fd);
+		sublet__raw_close(in->backing.fd);
 	in->backing.fd = -1;
 }
 
@@ -215,17 +242,18 @@ static void on_child(void)
 	/* Not prepared: no arena existed then. */
 	if (mine.write_fd >= 0 && mine.prepared) {
 		int32_t pid = (int32_t)getpid();
-		ssize_t n = write(mine.write_fd, &pid, sizeof pid);
-		(void)n;
-		close(mine.read_fd);
+		(void)sublet__raw_write(mine.write_fd, &pid, sizeof pid);
+		sublet__raw_close(mine.read_fd);
 	}
 	here.prepared = false;
 	for (struct sublet__instance *in = forks.first; in; in = in->next)
 		abandon(in);
 	for (uint32_t i = 0; i < forks.pipes; i++)
-		close(forks.pipe_fd[i]);
+		sublet__raw_close(forks.pipe_fd[i]);
 	if (forks.wake_fd >= 0)
-		close(forks.wake_fd);
+		sublet__raw_close(forks.wake_fd);
+	if (forks.proc_fd >= 0)
+		sublet__raw_close(forks.proc_fd);
 	a32_store_release(&forks.lock, 0);
 	a32_store_release(&forks.restoring, 0);
 	forks.running = false;
@@ -234,12 +262,25 @@ static void on_child(void)
 	forks.pending = 0;
 	forks.pipes = 0;
 	forks.wake_fd = -1;
+	forks.proc_fd = -1;
 	forks.first = NULL;
+	if (mine.prepared)
+		pthread_setcancelstate(mine.cancel_state, NULL);
 }
 
 bool sublet__linux_in_child(struct sublet_arena *arena)
 {
 	return a32_load_acquire(&sublet__instance_of(arena)->in_child);
+}
+
+void sublet__linux_fork_again(struct sublet_arena *arena)
+{
+	struct sublet__instance *in = sublet__instance_of(arena);
+
+	if (a32_load_acquire(&in->in_child))
+		return;
+	a32_store_release(&in->again, 1);
+	wake_watcher();
 }
 
 /* ---- the watcher ---- */
@@ -249,37 +290,69 @@ static void drop_ended(const struct pollfd *fds, uint32_t polled)
 {
 	for (uint32_t i = polled; i-- > 0;) {
 		int32_t late;
-		if (fds[i + 1].revents & POLLIN && read(fds[i + 1].fd, &late, sizeof late) > 0)
+		if (fds[i + 1].revents & POLLIN && sublet__raw_read(fds[i + 1].fd, &late, sizeof late) > 0)
 			continue; /* a pid that nobody waited for */
 		if (!(fds[i + 1].revents & (POLLHUP | POLLERR)))
 			continue;
-		close(forks.pipe_fd[i]);
+		sublet__raw_close(forks.pipe_fd[i]);
 		forks.pipe_fd[i] = forks.pipe_fd[--forks.pipes];
 	}
 }
 
 /* Whether some process may still see frames of this arena. */
-static bool is_shared(const struct sublet__instance *in, uint32_t pipes)
+static bool is_shared(const struct sublet__instance *in, uint32_t pipes, bool lost_pipe)
 {
+	const struct sublet__sharers what = { in->backing.dev, in->backing.ino, forks.proc_fd, in->asked_ticks };
+
 	/* A child has copies of hugetlb memory, no frames (private.c). */
 	if (in->backing.is_hugetlb)
 		return false;
-	/* Where /proc cannot be read the pipes must do. */
-	return pipes || sublet__sharer_find(in->backing.dev, in->backing.ino) > 0;
+	if (pipes)
+		return true;
+	int found = sublet__sharer_find(&what);
+	/* Where there is no /proc at all the pipes must do. */
+	return found > 0 || (found < 0 && (lost_pipe || forks.proc_fd >= 0));
+}
+
+/*
+ * What the answers will be about, before any question is asked: a fork after this makes them stale, and restore
+ * refuses. Lock held, and no fork pending, so that the pipe of each one is among ours.
+ */
+static void ask_all(void)
+{
+	for (struct sublet__instance *in = forks.first; in; in = in->next) {
+		in->asked_epoch = sublet__mm_fork_epoch(sublet__arena_mm(in->arena, 0));
+		in->asked_ticks = in->fork_ticks;
+		/* Pairs with sublet__linux_fork_again. */
+		if (a32_exchange_acq_rel(&in->again, 0) && in->asked_epoch == in->restored_epoch)
+			in->restored_epoch = in->asked_epoch - 1;
+	}
+}
+
+/* Whether every fork so far has been undone. Lock held. */
+static bool all_restored(void)
+{
+	bool all = true;
+
+	for (struct sublet__instance *in = forks.first; in; in = in->next)
+		if (in->restored_epoch == sublet__mm_fork_epoch(sublet__arena_mm(in->arena, 0)))
+			in->fork_ticks = UINT64_MAX;
+		else
+			all = false;
+	return all;
 }
 
 /* One attempt for every arena that needs it. True: some are left. */
-static bool restore_all(uint32_t pipes)
+static bool restore_all(uint32_t pipes, bool lost_pipe)
 {
 	bool left = false;
 
 	for (struct sublet__instance *in = forks.first; in; in = in->next) {
 		struct sublet_mm *mm = sublet__arena_mm(in->arena, 0);
-		/* The epoch before the question: a fork after it makes the answer stale, and restore refuses. */
-		uint32_t epoch = sublet__mm_fork_epoch(mm);
+		uint32_t epoch = in->asked_epoch;
 		if (epoch == in->restored_epoch)
 			continue;
-		if (!is_shared(in, pipes) && !sublet__mm_fork_restore(mm, epoch))
+		if (!is_shared(in, pipes, lost_pipe) && !sublet__mm_fork_restore(mm, epoch))
 			in->restored_epoch = epoch;
 		else
 			left = true;
@@ -294,17 +367,20 @@ static bool watch_once(const struct pollfd *fds, uint32_t polled, bool *stop)
 	drop_ended(fds, polled);
 	*stop = forks.stop;
 	uint32_t pipes = forks.pipes;
+	bool lost_pipe = forks.lost_pipe;
 	bool work = !*stop && !forks.pending; /* the end of a pending fork wakes us */
-	if (work)
+	if (work) {
+		ask_all();
 		a32_store_release(&forks.restoring, 1);
+	}
 	sublet__unlock(&forks.lock);
 	if (!work)
 		return false;
 
-	bool left = restore_all(pipes);
+	bool left = restore_all(pipes, lost_pipe);
 
 	sublet__lock(&forks.lock);
-	if (!left)
+	if (all_restored())
 		forks.lost_pipe = false;
 	/* While there are pipes, their end wakes us. */
 	left = left && (!forks.pipes || forks.lost_pipe);
@@ -329,10 +405,16 @@ static void *watcher_main(void *arg)
 		for (uint32_t i = 0; i < n; i++)
 			fds[i + 1] = (struct pollfd){ .fd = forks.pipe_fd[i], .events = POLLIN };
 		sublet__unlock(&forks.lock);
-		int ready = poll(fds, n + 1, timeout_ms);
-		if (ready < 0)
+		int ready = sublet__raw_poll(fds, n + 1, timeout_ms);
+		if (ready == -EINTR)
 			continue;
-		if (fds[0].revents & POLLIN && read(fds[0].fd, &count, sizeof count) > 0)
+		if (ready < 0) {
+			/* RLIMIT_NOFILE is below the number of pipes: look now and then, and take none for ended. */
+			sublet__raw_sleep_ns(RETRY_MAX_MS * SUBLET_MS);
+			for (uint32_t i = 0; i <= n; i++)
+				fds[i].revents = 0;
+		}
+		if (fds[0].revents & POLLIN && sublet__raw_read(fds[0].fd, &count, sizeof count) > 0)
 			retry_ms = RETRY_MIN_MS;
 		if (watch_once(fds, n, &stop)) {
 			timeout_ms = retry_ms;
@@ -368,10 +450,13 @@ static void stop_watcher(void)
 	sublet__unlock(&forks.lock);
 	pthread_join(forks.thread, NULL);
 	sublet__lock(&forks.lock);
-	close(forks.wake_fd);
+	sublet__raw_close(forks.wake_fd);
 	forks.wake_fd = -1;
+	if (forks.proc_fd >= 0)
+		sublet__raw_close(forks.proc_fd);
+	forks.proc_fd = -1;
 	for (uint32_t i = 0; i < forks.pipes; i++)
-		close(forks.pipe_fd[i]);
+		sublet__raw_close(forks.pipe_fd[i]);
 	forks.pipes = 0;
 	forks.lost_pipe = false;
 	forks.running = false;
@@ -394,10 +479,13 @@ static int start(void)
 	forks.wake_fd = sublet__linux_fd_high(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
 	if (forks.wake_fd < 0)
 		return -errno;
+	forks.proc_fd = sublet__linux_fd_high(sublet__proc_open(AT_FDCWD));
 	int err = sublet__linux_thread_start(&forks.thread, "sublet-fork", watcher_main, NULL);
 	if (err) {
-		close(forks.wake_fd);
-		forks.wake_fd = -1;
+		sublet__raw_close(forks.wake_fd);
+		if (forks.proc_fd >= 0)
+			sublet__raw_close(forks.proc_fd);
+		forks.wake_fd = forks.proc_fd = -1;
 		return err;
 	}
 	forks.running = true;
@@ -411,6 +499,7 @@ int sublet__fork_add(struct sublet__instance *instance)
 	lock_quiet();
 	err = start();
 	instance->restored_epoch = sublet__mm_fork_epoch(sublet__arena_mm(instance->arena, 0));
+	instance->fork_ticks = forks.pending ? sublet__ticks_now() : UINT64_MAX;
 	for (uint32_t i = 0; !err && i < forks.pending; i++)
 		err = sublet__mm_fork_begin(sublet__arena_mm(instance->arena, 0));
 	if (!err) {

@@ -44,7 +44,11 @@ struct sublet__instance {
 	struct sublet__linux_companion companion[SUBLET__COMPANIONS_MAX];
 
 	struct sublet__instance *next; /* guarded by the lock of fork.c */
+	uint64_t fork_ticks;           /* likewise: begin of the oldest fork since restored_epoch; UINT64_MAX: none */
 	uint32_t restored_epoch;       /* of fork: all is shared as of then; the watcher's own */
+	uint32_t asked_epoch;          /* the watcher's own: what it looks into */
+	uint64_t asked_ticks;
+	sublet__a32 again;             /* restore once more, whatever restored_epoch says */
 
 	sublet__a32 in_child; /* written once, in a child of fork() */
 };

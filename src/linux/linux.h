@@ -57,11 +57,19 @@ int sublet__linux_companion_add(struct sublet_arena *arena, const struct sublet_
 /*
  * Fork, for a layer that interposes fork() itself. The pthread_atfork handlers of this layer abort
  * the process when lent memory cannot be kept apart from a child, because they cannot refuse;
- * sublet__linux_fork_prepare called just before by the same thread can: -ENOMEM, and fork() must not
- * be called. After 0 either fork() follows (the handlers then know) or sublet__linux_fork_cancel.
+ * sublet__linux_fork_prepare called just before by the same thread can: -ENOMEM, or -EAGAIN when a device
+ * did not end its use of lent memory within a second, and fork() must not be called (it answers the same).
+ * After 0 either fork() follows (the handlers then know) or sublet__linux_fork_cancel; until then the
+ * thread is not cancelled.
  */
 int sublet__linux_fork_prepare(void);
 void sublet__linux_fork_cancel(void);
+
+/*
+ * Have the engine's sublet__mm_fork_restore called once more, soon and by another thread, though
+ * everything was shared again: what sublet__mm_note_protected asks for. Cheap; any thread, any time.
+ */
+void sublet__linux_fork_again(struct sublet_arena *arena);
 
 /*
  * Whether this process is a child of fork() of the one that created the arena: its lent memory is

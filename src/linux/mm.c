@@ -21,6 +21,9 @@
  * A sleeper cannot be missed: the kernel queues it before it lets go of the mapping, and mmap needs
  * the mapping; so by the time of UFFDIO_WAKE it is in the queue or sees the new frames.
  *
+ * From block to wake or unblock the calling thread takes no signal: a handler that touched the range
+ * would sleep on the very thread that is to wake it.
+ *
  * remap is all or nothing. One segment is one mmap, which does that by itself. Of several, those
  * done are open to everybody at once; when a later one fails they are blocked again, their bytes
  * are copied back, and the old frames return. A kernel that refuses even that (it would have to
@@ -31,18 +34,15 @@
 
 #include "linux/copy.h"
 #include "linux/linux.h"
+#include "linux/platform.h"
 #include "linux/proc.h"
+#include "linux/raw.h"
 #include "linux/uapi.h"
 #include "linux/uffd.h"
 
-#include <errno.h>
-#include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
-#include <sys/syscall.h>
-#include <time.h>
-#include <unistd.h>
 
 /* ---- kernel mappings ---- */
 
@@ -51,11 +51,44 @@ uint32_t sublet__mm_pages(const struct sublet__segment *segs, uint32_t count)
 	return segs[count - 1].vpn + segs[count - 1].pages - segs[0].vpn;
 }
 
+bool sublet__mm_must_wait(int *tries)
+{
+	if (++*tries > SUBLET__MUST_TRIES)
+		return false;
+	sublet__raw_sleep_ns(SUBLET__MUST_PAUSE_NS);
+	return true;
+}
+
+static _Noreturn void give_up(const char *what, int err)
+{
+	sublet__complain(what, err);
+	abort();
+}
+
+/*
+ * Replace a mapping. Before Linux 6.12 an mmap that fails may have unmapped what was there first. Then the old
+ * mapping is gone for good, so the new one must do: there is room for it now. NOREPLACE tells the two apart: where
+ * the old mapping still stands it is refused with EEXIST, and changes nothing.
+ */
+static int map_fixed(uintptr_t addr, size_t bytes, int prot, int flags, int fd, uint64_t offset)
+{
+	int err, tries = 0;
+
+	if (mmap((void *)addr, bytes, prot, flags | MAP_FIXED, fd, (off_t)offset) != MAP_FAILED)
+		return 0;
+	err = -errno;
+	do {
+		if (mmap((void *)addr, bytes, prot, flags | MAP_FIXED_NOREPLACE, fd, (off_t)offset) != MAP_FAILED)
+			return 0;
+		if (errno == EEXIST)
+			return err;
+	} while (sublet__mm_must_wait(&tries));
+	give_up("the kernel took memory away and refuses to map it again; stopping before data is lost", err);
+}
+
 int sublet__mm_map_nothing(uintptr_t addr, size_t bytes)
 {
-	void *p = mmap((void *)addr, bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0);
-
-	return p == MAP_FAILED ? -errno : 0;
+	return map_fixed(addr, bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
 }
 
 void sublet__mm_relock(uintptr_t addr, size_t bytes, uint32_t flags)
@@ -68,7 +101,7 @@ void sublet__mm_relock(uintptr_t addr, size_t bytes, uint32_t flags)
 }
 
 int sublet__mm_map_frames(const struct sublet__linux_mm *mm, const struct sublet__segment *seg, uint32_t pfn,
-			  uint32_t flags)
+			  uint32_t flags, int prot)
 {
 	bool is_private = flags & SUBLET__MAP_PRIVATE;
 	uintptr_t addr = sublet__mm_addr(mm, seg->vpn);
@@ -76,27 +109,22 @@ int sublet__mm_map_frames(const struct sublet__linux_mm *mm, const struct sublet
 	uint64_t offset = mm->fd_offset + ((uint64_t)pfn << mm->shift);
 
 	if (is_private && mm->is_hugetlb)
-		return sublet__mm_map_copy(mm, seg, pfn);
+		return sublet__mm_map_copy(mm, seg, pfn, prot);
 	/* NORESERVE: a snapshot is rarely written as a whole, as with the fork() it is made for. */
-	void *p = mmap((void *)addr, bytes, PROT_READ | PROT_WRITE,
-		       MAP_FIXED | (is_private ? MAP_PRIVATE | MAP_NORESERVE : MAP_SHARED), mm->fd, (off_t)offset);
-	return p == MAP_FAILED ? -errno : 0;
+	return map_fixed(addr, bytes, prot, is_private ? MAP_PRIVATE | MAP_NORESERVE : MAP_SHARED, mm->fd, offset);
 }
 
-static void must_map(const struct sublet__linux_mm *mm, const struct sublet__segment *seg, uint32_t pfn,
-		     uint32_t flags)
+void sublet__mm_must_map(const struct sublet__linux_mm *mm, const struct sublet__segment *seg, uint32_t pfn,
+			 uint32_t flags, int prot)
 {
-	struct timespec pause = { 0, 1000000 };
-	int err = 0;
+	int err, tries = 0;
 
-	for (int i = 0; i < SUBLET__MUST_TRIES; i++) {
-		err = sublet__mm_map_frames(mm, seg, pfn, flags);
+	do {
+		err = sublet__mm_map_frames(mm, seg, pfn, flags, prot);
 		if (!err)
 			return;
-		nanosleep(&pause, NULL);
-	}
-	sublet__complain("the kernel refuses to map memory back where it was; stopping before data is lost", err);
-	abort();
+	} while (sublet__mm_must_wait(&tries));
+	give_up("the kernel refuses to map memory back where it was; stopping before data is lost", err);
 }
 
 /* ---- block ---- */
@@ -133,7 +161,8 @@ static int mm_track(void *ctx, uint32_t vpn, uint32_t pages)
 	const struct sublet__linux_mm *mm = ctx;
 	uintptr_t addr = sublet__mm_addr(mm, vpn);
 	size_t bytes = sublet__mm_bytes(mm, pages);
-	int err = sublet__uffd_register(mm->uffd_move, addr, bytes, UFFDIO_REGISTER_MODE_WP);
+	int err = mm->in_child ? -EPERM
+			       : sublet__uffd_register(mm->uffd_move, addr, bytes, UFFDIO_REGISTER_MODE_WP);
 
 	if (err)
 		return err;
@@ -147,7 +176,13 @@ static int mm_block(void *ctx, uint32_t vpn, uint32_t pages)
 {
 	const struct sublet__linux_mm *mm = ctx;
 
-	return block_range(mm, sublet__mm_addr(mm, vpn), sublet__mm_bytes(mm, pages));
+	if (mm->in_child)
+		return -EPERM;
+	sublet__signals_block();
+	int err = block_range(mm, sublet__mm_addr(mm, vpn), sublet__mm_bytes(mm, pages));
+	if (err)
+		sublet__signals_unblock();
+	return err;
 }
 
 static void set_bits(uint64_t *bitmap, uint64_t first, uint64_t end)
@@ -189,6 +224,7 @@ static void mm_wake(void *ctx, uint32_t vpn, uint32_t pages)
 	const struct sublet__linux_mm *mm = ctx;
 
 	sublet__uffd_wake(mm->uffd_move, sublet__mm_addr(mm, vpn), sublet__mm_bytes(mm, pages));
+	sublet__signals_unblock();
 }
 
 static void mm_unblock(void *ctx, uint32_t vpn, uint32_t pages)
@@ -200,6 +236,8 @@ static void mm_unblock(void *ctx, uint32_t vpn, uint32_t pages)
 	sublet__uffd_unregister(mm->uffd_move, addr, bytes);
 	/* Unregistering wakes only where something was registered: not after a remap that was rolled back. */
 	sublet__uffd_wake(mm->uffd_move, addr, bytes);
+	/* Nothing to undo after track alone. */
+	sublet__signals_unblock();
 }
 
 /* ---- map, remap, unmap ---- */
@@ -208,8 +246,10 @@ static int mm_map(void *ctx, const struct sublet__segment *segs, uint32_t count,
 {
 	const struct sublet__linux_mm *mm = ctx;
 
+	if (mm->in_child)
+		return -EPERM;
 	for (uint32_t i = 0; i < count; i++) {
-		int err = sublet__mm_map_frames(mm, &segs[i], segs[i].dst_pfn, flags);
+		int err = sublet__mm_map_frames(mm, &segs[i], segs[i].dst_pfn, flags, PROT_READ | PROT_WRITE);
 		if (err) {
 			/* Fewer mappings than a moment ago: this cannot run into the limit. */
 			for (uint32_t k = 0; k < i; k++)
@@ -225,16 +265,19 @@ static int mm_map(void *ctx, const struct sublet__segment *segs, uint32_t count,
 static int mm_map_plain(void *ctx, uint32_t vpn, uint32_t pages)
 {
 	const struct sublet__linux_mm *mm = ctx;
-	void *p = mmap((void *)sublet__mm_addr(mm, vpn), sublet__mm_bytes(mm, pages), PROT_READ | PROT_WRITE,
-		       MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0);
 
-	return p == MAP_FAILED ? -ENOMEM : 0;
+	if (mm->in_child)
+		return -EPERM;
+	return map_fixed(sublet__mm_addr(mm, vpn), sublet__mm_bytes(mm, pages), PROT_READ | PROT_WRITE,
+			 MAP_PRIVATE | MAP_ANONYMOUS, -1, 0) ? -ENOMEM : 0;
 }
 
 static int mm_unmap(void *ctx, uint32_t vpn, uint32_t pages)
 {
 	const struct sublet__linux_mm *mm = ctx;
 
+	if (mm->in_child)
+		return -EPERM;
 	return sublet__mm_map_nothing(sublet__mm_addr(mm, vpn), sublet__mm_bytes(mm, pages));
 }
 
@@ -249,23 +292,18 @@ static void mm_clear(void *ctx, uint32_t vpn, uint32_t pages)
 static void remap_undo(const struct sublet__linux_mm *mm, const struct sublet__segment *segs, uint32_t done,
 		       uint32_t flags)
 {
-	struct timespec pause = { 0, 1000000 };
-
 	for (uint32_t i = 0; i < done; i++) {
 		const struct sublet__segment *s = &segs[i];
 		uintptr_t addr = sublet__mm_addr(mm, s->vpn);
 		size_t bytes = sublet__mm_bytes(mm, s->pages);
-		int err = block_range(mm, addr, bytes);
-		for (int tries = 0; err && tries < SUBLET__MUST_TRIES; tries++) {
-			nanosleep(&pause, NULL);
+		int err, tries = 0;
+		do
 			err = block_range(mm, addr, bytes);
-		}
-		if (err) {
-			sublet__complain("cannot take back half a move; stopping before data is lost", err);
-			abort();
-		}
+		while (err && sublet__mm_must_wait(&tries));
+		if (err)
+			give_up("cannot take back half a move; stopping before data is lost", err);
 		sublet__copy(sublet__mm_frame(mm, s->src_pfn), sublet__mm_frame(mm, s->dst_pfn), bytes);
-		must_map(mm, s, s->src_pfn, flags);
+		sublet__mm_must_map(mm, s, s->src_pfn, flags, PROT_READ | PROT_WRITE);
 		/*
 		 * From here on the old frames hold the data and may be written. Blocked again because that
 		 * is what the caller believes; should it fail, an open range does no harm to one who backs out.
@@ -278,8 +316,10 @@ static int mm_remap(void *ctx, const struct sublet__segment *segs, uint32_t coun
 {
 	const struct sublet__linux_mm *mm = ctx;
 
+	if (mm->in_child)
+		return -EPERM;
 	for (uint32_t i = 0; i < count; i++) {
-		int err = sublet__mm_map_frames(mm, &segs[i], segs[i].dst_pfn, flags);
+		int err = sublet__mm_map_frames(mm, &segs[i], segs[i].dst_pfn, flags, PROT_READ | PROT_WRITE);
 		if (err) {
 			remap_undo(mm, segs, i, flags);
 			return err;
@@ -348,7 +388,8 @@ static int open_descriptors(struct sublet__linux_mm *mm, enum sublet_technique w
 
 	if (err)
 		return err == -ENOSYS ? -EOPNOTSUPP : err == -EACCES ? -EPERM : err;
-	mm->pagemap = sublet__linux_fd_high(open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC));
+	mm->pagemap = sublet__linux_fd_high(sublet__raw_open(AT_FDCWD, "/proc/self/pagemap", O_RDONLY));
+	mm->maps = sublet__linux_fd_high(sublet__raw_open(AT_FDCWD, "/proc/self/maps", O_RDONLY));
 	mm->technique = wanted == SUBLET_TECHNIQUE_AUTO ? choose(mm, features) : wanted;
 	needed = features_needed(mm);
 	if ((features & needed) != needed)
@@ -368,12 +409,14 @@ static int open_descriptors(struct sublet__linux_mm *mm, enum sublet_technique w
 static void close_descriptors(struct sublet__linux_mm *mm)
 {
 	if (mm->uffd_hold >= 0 && mm->uffd_hold != mm->uffd_move)
-		close(mm->uffd_hold);
+		sublet__raw_close(mm->uffd_hold);
 	if (mm->uffd_move >= 0)
-		close(mm->uffd_move);
+		sublet__raw_close(mm->uffd_move);
 	if (mm->pagemap >= 0)
-		close(mm->pagemap);
-	mm->uffd_hold = mm->uffd_move = mm->pagemap = -1;
+		sublet__raw_close(mm->pagemap);
+	if (mm->maps >= 0)
+		sublet__raw_close(mm->maps);
+	mm->uffd_hold = mm->uffd_move = mm->pagemap = mm->maps = -1;
 }
 
 int sublet__linux_mm_open(struct sublet__linux_mm *mm, const struct sublet__backing *b, enum sublet_technique technique,
@@ -382,7 +425,7 @@ int sublet__linux_mm_open(struct sublet__linux_mm *mm, const struct sublet__back
 	*mm = (struct sublet__linux_mm){ .bytes = window_bytes, .shift = b->frame_shift, .is_hugetlb = b->is_hugetlb,
 					 .is_huge = b->is_huge,
 					 .fd = b->fd, .fd_offset = b->fd_offset, .linear = b->linear,
-					 .uffd_move = -1, .uffd_hold = -1, .pagemap = -1 };
+					 .uffd_move = -1, .uffd_hold = -1, .pagemap = -1, .maps = -1 };
 	int err = open_descriptors(mm, technique);
 
 	if (!err) {
@@ -402,6 +445,8 @@ void sublet__linux_mm_close(struct sublet__linux_mm *mm)
 
 void sublet__linux_mm_fork_child(struct sublet__linux_mm *mm)
 {
+	mm->in_child = true;
+	mm->fd = -1;
 	close_descriptors(mm);
 }
 

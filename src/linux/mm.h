@@ -6,7 +6,7 @@
 #include "core/platform.h"
 #include "linux/backing.h"
 
-/* Constant from open to close, so that any thread may read it. */
+/* Constant from open to close (or to a fork, in the child), so that any thread may read it. */
 struct sublet__linux_mm {
 	uintptr_t base;   /* address of vpn 0 */
 	uint64_t bytes;   /* of the window */
@@ -20,6 +20,8 @@ struct sublet__linux_mm {
 	int uffd_move;    /* blocks a range that moves; asynchronous write-protection with PRECOPY */
 	int uffd_hold;    /* synchronous write-protection, for restore; the same as uffd_move unless PRECOPY */
 	int pagemap;      /* /proc/self/pagemap, -1 where it cannot be read */
+	int maps;         /* /proc/self/maps, likewise: a program may lock itself in (chroot), and fork */
+	bool in_child;    /* of a fork(): ordinary memory, and every operation is refused */
 };
 
 /*
@@ -30,7 +32,7 @@ int sublet__linux_mm_open(struct sublet__linux_mm *mm, const struct sublet__back
 			  enum sublet_technique technique, uint64_t window_bytes);
 /* Unmap the window and close everything. */
 void sublet__linux_mm_close(struct sublet__linux_mm *mm);
-/* In a child of fork(): close descriptors only. */
+/* In a child of fork(): close descriptors and forget their numbers; operations are -EPERM from here on. */
 void sublet__linux_mm_fork_child(struct sublet__linux_mm *mm);
 
 /* What the engine is told about it. */
@@ -44,6 +46,7 @@ extern const struct sublet__mm_ops sublet__linux_mm_ops;
 
 /* Where giving up would lose data: try this often, a millisecond apart, then say why and abort. */
 #define SUBLET__MUST_TRIES 1000
+#define SUBLET__MUST_PAUSE_NS 1000000
 
 static inline uintptr_t sublet__mm_addr(const struct sublet__linux_mm *mm, uint32_t vpn)
 {
@@ -60,11 +63,19 @@ static inline size_t sublet__mm_bytes(const struct sublet__linux_mm *mm, uint32_
 	return (size_t)pages << mm->shift;
 }
 
-/* One kernel mapping of frames from pfn on, shared or private, replacing what is there. -errno */
+/*
+ * One kernel mapping of frames from pfn on, shared or private, replacing what is there, which stays after an
+ * error. -errno
+ */
 int sublet__mm_map_frames(const struct sublet__linux_mm *mm, const struct sublet__segment *seg, uint32_t pfn,
-			  uint32_t flags);
+			  uint32_t flags, int prot);
+/* The same where giving up would lose data. */
+void sublet__mm_must_map(const struct sublet__linux_mm *mm, const struct sublet__segment *seg, uint32_t pfn,
+			 uint32_t flags, int prot);
 /* The addresses go back to being reserved and inaccessible. -errno */
 int sublet__mm_map_nothing(uintptr_t addr, size_t bytes);
+/* Try again in a moment, in a loop that gives up after SUBLET__MUST_TRIES. */
+bool sublet__mm_must_wait(int *tries);
 void sublet__mm_relock(uintptr_t addr, size_t bytes, uint32_t flags);
 /* First and last page of adjacent segments as one range. */
 uint32_t sublet__mm_pages(const struct sublet__segment *segs, uint32_t count);
@@ -72,6 +83,6 @@ uint32_t sublet__mm_pages(const struct sublet__segment *segs, uint32_t count);
 int sublet__mm_privatize(void *ctx, const struct sublet__segment *segs, uint32_t count, uint32_t flags);
 int sublet__mm_restore(void *ctx, const struct sublet__segment *segs, uint32_t count, uint32_t flags);
 /* Ordinary memory with a copy of the frames, in place of what is there, while writers are kept out. -errno */
-int sublet__mm_map_copy(const struct sublet__linux_mm *mm, const struct sublet__segment *seg, uint32_t pfn);
+int sublet__mm_map_copy(const struct sublet__linux_mm *mm, const struct sublet__segment *seg, uint32_t pfn, int prot);
 
 #endif

@@ -17,6 +17,7 @@
 #include "linux/copy.h"
 #include "linux/linux.h"
 #include "linux/proc.h"
+#include "linux/raw.h"
 
 #include <errno.h>
 #include <limits.h>
@@ -77,6 +78,33 @@ void sublet__unlock(sublet__a32 *lock)
 		sublet__futex_wake(lock, 1);
 }
 
+/* ---- signals ---- */
+
+static __thread struct {
+	uint64_t saved; /* the kernel's sigset_t */
+	uint32_t depth;
+} signals __attribute__((tls_model("initial-exec")));
+
+void sublet__signals_block(void)
+{
+	uint64_t all = ~(uint64_t)0;
+
+	/* Not libc's, which leaves its own two signals open; the handler of one runs on this thread too. */
+	if (!signals.depth)
+		syscall(SYS_rt_sigprocmask, SIG_SETMASK, &all, &signals.saved, sizeof all);
+	signals.depth++;
+}
+
+void sublet__signals_unblock(void)
+{
+	uint64_t saved = signals.saved;
+
+	if (signals.depth && --signals.depth == 0)
+		syscall(SYS_rt_sigprocmask, SIG_SETMASK, &saved, NULL, sizeof saved);
+}
+
+/* ---- operations ---- */
+
 static uint64_t op_now_ns(void *ctx)
 {
 	(void)ctx;
@@ -85,11 +113,8 @@ static uint64_t op_now_ns(void *ctx)
 
 static void op_sleep_ns(void *ctx, uint64_t ns)
 {
-	struct timespec t = to_timespec(ns);
-
 	(void)ctx;
-	while (nanosleep(&t, &t) && errno == EINTR)
-		;
+	sublet__raw_sleep_ns(ns);
 }
 
 static void op_park(void *ctx, const void *word, uint32_t expected, uint64_t timeout_ns)
@@ -139,6 +164,8 @@ static void op_copy(void *ctx, uint32_t dst_pfn, uint32_t src_pfn, uint32_t fram
 {
 	const struct sublet__linux_platform *p = ctx;
 
+	if (!p->linear)
+		return;
 	sublet__copy(p->linear + ((size_t)dst_pfn << p->frame_shift), p->linear + ((size_t)src_pfn << p->frame_shift),
 		     (size_t)frames << p->frame_shift);
 }
@@ -147,6 +174,8 @@ static void op_zero(void *ctx, uint32_t pfn, uint32_t frames)
 {
 	const struct sublet__linux_platform *p = ctx;
 
+	if (!p->linear)
+		return;
 	sublet__zero(p->linear + ((size_t)pfn << p->frame_shift), (size_t)frames << p->frame_shift);
 }
 
@@ -251,6 +280,12 @@ int sublet__linux_platform_start(struct sublet__linux_platform *p, uint8_t *line
 		p->workers = i + 1;
 	}
 	return 0;
+}
+
+void sublet__linux_platform_fork_child(struct sublet__linux_platform *p)
+{
+	p->workers = 1;
+	p->linear = NULL;
 }
 
 void sublet__linux_platform_stop(struct sublet__linux_platform *p)

@@ -19,7 +19,7 @@ struct sublet__worker {
 };
 
 struct sublet__linux_platform {
-	uint8_t *linear;
+	uint8_t *linear;  /* NULL in a child of fork(), which has none of it */
 	uint32_t frame_shift;
 	uint32_t workers; /* the caller included */
 	/*
@@ -42,6 +42,8 @@ extern const struct sublet__platform_ops sublet__linux_platform_ops;
 int sublet__linux_platform_start(struct sublet__linux_platform *p, uint8_t *linear, uint32_t frame_shift,
 				 uint32_t workers);
 void sublet__linux_platform_stop(struct sublet__linux_platform *p);
+/* In a child of fork(): there are no workers, and no frames. */
+void sublet__linux_platform_fork_child(struct sublet__linux_platform *p);
 
 /* ---- for this layer ---- */
 
@@ -51,5 +53,13 @@ void sublet__futex_wake(const void *word, uint32_t count);
 void sublet__lock(sublet__a32 *lock);
 void sublet__unlock(sublet__a32 *lock);
 uint64_t sublet__now_ns(void);
+
+/*
+ * Keep every signal from the calling thread until as many calls of unblock. Around what blocks lent memory on a
+ * thread of the program: a handler that touched that memory would sleep until the thread it runs on goes on.
+ * unblock without block does nothing.
+ */
+void sublet__signals_block(void);
+void sublet__signals_unblock(void);
 
 #endif

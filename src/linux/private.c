@@ -13,6 +13,9 @@
  * the doubt costs nothing. Whatever is still in doubt is copied: through its own address, which
  * gives the right bytes in either case.
  *
+ * A run with protections that the program changed (guard pages, code of a JIT) becomes private piece by
+ * piece, each with the protection it has, and without a look at the bytes.
+ *
  * hugetlb has no private mapping worth the name: a write needs another huge page, which nobody
  * promised, and without one the writer is killed by SIGBUS. So there a fork gets ordinary memory
  * with a copy of the bytes, made while writers wait, and the way back copies all of it. It costs as
@@ -20,15 +23,14 @@
  */
 #include "linux/copy.h"
 #include "linux/mm.h"
+#include "linux/platform.h"
 #include "linux/proc.h"
+#include "linux/raw.h"
 #include "linux/uapi.h"
 #include "linux/uffd.h"
 
-#include <errno.h>
 #include <stdlib.h>
 #include <sys/mman.h>
-#include <time.h>
-#include <unistd.h>
 
 #define SPARE_BYTES (64 * SUBLET_MIB)
 #define BASE_BYTES ((size_t)4096)
@@ -46,10 +48,18 @@ static int hold(const struct sublet__linux_mm *mm, uintptr_t addr, size_t bytes)
 	return err;
 }
 
-int sublet__mm_map_copy(const struct sublet__linux_mm *mm, const struct sublet__segment *seg, uint32_t pfn)
+/* Whether the addresses still are what they were: a failed mremap may have unmapped them. They are reserved again. */
+static bool still_mapped(uintptr_t addr, size_t bytes)
+{
+	return mmap((void *)addr, bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED_NOREPLACE,
+		    -1, 0) == MAP_FAILED && errno == EEXIST;
+}
+
+int sublet__mm_map_copy(const struct sublet__linux_mm *mm, const struct sublet__segment *seg, uint32_t pfn, int prot)
 {
 	uintptr_t addr = sublet__mm_addr(mm, seg->vpn);
 	size_t bytes = sublet__mm_bytes(mm, seg->pages);
+	bool gone = false;
 
 	/* Ordinary memory comes from the OOM killer's side of the house: look before. */
 	if (sublet__memory_available() < bytes + SPARE_BYTES)
@@ -57,70 +67,189 @@ int sublet__mm_map_copy(const struct sublet__linux_mm *mm, const struct sublet__
 	char *copy = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 	if (copy == MAP_FAILED)
 		return -ENOMEM;
-	if (madvise(copy, bytes, SUBLET__MADV_POPULATE_WRITE)) {
-		munmap(copy, bytes);
-		return -ENOMEM;
-	}
+	if (madvise(copy, bytes, SUBLET__MADV_POPULATE_WRITE))
+		goto no_memory;
 	sublet__copy(copy, sublet__mm_frame(mm, pfn), bytes);
-	if (mremap(copy, bytes, bytes, MREMAP_MAYMOVE | MREMAP_FIXED, (void *)addr) == MAP_FAILED) {
+	if (prot != (PROT_READ | PROT_WRITE) && mprotect(copy, bytes, prot))
+		goto no_memory;
+	for (int tries = 0; mremap(copy, bytes, bytes, MREMAP_MAYMOVE | MREMAP_FIXED, (void *)addr) == MAP_FAILED;) {
 		int err = -errno;
+		gone = gone || !still_mapped(addr, bytes);
+		if (gone && sublet__mm_must_wait(&tries))
+			continue;
+		if (gone) {
+			sublet__complain("the kernel took memory away and refuses to map it again", err);
+			abort();
+		}
 		munmap(copy, bytes);
 		return err;
 	}
 	return 0;
+
+no_memory:
+	munmap(copy, bytes);
+	return -ENOMEM;
 }
 
 /* ---- privatize ---- */
 
-static int privatize_one(const struct sublet__linux_mm *mm, const struct sublet__segment *seg, uint32_t flags)
+/* A part of a segment that is mapped in one way. */
+struct piece {
+	struct sublet__segment seg;
+	int prot;
+};
+
+static int privatize_one(const struct sublet__linux_mm *mm, const struct sublet__segment *seg, uint32_t flags, int prot)
 {
 	uintptr_t addr = sublet__mm_addr(mm, seg->vpn);
 	size_t bytes = sublet__mm_bytes(mm, seg->pages);
-	int err = 0;
+	int err;
 
-	if (mm->is_hugetlb)
-		err = hold(mm, addr, bytes);
-	if (!err)
-		err = sublet__mm_map_frames(mm, seg, seg->dst_pfn, flags | SUBLET__MAP_PRIVATE);
 	if (!mm->is_hugetlb)
-		return err;
-	if (err)
-		sublet__uffd_unregister(mm->uffd_hold, addr, bytes);
-	sublet__uffd_wake(mm->uffd_hold, addr, bytes);
+		return sublet__mm_map_frames(mm, seg, seg->dst_pfn, flags | SUBLET__MAP_PRIVATE, prot);
+	sublet__signals_block();
+	err = hold(mm, addr, bytes);
+	if (!err) {
+		err = sublet__mm_map_frames(mm, seg, seg->dst_pfn, flags | SUBLET__MAP_PRIVATE, prot);
+		if (err)
+			sublet__uffd_unregister(mm->uffd_hold, addr, bytes);
+		sublet__uffd_wake(mm->uffd_hold, addr, bytes);
+	}
+	sublet__signals_unblock();
 	return err;
 }
 
 static void must_privatize(const struct sublet__linux_mm *mm, const struct sublet__segment *seg, uint32_t flags)
 {
-	struct timespec pause = { 0, 1000000 };
-	int err = privatize_one(mm, seg, flags);
+	int err, tries = 0;
 
-	for (int tries = 0; err && tries < SUBLET__MUST_TRIES; tries++) {
-		nanosleep(&pause, NULL);
-		err = privatize_one(mm, seg, flags);
+	do {
+		err = privatize_one(mm, seg, flags, PROT_READ | PROT_WRITE);
+		if (!err)
+			return;
+	} while (sublet__mm_must_wait(&tries));
+	sublet__complain("cannot keep memory apart from a child; stopping before data is lost", err);
+	abort();
+}
+
+/* The part of a segment that lies in one kernel mapping. False: none. */
+static bool piece_of(const struct sublet__linux_mm *mm, const struct sublet__segment *seg,
+		     const struct sublet__map_line *map, struct piece *piece)
+{
+	uint64_t start = sublet__mm_addr(mm, seg->vpn), end = start + sublet__mm_bytes(mm, seg->pages);
+	uint64_t first = map->start > start ? map->start : start, last = map->end < end ? map->end : end;
+
+	if (first >= last)
+		return false;
+	uint32_t skip = (uint32_t)((first - start) >> mm->shift);
+	piece->seg = (struct sublet__segment){ seg->vpn + skip, (uint32_t)((last - first) >> mm->shift), seg->src_pfn,
+					       seg->dst_pfn + skip };
+	piece->prot = map->prot;
+	return true;
+}
+
+/* In memory of its own: the program may fork on a small stack. */
+struct pieces {
+	uint32_t count;
+	struct piece piece[SUBLET__RUN_PAGES_MAX];
+	struct sublet__lines lines;
+};
+
+/*
+ * Cut segments into pieces of one protection each, as /proc/self/maps has them; -errno where it does not tell.
+ * What is not shared is left out: the program mapped something of its own there.
+ */
+static int pieces_read(const struct sublet__linux_mm *mm, const struct sublet__segment *segs, uint32_t count,
+		       struct pieces *p)
+{
+	uintptr_t end = sublet__mm_addr(mm, segs[0].vpn) + sublet__mm_bytes(mm, sublet__mm_pages(segs, count));
+	int fd = mm->maps < 0 ? sublet__raw_open(AT_FDCWD, "/proc/self/maps", O_RDONLY) : mm->maps;
+	struct sublet__map_line map = { .start = 0 };
+	const char *line;
+	uint32_t s = 0;
+
+	sublet__lines_start(&p->lines, fd);
+	while (s < count && map.start < end && (line = sublet__lines_next(&p->lines))) {
+		if (!sublet__map_line_parse(line, &map))
+			break;
+		/* Segments are adjacent, so both lists are walked once. */
+		for (; s < count; s++) {
+			if (p->count < SUBLET__RUN_PAGES_MAX && !map.is_private &&
+			    piece_of(mm, &segs[s], &map, &p->piece[p->count]))
+				p->count++;
+			if (map.end < sublet__mm_addr(mm, segs[s].vpn) + sublet__mm_bytes(mm, segs[s].pages))
+				break;
+		}
 	}
+	if (mm->maps < 0 && fd >= 0)
+		sublet__raw_close(fd);
+	return s == count || map.start >= end ? 0 : -ENOMEM;
+}
+
+/* Back from half a privatize. Memory that could be written goes the long way, which needs no new mapping. */
+static void must_share(struct sublet__linux_mm *mm, const struct piece *piece, uint32_t flags)
+{
+	uintptr_t addr = sublet__mm_addr(mm, piece->seg.vpn);
+	size_t bytes = sublet__mm_bytes(mm, piece->seg.pages);
+
+	if (!(piece->prot & PROT_WRITE)) {
+		sublet__mm_must_map(mm, &piece->seg, piece->seg.dst_pfn, flags & ~(uint32_t)SUBLET__MAP_PRIVATE,
+				    piece->prot);
+		return;
+	}
+	int err = sublet__mm_restore(mm, &piece->seg, 1, flags);
+	if (!err && piece->prot != (PROT_READ | PROT_WRITE) && mprotect((void *)addr, bytes, piece->prot))
+		err = -errno;
 	if (err) {
-		sublet__complain("cannot keep memory apart from a child; stopping before data is lost", err);
+		sublet__complain("cannot undo half a fork; stopping before data is lost", err);
 		abort();
 	}
 }
 
+static int privatize_protected(struct sublet__linux_mm *mm, const struct sublet__segment *segs, uint32_t count,
+			       uint32_t flags)
+{
+	struct pieces *p = mmap(NULL, sizeof *p, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	uint32_t done = 0;
+
+	if (p == MAP_FAILED)
+		return -ENOMEM;
+	int err = pieces_read(mm, segs, count, p);
+	while (!err && done < p->count) {
+		err = privatize_one(mm, &p->piece[done].seg, flags, p->piece[done].prot);
+		done += !err;
+	}
+	while (err && done-- > 0)
+		must_share(mm, &p->piece[done], flags);
+	munmap(p, sizeof *p);
+	return err;
+}
+
+static int privatize_plain(struct sublet__linux_mm *mm, const struct sublet__segment *segs, uint32_t count,
+			   uint32_t flags)
+{
+	uint32_t done = 0;
+	int err = 0;
+
+	while (!err && done < count) {
+		err = privatize_one(mm, &segs[done], flags, PROT_READ | PROT_WRITE);
+		done += !err;
+	}
+	while (err && done-- > 0)
+		must_share(mm, &(struct piece){ segs[done], PROT_READ | PROT_WRITE }, flags);
+	return err;
+}
+
 int sublet__mm_privatize(void *ctx, const struct sublet__segment *segs, uint32_t count, uint32_t flags)
 {
-	const struct sublet__linux_mm *mm = ctx;
+	struct sublet__linux_mm *mm = ctx;
 
-	for (uint32_t i = 0; i < count; i++) {
-		int err = privatize_one(mm, &segs[i], flags);
-		if (!err)
-			continue;
-		/* Those done may have been written since: they go back the long way, which needs no new mapping. */
-		for (uint32_t k = 0; k < i; k++)
-			if (sublet__mm_restore(ctx, &segs[k], 1, flags)) {
-				sublet__complain("cannot undo half a fork; stopping before data is lost", err);
-				abort();
-			}
+	if (mm->in_child)
+		return -EPERM;
+	int err = flags & SUBLET__MAP_PROTECTED ? privatize_protected(mm, segs, count, flags)
+						: privatize_plain(mm, segs, count, flags);
+	if (err)
 		return -ENOMEM;
-	}
 	sublet__mm_relock(sublet__mm_addr(mm, segs[0].vpn), sublet__mm_bytes(mm, sublet__mm_pages(segs, count)), flags);
 	return 0;
 }
@@ -169,7 +298,7 @@ static int copy_by_pagemap(const struct sublet__linux_mm *mm, const struct suble
 	uintptr_t addr = sublet__mm_addr(mm, seg->vpn);
 	size_t bytes = seg->pages * sizeof *entries;
 
-	if (pread(mm->pagemap, entries, bytes, (off_t)(addr / BASE_BYTES * sizeof *entries)) != (ssize_t)bytes)
+	if (sublet__raw_pread(mm->pagemap, entries, bytes, addr / BASE_BYTES * sizeof *entries) != (long)bytes)
 		return -EIO;
 	for (uint32_t i = 0; i < seg->pages; i++) {
 		bool here = entries[i] & (SUBLET__PM_PRESENT | SUBLET__PM_SWAP);
@@ -199,16 +328,21 @@ int sublet__mm_restore(void *ctx, const struct sublet__segment *segs, uint32_t c
 	uint32_t done;
 	int err;
 
+	if (mm->in_child)
+		return -EPERM;
 	flags &= ~(uint32_t)SUBLET__MAP_PRIVATE;
+	sublet__signals_block();
 	/* Holes of ordinary memory cannot be protected before 6.4, so there are none. */
 	(void)madvise((void *)addr, bytes, SUBLET__MADV_POPULATE_READ);
 	err = hold(mm, addr, bytes);
-	if (err)
+	if (err) {
+		sublet__signals_unblock();
 		return -ENOMEM;
+	}
 	for (uint32_t i = 0; i < count; i++)
 		copy_written(mm, &segs[i]);
 	for (done = 0; done < count && !err; done += !err)
-		err = sublet__mm_map_frames(mm, &segs[done], segs[done].dst_pfn, flags);
+		err = sublet__mm_map_frames(mm, &segs[done], segs[done].dst_pfn, flags, PROT_READ | PROT_WRITE);
 	if (err) {
 		/* The frames hold everything by now, so a fresh private mapping loses nothing. */
 		for (uint32_t i = 0; i < done; i++)
@@ -216,6 +350,7 @@ int sublet__mm_restore(void *ctx, const struct sublet__segment *segs, uint32_t c
 		sublet__uffd_unregister(mm->uffd_hold, addr, bytes);
 	}
 	sublet__uffd_wake(mm->uffd_hold, addr, bytes);
+	sublet__signals_unblock();
 	sublet__mm_relock(addr, bytes, flags);
 	return err ? -ENOMEM : 0;
 }

@@ -2,7 +2,7 @@
 /*
  * linux/proc.c: small facts from /proc, /sys and the cgroup tree.
  *
- * Everything here works on the caller's stack with open, read and close: these functions run inside
+ * Everything here works on the caller's stack with bare system calls: these functions run inside
  * programs whose heap is the memory that is being lent, in atfork handlers and on threads that must
  * not wait for lent memory, so neither stdio nor malloc is at hand.
  *
@@ -15,11 +15,11 @@
 #include "linux/proc.h"
 
 #include "linux/linux.h"
+#include "linux/raw.h"
 
-#include <errno.h>
-#include <fcntl.h>
 #include <sched.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/resource.h>
 #include <unistd.h>
 
@@ -52,27 +52,30 @@ void sublet__text_add_number(struct sublet__text *text, uint64_t value)
 	sublet__text_add(text, digits + i);
 }
 
-int sublet__proc_read(const char *path, char *data, size_t size)
+int sublet__proc_read_at(int dir, const char *path, char *data, size_t size)
 {
 	size_t have = 0;
-	int fd = open(path, O_RDONLY | O_CLOEXEC);
-	int err = 0;
+	int fd = sublet__raw_open(dir, path, O_RDONLY);
+	long n = 1;
 
 	if (fd < 0)
-		return -errno;
-	while (have + 1 < size) {
-		ssize_t n = read(fd, data + have, size - 1 - have);
-		if (n < 0 && errno == EINTR)
+		return fd;
+	while (have + 1 < size && n) {
+		n = sublet__raw_read(fd, data + have, size - 1 - have);
+		if (n == -EINTR)
 			continue;
 		if (n < 0)
-			err = -errno;
-		if (n <= 0)
 			break;
 		have += (size_t)n;
 	}
 	data[have] = 0;
-	close(fd);
-	return err ? err : (int)have;
+	sublet__raw_close(fd);
+	return n < 0 ? (int)n : (int)have;
+}
+
+int sublet__proc_read(const char *path, char *data, size_t size)
+{
+	return sublet__proc_read_at(AT_FDCWD, path, data, size);
 }
 
 static const char *find_line(const char *text, const char *key)
@@ -118,12 +121,21 @@ uint64_t sublet__proc_file_number(const char *path, uint64_t otherwise)
 	return value;
 }
 
-int sublet__lines_open(struct sublet__lines *lines, const char *path)
+void sublet__lines_start(struct sublet__lines *lines, int fd)
 {
-	lines->fd = open(path, O_RDONLY | O_CLOEXEC);
+	lines->fd = fd;
+	lines->error = 0;
+	lines->offset = 0;
 	lines->at = 0;
 	lines->have = 0;
-	return lines->fd < 0 ? -errno : 0;
+}
+
+int sublet__lines_open(struct sublet__lines *lines, int dir, const char *path)
+{
+	int fd = sublet__raw_open(dir, path, O_RDONLY);
+
+	sublet__lines_start(lines, fd);
+	return fd < 0 ? fd : 0;
 }
 
 const char *sublet__lines_next(struct sublet__lines *lines)
@@ -132,13 +144,15 @@ const char *sublet__lines_next(struct sublet__lines *lines)
 
 	for (;;) {
 		if (lines->at == lines->have) {
-			ssize_t n = read(lines->fd, lines->data, sizeof lines->data);
-			if (n < 0 && errno == EINTR)
+			long n = sublet__raw_pread(lines->fd, lines->data, sizeof lines->data, lines->offset);
+			if (n == -EINTR)
 				continue;
+			lines->error = n < 0 ? (int)n : 0;
 			if (n <= 0)
 				break;
 			lines->at = 0;
 			lines->have = (size_t)n;
+			lines->offset += (size_t)n;
 		}
 		char c = lines->data[lines->at++];
 		if (c == '\n') {
@@ -154,7 +168,48 @@ const char *sublet__lines_next(struct sublet__lines *lines)
 
 void sublet__lines_close(struct sublet__lines *lines)
 {
-	close(lines->fd);
+	sublet__raw_close(lines->fd);
+}
+
+/* ---- /proc/<pid>/maps ---- */
+
+uint64_t sublet__parse(const char **text, unsigned int base)
+{
+	uint64_t v = 0;
+
+	for (;; (*text)++) {
+		char c = **text;
+		unsigned int digit = c >= '0' && c <= '9' ? (unsigned int)(c - '0')
+			: c >= 'a' && c <= 'f' ? (unsigned int)(c - 'a') + 10 : 99;
+		if (digit >= base)
+			return v;
+		v = v * base + digit;
+	}
+}
+
+bool sublet__map_line_parse(const char *line, struct sublet__map_line *map)
+{
+	map->start = sublet__parse(&line, 16);
+	if (*line++ != '-')
+		return false;
+	map->end = sublet__parse(&line, 16);
+	if (*line++ != ' ' || strlen(line) < 5)
+		return false;
+	map->prot = (line[0] == 'r' ? PROT_READ : 0) | (line[1] == 'w' ? PROT_WRITE : 0) |
+		    (line[2] == 'x' ? PROT_EXEC : 0);
+	map->is_private = line[3] == 'p';
+	line += 5;
+	map->offset = sublet__parse(&line, 16);
+	if (*line++ != ' ')
+		return false;
+	map->major = sublet__parse(&line, 16);
+	if (*line++ != ':')
+		return false;
+	map->minor = sublet__parse(&line, 16);
+	if (*line++ != ' ')
+		return false;
+	map->ino = sublet__parse(&line, 10);
+	return true;
 }
 
 /* ---- memory ---- */
@@ -306,8 +361,7 @@ void sublet__complain(const char *what, int error)
 		sublet__text_add_number(&text, (uint64_t)(error < 0 ? -error : error));
 	}
 	sublet__text_add(&text, "\n");
-	ssize_t n = write(STDERR_FILENO, text.data, text.bytes);
-	(void)n;
+	(void)sublet__raw_write(STDERR_FILENO, text.data, text.bytes);
 }
 
 int sublet__linux_fd_high(int fd)
@@ -320,6 +374,6 @@ int sublet__linux_fd_high(int fd)
 	int high = fd < least ? fcntl(fd, F_DUPFD_CLOEXEC, least) : -1;
 	if (high < 0)
 		return fd;
-	close(fd);
+	sublet__raw_close(fd);
 	return high;
 }

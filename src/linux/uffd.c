@@ -14,11 +14,7 @@
 #include "linux/uffd.h"
 
 #include "linux/linux.h"
-
-#include <errno.h>
-#include <fcntl.h>
-#include <sys/syscall.h>
-#include <unistd.h>
+#include "linux/raw.h"
 
 static int open_bare(bool *via_device)
 {
@@ -28,12 +24,12 @@ static int open_bare(bool *via_device)
 	*via_device = false;
 	if (uffd >= 0)
 		return (int)uffd;
-	int device = open("/dev/userfaultfd", O_RDWR | O_CLOEXEC);
+	int device = sublet__raw_open(AT_FDCWD, "/dev/userfaultfd", O_RDWR);
 	if (device < 0)
 		return err;
 	uffd = ioctl(device, SUBLET__UFFD_IOC_NEW, O_CLOEXEC | O_NONBLOCK);
 	err = -errno;
-	close(device);
+	sublet__raw_close(device);
 	*via_device = uffd >= 0;
 	return uffd >= 0 ? (int)uffd : err;
 }
@@ -51,7 +47,7 @@ int sublet__uffd_probe(uint64_t *features, bool *via_device)
 		err = -errno;
 	else
 		*features = api.features;
-	close(uffd);
+	sublet__raw_close(uffd);
 	return err;
 }
 
@@ -65,7 +61,7 @@ int sublet__uffd_open(uint64_t features)
 		return uffd;
 	if (ioctl(uffd, UFFDIO_API, &api)) {
 		int err = errno == EINVAL ? -EOPNOTSUPP : -errno;
-		close(uffd);
+		sublet__raw_close(uffd);
 		return err;
 	}
 	return sublet__linux_fd_high(uffd);

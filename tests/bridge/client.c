@@ -18,6 +18,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/resource.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
 #include <time.h>
@@ -33,21 +34,41 @@
 		}                                                                                          \
 	} while (0)
 
-/* The letter that /proc/self/maps has for a mapping: 's'hared or 'p'rivate; 0: no mapping. */
-static char sharing(const void *addr)
+/* What /proc/self/maps says of an address. */
+struct mapping {
+	char flags[8];        /* "rw-s"; "": no mapping */
+	unsigned long offset; /* of the address in the file, which is its frame where it is lent */
+};
+
+static struct mapping mapping_of(const void *addr)
 {
 	FILE *file = fopen("/proc/self/maps", "re");
-	char line[512], letter = 0;
+	struct mapping found = { .flags = "" }, m;
 	unsigned long start, end;
-	char flags[8];
+	char line[512];
 
 	CHECK(file != NULL);
-	while (letter == 0 && fgets(line, sizeof(line), file) != NULL)
-		if (sscanf(line, "%lx-%lx %7s", &start, &end, flags) == 3 && (uintptr_t)addr >= start &&
-		    (uintptr_t)addr < end)
-			letter = flags[3];
+	while (found.flags[0] == 0 && fgets(line, sizeof(line), file) != NULL)
+		if (sscanf(line, "%lx-%lx %7s %lx", &start, &end, m.flags, &m.offset) == 4 &&
+		    (uintptr_t)addr >= start && (uintptr_t)addr < end) {
+			found = m;
+			found.offset += (uintptr_t)addr - start;
+		}
 	(void)fclose(file);
-	return letter;
+	return found;
+}
+
+/* 's'hared or 'p'rivate; 0: no mapping. */
+static char sharing(const void *addr)
+{
+	return mapping_of(addr).flags[3];
+}
+
+static void sleep_ms(long ms)
+{
+	struct timespec time = { .tv_sec = ms / 1000, .tv_nsec = ms % 1000 * 1000000 };
+
+	(void)nanosleep(&time, NULL);
 }
 
 static bool is_all(const char *memory, size_t bytes, char value)
@@ -107,6 +128,106 @@ static int check_memory(void)
 	own = mremap(own, MIB, 2 * MIB, MREMAP_MAYMOVE);
 	CHECK(own != MAP_FAILED && munmap(own, 2 * MIB) == 0);
 	free(m);
+	return 0;
+}
+
+/* What madvise does to the bytes needs no descriptor, which a program may have none left of. */
+static int check_no_descriptors(void)
+{
+	struct rlimit none = { 0 };
+	char *m = filled(MIB, 7);
+
+	CHECK(setrlimit(RLIMIT_NOFILE, &none) == 0);
+	CHECK(madvise(m + 4096, MIB - 8192, MADV_DONTNEED) == 0);
+	CHECK(m[4095] == 7 && m[MIB - 4096] == 7 && is_all(m + 4096, MIB - 8192, 0));
+	return 0;
+}
+
+/* ---- what must not move, and keeps its protection (under --chaos, where all the rest moves) ---- */
+
+#define MOVE_MS 500
+
+/* Wait until `other` has moved, and a little longer; `stays` must not have. */
+static void check_stays(const char *stays, const char *other)
+{
+	struct mapping before = mapping_of(stays), now;
+	unsigned long other_offset = mapping_of(other).offset;
+	bool moved = false;
+
+	for (int i = 0; i < 400 && (!moved || i < MOVE_MS / 25); i++) {
+		sleep_ms(25);
+		moved = moved || mapping_of(other).offset != other_offset;
+	}
+	CHECK(moved);
+	now = mapping_of(stays);
+	CHECK(now.offset == before.offset && strcmp(now.flags, before.flags) == 0);
+}
+
+static void check_moves(const char *memory)
+{
+	unsigned long offset = mapping_of(memory).offset;
+	int i = 0;
+
+	while (i++ < 400 && mapping_of(memory).offset == offset)
+		sleep_ms(25);
+	CHECK(mapping_of(memory).offset != offset);
+}
+
+static int check_protection(void)
+{
+	char *m = filled(16 * MIB, 1);
+
+	/* A page's protection is its own: a neighbour's has no say. */
+	CHECK(mprotect(m, 4096, PROT_NONE) == 0);
+	CHECK(mprotect(m + 8192, 4096, PROT_READ) == 0);
+	CHECK(mprotect(m + 8192, 4096, PROT_READ | PROT_WRITE) == 0);
+	CHECK(strcmp(mapping_of(m).flags, "---s") == 0);
+	check_stays(m, m + 8 * MIB);
+	CHECK(mprotect(m, 4096, PROT_READ | PROT_WRITE) == 0 && is_all(m, 16 * MIB, 1));
+	check_moves(m);
+
+	/* What is to stay stays, however often it is protected and not. */
+	CHECK(madvise(m + 4 * MIB, 4096, MADV_DONTDUMP) == 0);
+	CHECK(mprotect(m, 16 * MIB, PROT_READ) == 0);
+	CHECK(mprotect(m, 16 * MIB, PROT_READ | PROT_WRITE) == 0);
+	check_stays(m + 4 * MIB, m + 8 * MIB);
+	check_moves(m);
+	CHECK(is_all(m, 16 * MIB, 1));
+	return 0;
+}
+
+static int check_protection_fork(void)
+{
+	char *m = filled(16 * MIB, 1), *code = m + 2 * MIB, *guard = m + 8 * MIB;
+	int until[2], status;
+	pid_t child;
+
+	CHECK(mprotect(code, 4096, PROT_READ | PROT_EXEC) == 0);
+	CHECK(pipe2(until, O_CLOEXEC) == 0);
+	child = fork();
+	CHECK(child >= 0);
+	if (child == 0) {
+		(void)close(until[1]);
+		_exit(read(until[0], &status, 1) != 0 || !is_all(m, 16 * MIB, 1));
+	}
+	CHECK(strncmp(mapping_of(code).flags, "r-x", 3) == 0);
+	CHECK(mprotect(guard, 4096, PROT_NONE) == 0);
+	memset(m, 2, MIB);
+	CHECK(close(until[0]) == 0 && close(until[1]) == 0);
+	CHECK(waitpid(child, &status, 0) == child && status == 0);
+
+	/* The rest is shared again; what is protected only when it no longer is. */
+	for (int i = 0; i < 400 && sharing(m) != 's'; i++)
+		sleep_ms(25);
+	CHECK(sharing(m) == 's');
+	CHECK(strncmp(mapping_of(code).flags, "r-x", 3) == 0 &&
+	      strncmp(mapping_of(guard).flags, "---", 3) == 0);
+	CHECK(mprotect(guard, 4096, PROT_READ | PROT_WRITE) == 0);
+	CHECK(mprotect(code, 4096, PROT_READ | PROT_WRITE) == 0);
+	for (int i = 0; i < 400 && (sharing(guard) != 's' || sharing(code) != 's'); i++)
+		sleep_ms(25);
+	CHECK(sharing(guard) == 's' && sharing(code) == 's');
+	CHECK(is_all(m, MIB, 2) && is_all(m + MIB, 15 * MIB, 1));
 	return 0;
 }
 
@@ -261,6 +382,66 @@ static int check_sync(void)
 	return 0;
 }
 
+#define ROBUST       64
+#define ROBUST_BYTES 65536
+
+static void *lock_and_die(void *mutex)
+{
+	(void)pthread_mutex_lock(mutex);
+	return NULL;
+}
+
+/* Owners die with a mutex locked, again and again, and the kernel says so to the next. */
+static int check_robust(void)
+{
+	char *m = filled((size_t)ROBUST * ROBUST_BYTES, 0);
+	struct timespec until;
+	pthread_mutexattr_t robust;
+	pthread_t thread;
+
+	(void)pthread_mutexattr_init(&robust);
+	CHECK(pthread_mutexattr_setrobust(&robust, PTHREAD_MUTEX_ROBUST) == 0);
+	for (int i = 0; i < ROBUST; i++)
+		CHECK(pthread_mutex_init((pthread_mutex_t *)(m + (size_t)i * ROBUST_BYTES), &robust) == 0);
+	for (int n = 0; n < 200 * ROBUST; n++) {
+		pthread_mutex_t *mutex = (pthread_mutex_t *)(m + (size_t)(n % ROBUST) * ROBUST_BYTES);
+
+		CHECK(pthread_create(&thread, NULL, lock_and_die, mutex) == 0);
+		CHECK(pthread_join(thread, NULL) == 0);
+		(void)clock_gettime(CLOCK_REALTIME, &until);
+		until.tv_sec += 10;
+		CHECK(pthread_mutex_timedlock(mutex, &until) == EOWNERDEAD);
+		CHECK(pthread_mutex_consistent(mutex) == 0 && pthread_mutex_unlock(mutex) == 0);
+	}
+	return 0;
+}
+
+/* ---- threads with the smallest stack there may be ---- */
+
+static void *use_malloc(void *arg)
+{
+	for (int round = 0; round < 20; round++)
+		for (size_t bytes = 64 * 1024; bytes <= 4 * MIB; bytes *= 2)
+			fill_and_free(bytes);
+	return arg;
+}
+
+static int check_small_stacks(void)
+{
+	pthread_t thread[4];
+	pthread_attr_t attr;
+
+	(void)pthread_attr_init(&attr);
+	CHECK(pthread_attr_setstacksize(&attr, 16384) == 0);
+	for (int round = 0; round < 4; round++) {
+		for (int i = 0; i < 4; i++)
+			CHECK(pthread_create(&thread[i], &attr, use_malloc, NULL) == 0);
+		for (int i = 0; i < 4; i++)
+			CHECK(pthread_join(thread[i], NULL) == 0);
+	}
+	return 0;
+}
+
 /* ---- descriptors: a daemon that closes all of them, a shell that wants number 3 ---- */
 
 static int check_descriptors(void)
@@ -344,6 +525,11 @@ int main(int argc, char **argv)
 		{ "sync", check_sync },
 		{ "signals", check_signals },
 		{ "descriptors", check_descriptors },
+		{ "no-descriptors", check_no_descriptors },
+		{ "protection", check_protection },
+		{ "protection-fork", check_protection_fork },
+		{ "robust", check_robust },
+		{ "small-stacks", check_small_stacks },
 	};
 
 	fill_and_free(4 * MIB); /* lest the bridge complain that nothing was lent */
@@ -352,8 +538,6 @@ int main(int argc, char **argv)
 	for (size_t i = 0; argc == 2 && i < sizeof(checks) / sizeof(checks[0]); i++)
 		if (strcmp(argv[1], checks[i].name) == 0)
 			return checks[i].check();
-	(void)fputs(
-		"usage: client memory|sizes|created-arena|fork|clone|sync|signals|descriptors|hold BYTES\n",
-		stderr);
+	(void)fputs("usage: client CHECK | hold BYTES\n", stderr);
 	return 2;
 }

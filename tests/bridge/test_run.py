@@ -106,10 +106,19 @@ class Run(unittest.TestCase):
     # ---- from the inside ----
 
     def test_inside(self):
-        for what in ("memory", "sizes", "created-arena", "fork", "clone", "sync", "descriptors"):
+        for what in ("memory", "sizes", "created-arena", "fork", "clone", "sync", "descriptors", "no-descriptors", "robust",
+                     "small-stacks", "protection-fork"):
             for chaos in ((), ("--chaos", "1ms")):
                 with self.subTest(what, chaos=chaos):
                     self.assert_runs(self.run_program(CLIENT, what, options=("--area", "128M", *chaos)))
+
+    def test_what_must_not_move(self):
+        """While all the rest does: protected pages, and those that mprotect cannot set free again."""
+        self.assert_runs(self.run_program(CLIENT, "protection", options=("--area", "128M", "--chaos", "1ms")))
+
+    def test_small_stacks_and_nothing_to_spare(self):
+        """The area is full: what malloc asks for comes in small pieces, or from elsewhere."""
+        self.assert_runs(self.run_program(CLIENT, "small-stacks", options=("--area", "4M", "--normal", "4M")))
 
     def test_each_technique_and_backing(self):
         for option in (("--technique", "zap"), ("--technique", "writeprotect"), ("--technique", "precopy"),
@@ -148,6 +157,17 @@ class Run(unittest.TestCase):
         process.stdin.close()
         self.assertEqual(process.wait(), 0)
         self.assertEqual(self.sockets(), [])
+
+    def test_a_small_heap_is_lent_too(self):
+        """What malloc mapped before the bridge came, and nobody uses, is not held against it."""
+        process = self.start(*SMALL, "-n", "small", "--", CLIENT, "hold", str(4 * MIB))
+        self.assertEqual(process.stdout.readline(), "full\n")
+        stat = self.stat("small")
+        self.assertGreater(stat["plain_bytes"], 0)
+        self.assertLess(stat["plain_bytes"], MIB)
+        self.assertGreaterEqual(stat["lent_ratio"], 0.9)
+        process.communicate("\n\n")
+        self.assertEqual(process.returncode, 0)
 
     def test_a_heap_larger_than_the_arena(self):
         process = self.start(*SMALL, "--normal", "64M", "-n", "large", "--", CLIENT, "hold", str(256 * MIB))
@@ -242,6 +262,19 @@ class Run(unittest.TestCase):
         self.assert_not_started(125, "--area", "1T", "--backing", "hugetlb", words=("huge pages", "doctor"))
         self.assert_not_started(125, *SMALL, SUBLET_BRIDGE="/nonexistent", words=("libsublet-bridge.so",))
         self.assert_not_started(125, *SMALL, SUBLET_JEMALLOC="/nonexistent", words=("jemalloc",))
+
+    def test_a_limit_of_file_sizes(self):
+        """It holds for shared memory too: said beforehand, and by the bridge where only that can."""
+        for blocks, options in ((102400, ("--area", "128M")), (102400, ("--area", "64M", "--normal", "64M")), (1, ())):
+            script = f'ulimit -f {blocks}; exec "$0" "$@"'
+            result = subprocess.run(["bash", "-c", script, SUBLET, "run", *options, "--", CLIENT, "memory"], env=self.env,
+                                    capture_output=True, text=True, timeout=60, check=False)
+            self.assertEqual(result.returncode, 125, result.stderr)
+            self.assertIn("100 MiB" if blocks > 1 else "have 1 KiB", result.stderr)
+            self.assertIn("ulimit -f unlimited", result.stderr)
+        result = self.run_program("bash", "-c", f"ulimit -f 1000; exec {CLIENT} memory")
+        self.assertEqual(result.returncode, 125, result.stderr)
+        self.assert_one_line(result, "cannot create an area", "ulimit -f unlimited")
 
     def test_usage(self):
         self.assert_not_started(2, "--allow", "direct,nonsense", words=('"nonsense"', "--help"))

@@ -29,6 +29,11 @@ echo "$expected" "${words[1010]}"
 exit 42
 """
 
+# Hardly any heap, and nothing but children: short-lived pipes and descriptors all the time.
+PIPES = """
+for r in {1..30}; do sort <(printf "%s\\n" a b c) | sha1sum; { echo $r | cat | cat & } ; wait; done
+"""
+
 # Children check what they inherited while the parent goes on writing, and the other way round.
 PYTHON = """
 import multiprocessing, os, signal, sys, zlib
@@ -81,11 +86,24 @@ os.kill(os.getpid(), signal.SIGTERM)
 
 class Forks(lent.Case):
     def test_bash(self):
-        (code, out, err), stat = self.assert_same(lent.program("bash"), "-c", BASH, pause=0.25)
+        (code, out, err), stat = self.assert_same(lent.program("bash"), "-c", BASH)
         self.assertEqual((code, err), (42, b""), out[-500:])
         self.assertEqual(len(out.splitlines()), 51)
         self.assert_lent(stat)
         self.assertGreater(stat["forks"], 10)
+
+    def test_bash_that_is_looked_at(self):
+        """Whoever connects to the control socket leaves the program's descriptors alone."""
+        plain = self.run_plain(lent.program("bash"), "-c", PIPES)
+        self.assertEqual((plain[0], plain[2], len(plain[1].splitlines())), (0, b"", 60))
+        for _ in range(3):
+            self.popen(["bash", "-c", f"while :; do {lent.SUBLET} list; done"], stdout=subprocess.DEVNULL,
+                       stderr=subprocess.DEVNULL)
+        for attempt in range(8):
+            process = self.popen([lent.SUBLET, "run", "--area", "64M", "--", lent.program("bash"), "-c", PIPES],
+                                 stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+            out, err = process.communicate(timeout=lent.TIMEOUT_S)
+            self.assertEqual((process.returncode, out, err), plain, attempt)
 
     def test_python(self):
         (code, out, err), stat = self.assert_same(sys.executable, "-c", PYTHON, env={"PYTHONMALLOC": "malloc"})

@@ -13,18 +13,22 @@
 #include "core/arena.h"
 #include "linux/linux.h"
 
+#include <sublet/claim.h>
 #include <sublet/map.h>
+#include <sublet/pin.h>
 #include <sublet/stats.h>
 
 #include <errno.h>
 #include <fcntl.h>
 #include <pthread.h>
+#include <signal.h>
 #include <spawn.h>
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/resource.h>
+#include <sys/time.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -253,6 +257,17 @@ static void refused(void)
 	assert_true(shared_again());
 }
 
+/* A device writes into lent memory for longer than anybody waits: no fork, and nothing is left private. */
+static void busy_device(void)
+{
+	struct sublet_pin pin;
+
+	assert_int_equal(sublet_pin(sublet_arena_mm(arena), heap, 4096, SUBLET_PIN_WRITE, &pin), 0);
+	assert_int_equal(sublet__linux_fork_prepare(), -EAGAIN);
+	assert_int_equal(sublet_unpin(&pin), 0);
+	assert_true(shared_again());
+}
+
 static void test_forks(void **state)
 {
 	static const enum sublet_backing kinds[] = { SUBLET_BACKING_MEMFD, SUBLET_BACKING_THP,
@@ -268,8 +283,204 @@ static void test_forks(void **state)
 		many_forkers();
 		cancelled();
 		refused();
+		busy_device();
 		heap_close();
 	}
+}
+
+/* ---- cancellation ---- */
+
+static void *cancelled_forker_main(void *arg)
+{
+	pid_t *pid = arg;
+
+	pthread_cancel(pthread_self());
+	*pid = fork();
+	if (!*pid)
+		_exit(0);
+	pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, NULL);
+	return NULL;
+}
+
+static void *cancelled_claimer_main(void *arg)
+{
+	const struct sublet_claim_options o = { SUBLET_OPTIONS(sublet_claim_options),
+						.deadline_ns = 200 * SUBLET_MS };
+	struct sublet_claim claim;
+
+	pthread_cancel(pthread_self());
+	*(int *)arg = sublet_claim(arena, AREA_BYTES, &o, &claim);
+	pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, NULL);
+	return NULL;
+}
+
+static void *cancelled_creator_main(void *arg)
+{
+	struct sublet_arena_options o = options_of(SUBLET_BACKING_AUTO);
+	struct sublet_arena *other;
+
+	pthread_cancel(pthread_self());
+	*(int *)arg = sublet_arena_create(&o, &other);
+	sublet_arena_destroy(other);
+	pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, NULL);
+	return NULL;
+}
+
+static void run_thread(void *(*fn)(void *), void *arg)
+{
+	pthread_t thread;
+	void *result;
+
+	assert_int_equal(pthread_create(&thread, NULL, fn, arg), 0);
+	pthread_join(thread, &result);
+	assert_ptr_equal(result, NULL); /* not PTHREAD_CANCELED */
+}
+
+/* A thread that is cancelled inside does what it was asked to do; the memory is not left half way. */
+static void test_cancellation(void **state)
+{
+	struct sublet_pin pin;
+	pid_t pid = -1;
+	int err = 1;
+
+	(void)state;
+	assert_true(heap_open(SUBLET_BACKING_MEMFD));
+	run_thread(cancelled_forker_main, &pid);
+	assert_true(pid > 0);
+	wait_for(pid);
+	assert_true(shared_again());
+	assert_int_equal(sublet_pin(sublet_arena_mm(arena), heap, 4096, SUBLET_PIN_WRITE, &pin), 0);
+	run_thread(cancelled_claimer_main, &err);
+	assert_int_equal(err, -EBUSY);
+	assert_int_equal(sublet_unpin(&pin), 0);
+	assert_int_equal(stats_now().area_isolated_bytes, 0);
+	run_thread(cancelled_creator_main, &err);
+	assert_int_equal(err, 0);
+	heap_close();
+}
+
+/* ---- a handler that touches lent memory, on a thread that moves it ---- */
+
+static volatile sig_atomic_t handled;
+
+static void toucher(int signal)
+{
+	static uint64_t s = 3;
+
+	(void)signal;
+	for (int i = 0; i < 64; i++) {
+		s = s * 6364136223846793005u + 1;
+		((volatile uint64_t *)heap)[(s >> 20) % WORDS];
+	}
+	handled++;
+}
+
+static void test_handler_of_a_claimer(void **state)
+{
+	const struct sublet_claim_options o = { SUBLET_OPTIONS(sublet_claim_options), .flags = SUBLET_CLAIM_DEAREST };
+	struct itimerval often = { { 0, 500 }, { 0, 500 } }, never = { { 0, 0 }, { 0, 0 } };
+	struct sigaction action = { .sa_handler = toucher, .sa_flags = SA_RESTART };
+	struct sublet_claim claim;
+
+	(void)state;
+	assert_true(heap_open(SUBLET_BACKING_MEMFD));
+	assert_int_equal(sigaction(SIGALRM, &action, NULL), 0);
+	setitimer(ITIMER_REAL, &often, NULL);
+	for (int i = 0; i < 300; i++)
+		if (!sublet_claim(arena, 16 << 20, &o, &claim))
+			assert_int_equal(sublet_release(arena, &claim), 0);
+	setitimer(ITIMER_REAL, &never, NULL);
+	assert_true(handled > 10);
+	heap_close();
+}
+
+/* ---- what cannot be found out ---- */
+
+/* No descriptor to be had: no pipe to a child, and no way to see that there is one. */
+static void test_fork_without_descriptors(void **state)
+{
+	struct rlimit old, none;
+	int release[2];
+	char c;
+
+	(void)state;
+	assert_true(heap_open(SUBLET_BACKING_MEMFD));
+	assert_int_equal(pipe(release), 0);
+	assert_int_equal(getrlimit(RLIMIT_NOFILE, &old), 0);
+	none = old;
+	none.rlim_cur = 0;
+	assert_int_equal(setrlimit(RLIMIT_NOFILE, &none), 0);
+	pid_t pid = fork();
+	if (!pid) {
+		(void)!read(release[0], &c, 1);
+		child_checks();
+		_exit(0);
+	}
+	usleep(300000);
+	uint64_t held = stats_now().area_held_bytes;
+	assert_int_equal(setrlimit(RLIMIT_NOFILE, &old), 0);
+	assert_true(pid > 0);
+	assert_true(held > 0);
+	assert_int_equal(write(release[1], "x", 1), 1);
+	wait_for(pid);
+	assert_true(shared_again());
+	close(release[0]), close(release[1]);
+	heap_close();
+}
+
+/* In a child calls are refused, or harmless: its own files may have the numbers of the arena's. */
+static void test_calls_in_a_child(void **state)
+{
+	struct sublet_mm *mm;
+	void *p;
+
+	(void)state;
+	assert_true(heap_open(SUBLET_BACKING_MEMFD));
+	mm = sublet_arena_mm(arena);
+	pid_t pid = fork();
+	if (!pid) {
+		struct sublet_claim claim;
+		int own = memfd_create("own", MFD_CLOEXEC);
+		if (ftruncate(own, 1 << 30))
+			_exit(1);
+		for (int fd = 3; fd < 1000; fd++)
+			if (fd != own)
+				dup2(own, fd);
+		if (!sublet_map(mm, 1 << 20, SUBLET_MOVABLE, &p))
+			_exit(2);
+		if (!sublet_unmap(mm, heap, 1 << 20))
+			_exit(3);
+		(void)!sublet_claim(arena, AREA_BYTES, NULL, &claim);
+		sublet__linux_fork_again(arena);
+		heap[0] = 1; /* still there */
+		_exit(0);
+	}
+	wait_for(pid);
+	assert_true(shared_again());
+	heap_close();
+}
+
+/* Restore is called again for what the engine keeps private, without another fork. */
+static void test_fork_again(void **state)
+{
+	struct sublet_mm *mm;
+
+	(void)state;
+	assert_true(heap_open(SUBLET_BACKING_MEMFD));
+	mm = sublet_arena_mm(arena);
+	(void)sublet__mm_note_protected(mm, heap, 4096, true);
+	assert_int_equal(mprotect(heap, 4096, PROT_READ | PROT_WRITE | PROT_EXEC), 0);
+	pid_t pid = fork();
+	if (!pid)
+		_exit(0);
+	wait_for(pid);
+	usleep(200000);
+	assert_true(stats_now().area_held_bytes > 0); /* private as long as it is protected */
+	assert_int_equal(mprotect(heap, 4096, PROT_READ | PROT_WRITE), 0);
+	assert_true(sublet__mm_note_protected(mm, heap, 4096, false));
+	sublet__linux_fork_again(arena);
+	assert_true(shared_again());
+	heap_close();
 }
 
 static void test_chaos(void **state)
@@ -303,8 +514,13 @@ static void test_refused(void **state)
 	assert_int_equal(sublet_arena_create(&o, &a), -EINVAL);
 	o.area_bytes = UINT64_MAX - 5;
 	assert_int_equal(sublet_arena_create(&o, &a), -EINVAL);
-	o.area_bytes = (uint64_t)1 << 41;
+	o.area_bytes = (uint64_t)1 << 38;
 	assert_int_equal(sublet_arena_create(&o, &a), -ENOMEM);
+	o.area_bytes = (uint64_t)1 << 41; /* more frames than a page table entry can name */
+	assert_int_equal(sublet_arena_create(&o, &a), -EINVAL);
+	o = options_of(SUBLET_BACKING_MEMFD);
+	o.window_bytes = ((uint64_t)1 << 44) + (4 << 20); /* 1024 pages, in 32 bits */
+	assert_int_equal(sublet_arena_create(&o, &a), -EINVAL);
 	o = options_of((enum sublet_backing)9);
 	assert_int_equal(sublet_arena_create(&o, &a), -EINVAL);
 	o = options_of(SUBLET_BACKING_FD);
@@ -369,6 +585,9 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(test_refused), cmocka_unit_test(test_sizes_and_info),
 		cmocka_unit_test(test_nothing_is_left), cmocka_unit_test(test_forks), cmocka_unit_test(test_chaos),
+		cmocka_unit_test(test_cancellation), cmocka_unit_test(test_handler_of_a_claimer),
+		cmocka_unit_test(test_fork_without_descriptors), cmocka_unit_test(test_calls_in_a_child),
+		cmocka_unit_test(test_fork_again),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

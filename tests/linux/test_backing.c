@@ -21,6 +21,7 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
+#include <sys/resource.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -147,6 +148,13 @@ static void test_unprivileged_huge_tmpfs(void **state)
 	assert_true(WIFEXITED(status) && (WEXITSTATUS(status) == 0 || WEXITSTATUS(status) == 77));
 }
 
+static int find_sharer(const struct sublet__backing *b, int proc, uint64_t since_ticks)
+{
+	const struct sublet__sharers what = { b->dev, b->ino, proc, since_ticks };
+
+	return sublet__sharer_find(&what);
+}
+
 static void test_sharers(void **state)
 {
 	struct sublet_arena_options o = options_of(SUBLET_BACKING_MEMFD);
@@ -156,7 +164,7 @@ static void test_sharers(void **state)
 
 	(void)state;
 	assert_int_equal(sublet__backing_open(&b, &o, BYTES), 0);
-	assert_int_equal(sublet__sharer_find(b.dev, b.ino), 0);
+	assert_int_equal(find_sharer(&b, -1, UINT64_MAX), 0);
 	assert_int_equal(pipe(in) | pipe(out), 0);
 	char *view = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_PRIVATE, b.fd, 0);
 	char *driver = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_SHARED, b.fd, 0);
@@ -173,15 +181,124 @@ static void test_sharers(void **state)
 		_exit(0);
 	}
 	assert_int_equal(read(out[0], &c, 1), 1);
-	assert_int_equal(sublet__sharer_find(b.dev, b.ino), pid);
+	assert_int_equal(find_sharer(&b, -1, UINT64_MAX), pid);
 	assert_int_equal(write(in[1], "x", 1), 1);
 	assert_int_equal(read(out[0], &c, 1), 1);
-	assert_int_equal(sublet__sharer_find(b.dev, b.ino), 0); /* a driver's shared mapping does not count */
+	assert_int_equal(find_sharer(&b, -1, UINT64_MAX), 0); /* a driver's shared mapping does not count */
 	assert_int_equal(write(in[1], "x", 1), 1);
 	waitpid(pid, NULL, 0);
 	munmap(view, 4096);
 	munmap(driver, 4096);
 	sublet__backing_close(&b);
+}
+
+/* As a user who may not look into the child: what the parent of the child sees. Exits with what went wrong. */
+static _Noreturn void blind_parent(const struct sublet__backing *b, pid_t child, uint64_t since_ticks)
+{
+	static const struct rlimit no_files = { 0, 0 };
+	int proc = sublet__proc_open(AT_FDCWD), wrong_proc = open("/", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+
+	if (setgid(65534) || setuid(65534))
+		_exit(1);
+	if (find_sharer(b, proc, since_ticks) != child)
+		_exit(2);
+	if (find_sharer(b, proc, UINT64_MAX) != 0)
+		_exit(3); /* it began before any fork in question */
+	if (find_sharer(b, wrong_proc, since_ticks) != child)
+		_exit(4); /* the program put its own file under our number */
+	if (setrlimit(RLIMIT_NOFILE, &no_files) || find_sharer(b, proc, UINT64_MAX) >= 0)
+		_exit(5); /* cannot tell */
+	_exit(0);
+}
+
+/* A child of another user, an orphan too, may have a private view, unless it has called exec. */
+static void test_unreadable_sharer(void **state)
+{
+	struct sublet_arena_options o = options_of(SUBLET_BACKING_MEMFD);
+	uint64_t since_ticks = sublet__ticks_now();
+	struct sublet__backing b;
+	int status, ends[2];
+	char c;
+
+	(void)state;
+	if (geteuid())
+		skip();
+	assert_int_equal(sublet__backing_open(&b, &o, BYTES), 0);
+	assert_int_equal(pipe(ends), 0);
+	pid_t parent = fork();
+	if (!parent) {
+		pid_t child = fork();
+		if (!child) {
+			close(ends[1]);
+			(void)!read(ends[0], &c, 1);
+			_exit(0);
+		}
+		blind_parent(&b, child, since_ticks);
+	}
+	waitpid(parent, &status, 0);
+	close(ends[1]);
+	close(ends[0]);
+	assert_int_equal(status, 0);
+	sublet__backing_close(&b);
+}
+
+/* With another root directory /proc is found by the descriptor that was kept. */
+static void test_sharers_from_chroot(void **state)
+{
+	struct sublet_arena_options o = options_of(SUBLET_BACKING_MEMFD);
+	struct sublet__backing b;
+	int status;
+
+	(void)state;
+	if (geteuid())
+		skip();
+	assert_int_equal(sublet__backing_open(&b, &o, BYTES), 0);
+	char *view = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_PRIVATE, b.fd, 0);
+	pid_t pid = fork();
+	if (!pid) {
+		int proc = sublet__proc_open(AT_FDCWD);
+		if (chroot("/dev/shm") && chroot("/tmp"))
+			_exit(1);
+		_exit(find_sharer(&b, proc, 0) != getppid() ? 2 : find_sharer(&b, -1, 0) >= 0 ? 3 : 0);
+	}
+	waitpid(pid, &status, 0);
+	assert_int_equal(status, 0);
+	munmap(view, 4096);
+	sublet__backing_close(&b);
+}
+
+/* Beyond the limit for files ftruncate would kill this program. */
+static void test_file_size_limit(void **state)
+{
+	static const enum sublet_backing kinds[] = { SUBLET_BACKING_AUTO, SUBLET_BACKING_MEMFD, SUBLET_BACKING_THP,
+						     SUBLET_BACKING_HUGETLB };
+	struct rlimit old, tight;
+
+	(void)state;
+	assert_int_equal(getrlimit(RLIMIT_FSIZE, &old), 0);
+	tight = old;
+	tight.rlim_cur = BYTES - 1;
+	assert_int_equal(setrlimit(RLIMIT_FSIZE, &tight), 0);
+	for (size_t i = 0; i < sizeof kinds / sizeof *kinds; i++) {
+		struct sublet_arena_options o = options_of(kinds[i]);
+		struct sublet__backing b;
+		assert_int_equal(sublet__backing_open(&b, &o, BYTES), -EFBIG);
+	}
+	assert_int_equal(setrlimit(RLIMIT_FSIZE, &old), 0);
+}
+
+static void test_map_lines(void **state)
+{
+	struct sublet__map_line m;
+
+	(void)state;
+	assert_true(sublet__map_line_parse("7f00-8000 r-xp 00001000 00:1f 42                 /memfd:a b (deleted)", &m));
+	assert_true(m.start == 0x7f00 && m.end == 0x8000 && m.prot == (PROT_READ | PROT_EXEC) && m.is_private);
+	assert_true(m.offset == 0x1000 && m.major == 0 && m.minor == 0x1f && m.ino == 42);
+	assert_true(sublet__map_line_parse("1000-2000 ---s 00000000 00:00 0", &m));
+	assert_true(!m.prot && !m.is_private && !m.ino);
+	assert_false(sublet__map_line_parse("Size: 4 kB", &m));
+	assert_false(sublet__map_line_parse("", &m));
 }
 
 static void test_copy_and_zero(void **state)
@@ -225,6 +342,10 @@ int main(void)
 		cmocka_unit_test(test_given_descriptor),
 		cmocka_unit_test(test_unprivileged_huge_tmpfs),
 		cmocka_unit_test(test_sharers),
+		cmocka_unit_test(test_unreadable_sharer),
+		cmocka_unit_test(test_sharers_from_chroot),
+		cmocka_unit_test(test_file_size_limit),
+		cmocka_unit_test(test_map_lines),
 		cmocka_unit_test(test_copy_and_zero),
 		cmocka_unit_test(test_numbers),
 	};

@@ -1,0 +1,175 @@
+/* SPDX-License-Identifier: MIT */
+/* The table of what must not move: against an engine that is an array of marks, one a page. */
+#include "bridge/bridge.h"
+
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+#define PAGE  ((uintptr_t)4096)
+#define BASE  ((uintptr_t)1 << 30)
+#define PAGES 512u
+
+struct sublet__bridge sublet__bridge;
+
+static bool marked[PAGES], cleared[PAGES]; /* cleared: at some time since it was reset */
+static int said;
+
+bool sublet__mm_note_protected(struct sublet_mm *mm, const void *addr, uint64_t bytes, bool is_protected)
+{
+	uintptr_t frame = sublet__bridge.frame_bytes;
+	uintptr_t start = (uintptr_t)addr / frame * frame,
+		  end = ((uintptr_t)addr + bytes + frame - 1) / frame * frame;
+
+	(void)mm;
+	for (uintptr_t at = start; at < end; at += PAGE) {
+		marked[(at - BASE) / PAGE] = is_protected;
+		cleared[(at - BASE) / PAGE] |= !is_protected;
+	}
+	return !is_protected;
+}
+
+void sublet__bridge_say(const char *format, ...)
+{
+	(void)format;
+	said++;
+}
+
+static void *page(unsigned int n)
+{
+	return (void *)(BASE + n * PAGE);
+}
+
+static int reset(void **context)
+{
+	(void)context;
+	sublet__bridge.frame_bytes = PAGE;
+	sublet__sticky_forget(page(0), PAGES * PAGE);
+	memset(marked, 0, sizeof(marked));
+	memset(cleared, 0, sizeof(cleared));
+	return 0;
+}
+
+static void protect(unsigned int first, unsigned int count)
+{
+	(void)sublet__mm_note_protected(NULL, page(first), count * PAGE, true);
+}
+
+static void assert_marked(unsigned int first, unsigned int end, bool expected)
+{
+	for (unsigned int i = first; i < end; i++)
+		assert_int_equal(marked[i], expected);
+}
+
+static void test_gaps(void **context)
+{
+	(void)context;
+	sublet__sticky_add(page(20), PAGE);
+	sublet__sticky_add((char *)page(10) + 100, 40); /* part of a page */
+	sublet__sticky_add(page(14), 2 * PAGE);
+	protect(5, 40);
+	assert_true(sublet__sticky_unprotect(page(5), 40 * PAGE));
+	assert_marked(5, 10, false);
+	assert_marked(10, 11, true);
+	assert_marked(11, 14, false);
+	assert_marked(14, 16, true);
+	assert_marked(16, 20, false);
+	assert_marked(20, 21, true);
+	assert_marked(21, 45, false);
+	assert_false(cleared[10] || cleared[14] || cleared[15] || cleared[20]); /* not for a moment */
+	assert_false(sublet__sticky_unprotect(page(14), 2 * PAGE));
+	assert_false(sublet__sticky_unprotect(page(15), PAGE));
+}
+
+static void test_forget(void **context)
+{
+	(void)context;
+	sublet__sticky_add(page(10), 10 * PAGE);
+	sublet__sticky_forget(page(13), 3 * PAGE);
+	assert_true(sublet__sticky_unprotect(page(0), 30 * PAGE));
+	assert_marked(10, 13, true);
+	assert_marked(13, 16, false);
+	assert_marked(16, 20, true);
+	sublet__sticky_forget(page(0), 30 * PAGE);
+	assert_true(sublet__sticky_unprotect(page(0), 30 * PAGE));
+	assert_marked(0, 30, false);
+}
+
+static void test_huge_frames(void **context)
+{
+	(void)context;
+	sublet__bridge.frame_bytes = 64 * PAGE;
+	sublet__sticky_add(page(70), PAGE);
+	assert_true(sublet__sticky_unprotect(page(0), 192 * PAGE));
+	assert_marked(64, 128, true);
+	assert_marked(128, 192, false);
+	sublet__sticky_forget(page(70), PAGE); /* not the whole frame */
+	assert_false(sublet__sticky_unprotect(page(64), 64 * PAGE));
+	sublet__sticky_forget(page(64), 64 * PAGE);
+	assert_true(sublet__sticky_unprotect(page(64), 64 * PAGE));
+}
+
+static void test_random(void **context)
+{
+	static bool kept[PAGES];
+	unsigned int seed = 1;
+
+	(void)context;
+	memset(kept, 0, sizeof(kept));
+	for (int i = 0; i < 100000; i++) {
+		unsigned int first = (unsigned int)rand_r(&seed) % PAGES,
+			     count = 1 + (unsigned int)rand_r(&seed) % 40;
+
+		if (count > PAGES - first)
+			count = PAGES - first;
+		switch (rand_r(&seed) % 3) {
+		case 0:
+			sublet__sticky_add(page(first),
+					   (count % 3 + 1 < count ? count % 3 + 1 : count) * PAGE);
+			for (unsigned int p = first;
+			     p < first + (count % 3 + 1 < count ? count % 3 + 1 : count); p++)
+				kept[p] = true;
+			break;
+		case 1:
+			sublet__sticky_forget(page(first), count * PAGE);
+			memset(kept + first, 0, count * sizeof(*kept));
+			break;
+		default:
+			protect(first, count);
+			(void)sublet__sticky_unprotect(page(first), count * PAGE);
+			for (unsigned int p = first; p < first + count; p++)
+				assert_int_equal(marked[p], kept[p]);
+		}
+	}
+	assert_int_equal(said, 0);
+}
+
+/* The last test: a full table stays full. */
+static void test_full(void **context)
+{
+	(void)context;
+	for (unsigned int i = 0; i < 200; i++)
+		sublet__sticky_add(page(2 * i), PAGE);
+	assert_int_equal(said, 1);
+	protect(401, 10);
+	assert_false(sublet__sticky_unprotect(page(0), PAGES * PAGE));
+	assert_marked(401, 411, true);
+	for (unsigned int i = 0; i < 200; i++)
+		assert_true(marked[2 * i]);
+	assert_int_equal(said, 1);
+}
+
+int main(void)
+{
+	const struct CMUnitTest tests[] = {
+		cmocka_unit_test_setup(test_gaps, reset),        cmocka_unit_test_setup(test_forget, reset),
+		cmocka_unit_test_setup(test_huge_frames, reset), cmocka_unit_test_setup(test_random, reset),
+		cmocka_unit_test_setup(test_full, reset),
+	};
+
+	return cmocka_run_group_tests(tests, NULL, NULL);
+}
