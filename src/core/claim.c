@@ -43,6 +43,7 @@ struct claim_job {
 	sublet__a32 block_end;
 	sublet__a32 fatal;      /* -errno that ends this window at once, as uint32_t; 0: none */
 	sublet__a64 moved_frames, dropped_frames, zeroed_frames, zeroing_ns;
+	sublet__a32 short_of_room; /* some move of this window found no destination at once */
 	bool claims_in_way; /* there would be room if other claims were released */
 	uint32_t threads; /* that empty and zero the window, the caller included */
 	struct sublet__lock blockers_lock; /* protects claim->blockers and count; claim_lock nests in it */
@@ -132,6 +133,23 @@ static bool window_failed(const struct claim_job *job)
 
 /* ---- emptying a window ---- */
 
+/*
+ * A move found no destination. Whether there is room all the same, on its way through somebody's hands
+ * (a thread that zeroes, a move that gives its source back): then it is worth another look.
+ */
+static bool room_is_coming(struct claim_job *job)
+{
+	struct sublet_arena *arena = job->arena;
+	uint32_t blocks = arena->frames_total >> arena->pageblock_order;
+	uint64_t room = sublet__cache_frames(arena);
+
+	for (uint32_t pb = 0; pb < blocks; pb++)
+		room += sublet__account_get(&arena->pageblocks[pb], ACCOUNT_FREE);
+	bool coming = room >= job->frames - sublet__isolated_frames(arena, &job->window);
+	a32_store_relaxed(&job->short_of_room, 1);
+	return coming;
+}
+
 /* Drop the first discardable memory of a pageblock that lies outside the window; returns the frames. */
 static uint32_t block_drop(struct claim_job *job, uint32_t pb)
 {
@@ -212,6 +230,8 @@ static bool folio_empty(struct claim_job *job, uint32_t pfn, uint32_t word, bool
 	default: /* FREE, CACHED, BUSY: in somebody's hand, for less than a move */
 		return false;
 	}
+	if (done == -ENOMEM && room_is_coming(job))
+		return false;
 	if (done == -EAGAIN && name_pins)
 		blocker_add(job, SUBLET_BLOCKER_PIN, pfn, 1u << word_order(word), 0);
 	if (done >= 0 || done == -EAGAIN)
@@ -307,7 +327,8 @@ static int window_wait(struct claim_job *job, uint64_t until_ns, uint32_t *stuck
 		if (window_clear(job))
 			break;
 		if (last)
-			return window_failed(job) ? (int)a32_load_relaxed(&job->fatal) : -EBUSY;
+			return window_failed(job) ? (int)a32_load_relaxed(&job->fatal) :
+			       a32_load_relaxed(&job->short_of_room) && !job->claim->blocker_count ? -ENOMEM : -EBUSY;
 		wait_ns = wait_ns < until_ns - now ? wait_ns : until_ns - now;
 		p->ops->sleep_ns(p->ctx, wait_ns);
 		job->claim->waits++;
@@ -329,6 +350,7 @@ static int window_empty(struct claim_job *job, uint64_t until_ns, uint32_t *stuc
 	a32_store_relaxed(&job->next_block, first);
 	a32_store_relaxed(&job->block_end, end);
 	a32_store_relaxed(&job->fatal, 0);
+	a32_store_relaxed(&job->short_of_room, 0);
 	job->range = (struct sublet__window_range){ .first_pfn = job->window.first_pfn,
 						    .end_pfn = job->window.end_pfn,
 						    .nowait = job->flags & SUBLET_CLAIM_NOWAIT };

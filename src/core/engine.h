@@ -209,6 +209,7 @@ struct sublet_arena {
 	struct sublet_mm *mm[ENGINE_MMS_MAX];
 
 	sublet__a32 zero_wanted;  /* 1: memory was freed since somebody began to look for what to zero */
+	sublet__a32 zeroing;      /* folios taken out of the free lists to be zeroed */
 	sublet__a64 lent_frames;  /* mapped on frames: never more than the area has */
 	sublet__a64 plain_pages;
 	sublet__a64 outside_bytes;

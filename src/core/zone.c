@@ -17,6 +17,8 @@
 #include "core/engine.h"
 
 #define ORDER_TOP(arena) ((arena)->pageblock_order)
+#define ZERO_WAIT_NS (20 * SUBLET_US) /* zeroing 2 MiB takes about three of them */
+#define ZERO_WAITS_MAX 500u
 
 /* Units of several frames are cached. Frames of 2 MiB are not: a few in each cache would be an area's worth. */
 static bool cache_holds(const struct sublet_arena *arena, uint32_t frames)
@@ -191,6 +193,14 @@ static uint32_t folio_take(struct sublet_arena *arena, uint32_t order, const uin
 	/* The last free memory may lie in the caches of other threads. */
 	if (pfn == ENGINE_NONE && (order == arena->unit_order || order == 0)) {
 		sublet__cache_recall(arena, 0, arena->frames_total);
+		pfn = folio_take_once(arena, order, zones, zero_first);
+	}
+	/* Or in the hand that zeroes it: not for long, but that thread may have been preempted. */
+	const struct sublet__platform *p = &arena->platform;
+	for (uint32_t i = 0; pfn == ENGINE_NONE && order == 0 && i < ZERO_WAITS_MAX; i++) {
+		if (!a32_load_seq_cst(&arena->zeroing))
+			return folio_take_once(arena, order, zones, zero_first); /* it came back just now, or never left */
+		p->ops->sleep_ns(p->ctx, ZERO_WAIT_NS);
 		pfn = folio_take_once(arena, order, zones, zero_first);
 	}
 	return pfn;
@@ -462,11 +472,15 @@ bool sublet__arena_zero_step(struct sublet_arena *arena)
 		struct sublet__zone *zone = &arena->zone[z];
 		uint32_t order;
 
+		/* Counted before it leaves the list: who finds the list empty then sees that it comes back. */
+		a32_add_seq_cst(&arena->zeroing, 1);
 		engine_lock(arena, &zone->lock);
 		uint32_t pfn = dirty_take(arena, zone, &order);
 		engine_unlock(arena, &zone->lock);
-		if (pfn == ENGINE_NONE)
+		if (pfn == ENGINE_NONE) {
+			a32_sub_acq_rel(&arena->zeroing, 1);
 			continue;
+		}
 		/* BUSY meanwhile, and accounted free: a claim of it waits for no more than this. */
 		p->ops->zero(p->ctx, pfn, 1u << order);
 		a64_add_relaxed(&arena->counters.zeroed_frames, 1u << order);
@@ -474,6 +488,7 @@ bool sublet__arena_zero_step(struct sublet_arena *arena)
 		a32_store_relaxed(&arena->frames[pfn].word, 0);
 		piece_put(arena, zone, pfn, order, FRAME_ZERO, ACCOUNT_FREE);
 		engine_unlock(arena, &zone->lock);
+		a32_sub_acq_rel(&arena->zeroing, 1);
 		return true;
 	}
 	return false;

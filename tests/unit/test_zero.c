@@ -4,6 +4,7 @@
 
 #include <pthread.h>
 #include <sched.h>
+#include <string.h>
 
 static const struct fake_options dirty_options = { .area_frames = 4096, .normal_frames = 1024 };
 
@@ -99,12 +100,64 @@ static void zero_races(void **state)
 	fixture_close(&f);
 }
 
+struct in_hand {
+	struct fake f;
+	_Atomic uint32_t taken;
+};
+
+static void linger(void *arg, enum fake_op op, struct fake_mm *mm, uint32_t vpn, uint32_t pages)
+{
+	struct in_hand *h = arg;
+	(void)mm, (void)pages;
+
+	if (op == FAKE_ZERO && vpn >= 512 && !atomic_exchange(&h->taken, 1))
+		for (uint64_t until = wall_ns() + 3 * SUBLET_MS; wall_ns() < until;)
+			sched_yield();
+}
+
+static void *step_thread(void *arg)
+{
+	struct in_hand *h = arg;
+
+	assert_true(sublet__arena_zero_step(h->f.arena));
+	return NULL;
+}
+
+/* All the room that a claim has to move to is in the hand that zeroes it: the claim waits for it (G10). */
+static void zero_in_hand(void **state)
+{
+	static struct in_hand h;
+	struct sublet_claim claim;
+	pthread_t thread;
+
+	(void)state;
+	memset(&h, 0, sizeof h);
+	fixture_open(&h.f, &(struct fake_options){ .area_frames = 512, .normal_frames = 512,
+						   .dirty_zero_frames = true });
+	uint32_t vpn = map_pages(&h.f, 512, SUBLET_MOVABLE);
+	fill(&h.f, 0, vpn, 512, 5);
+	h.f.hook_arg = &h;
+	h.f.hook = linger;
+	threads_begin();
+	assert_int_equal(pthread_create(&thread, NULL, step_thread, &h), 0);
+	while (!atomic_load(&h.taken))
+		sched_yield();
+	assert_int_equal(claim_take(&h.f, bytes_of(&h.f, 512), NULL, &claim), 0);
+	pthread_join(thread, NULL);
+	threads_end();
+	h.f.hook = NULL;
+	check_fill(&h.f, 0, vpn, 512, 5);
+	claim_give(&h.f, &claim);
+	fixture_close(&h.f);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(zero_once),
 		cmocka_unit_test(zero_merges),
 		cmocka_unit_test(zero_races),
+		cmocka_unit_test(zero_in_hand),
 	};
 	return cmocka_run_group_tests_name("zero", tests, NULL, NULL);
 }
