@@ -35,7 +35,8 @@ struct sublet_arena_options {
 	enum sublet_technique technique;
 	int fd;                   /* BACKING_FD: shared memory of at least offset + area + normal bytes; must stay
 	                             open as long as the arena lives, and is not closed by it */
-	uint32_t workers;         /* threads that help large claims; 0: chosen from the CPUs; 1: only the caller */
+	uint32_t workers;         /* threads that help large claims; 0: half of the CPUs, and idle ones; 1: only the
+	                             caller */
 	uint64_t fd_offset_bytes; /* BACKING_FD: where the arena starts in fd, a multiple of 2 MiB */
 	void *linear;             /* BACKING_FD: the caller's own shared mapping of that range (already known to
 	                             a device, say), used instead of a new one; may be NULL */

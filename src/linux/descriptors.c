@@ -44,6 +44,7 @@ int sublet__linux_fds_apart(struct sublet_arena *arena, const int *fds, uint32_t
 	keep_add(keep, &kept, in->mm.uffd_move);
 	keep_add(keep, &kept, in->mm.uffd_hold);
 	keep_add(keep, &kept, in->mm.pagemap);
+	keep_add(keep, &kept, in->platform.load_fd);
 
 	/* The first call makes the table ours; from then on nobody else sees what is closed. */
 	unsigned int from = 0;

@@ -14,7 +14,9 @@
 #include <unistd.h>
 
 #define NICE 10
-#define REST_NS (10 * SUBLET_MS) /* between two rounds: a program that frees all the time wakes it this often */
+/* From what was freed to zeroing it: who claims again at once moves into that memory, and would only be
+   disturbed; and a program that frees all the time wakes this thread no more often. */
+#define REST_NS (10 * SUBLET_MS)
 
 static void *zeroer_main(void *arg)
 {
@@ -24,9 +26,9 @@ static void *zeroer_main(void *arg)
 	/* Pairs with sublet__zeroer_stop. */
 	while (a32_load_acquire(&in->zeroer.running)) {
 		sublet__arena_zero_wait(in->arena);
+		sublet__futex_wait(&in->zeroer.running, 1, REST_NS);
 		while (a32_load_acquire(&in->zeroer.running) && sublet__arena_zero_step(in->arena))
 			;
-		sublet__futex_wait(&in->zeroer.running, 1, REST_NS);
 	}
 	return NULL;
 }
