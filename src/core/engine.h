@@ -145,6 +145,7 @@ struct sublet_mm {
 	uint32_t va_low;               /* all units below are in use */
 	sublet__a32 blocks_used;       /* blocks from here on were never mapped */
 	sublet__a32 mapping_count;     /* kernel mappings: sum of block_mappings */
+	sublet__a32 calm;              /* runs to move without pre-copy; a guess, so relaxed (move.c) */
 	sublet__a32 fork_pending;      /* fork_begin without fork_end */
 	sublet__a32 fork_epoch;     /* changes when a fork begins, and when it ends */
 	sublet__a32 restored_epoch; /* as of which no child shares anything */

@@ -9,7 +9,7 @@
  *
  *   lock the block
  *     take destinations                  may refuse: -ENOMEM, -ENOSPC; nothing has happened yet
- *     [track, copy]                      pre-copy, while the program goes on writing
+ *     [track, copy]                      pre-copy, while the program goes on writing (run_tracks)
  *     block                              accesses wait from here on
  *     freeze the folios                  may refuse: -EAGAIN, somebody pinned one (G6)
  *     copy [only what was written since]
@@ -30,6 +30,7 @@
 
 #include <errno.h>
 
+#define CALM_RUNS       7u
 #define MAPPINGS_MARGIN 64u /* kernel mappings that blocking splits off for a while, on all workers */
 
 struct run {
@@ -39,7 +40,7 @@ struct run {
 	uint32_t pages;
 	uint32_t map_flags;
 	uint32_t word_flags; /* FRAME_DROPPABLE, or 0: neighbouring mappings of both kinds share no folio */
-	uint32_t src_runs; /* kernel mappings now, and after the move */
+	uint32_t src_runs;   /* kernel mappings now, and after the move */
 	uint32_t dst_runs;
 	bool tracked;
 	uint64_t blocked_at_ns;
@@ -57,8 +58,8 @@ static bool in_range(const struct sublet__window_range *range, uint32_t head, ui
 }
 
 /* Whether the folio under page `at` may move; *head and *order say which it is. */
-static int page_check(const struct run *r, uint32_t at, const struct sublet__window_range *range, uint32_t *head,
-		      uint32_t *order)
+static int page_check(const struct run *r, uint32_t at, const struct sublet__window_range *range,
+		      uint32_t *head, uint32_t *order)
 {
 	uint32_t pte = a32_load_relaxed(&r->mm->pte[at]);
 
@@ -82,7 +83,8 @@ static bool joins(const struct run *r, uint32_t at, const struct sublet__window_
 		return false;
 	if ((a32_load_relaxed(&r->arena->frames[*head].word) & FRAME_DROPPABLE) != r->word_flags)
 		return false;
-	bool locked = sublet__mm_flagged(r->mm, a32_load_relaxed(&r->arena->frames[*head].a), 1u << *order, PTE_LOCKED);
+	bool locked = sublet__mm_flagged(r->mm, a32_load_relaxed(&r->arena->frames[*head].a), 1u << *order,
+					 PTE_LOCKED);
 	return locked == !!(r->map_flags & SUBLET__MAP_LOCKED);
 }
 
@@ -178,10 +180,12 @@ static void run_copy(const struct run *r)
 }
 
 /* Call fn for each source folio: only while the entries still lead to them. */
-static bool sources_each(struct run *r, uint32_t pages, bool (*fn)(struct run *r, uint32_t at, struct sublet__frame *f))
+static bool sources_each(struct run *r, uint32_t pages,
+			 bool (*fn)(struct run *r, uint32_t at, struct sublet__frame *f))
 {
 	for (uint32_t i = 0; i < pages;) {
-		struct sublet__frame *f = &r->arena->frames[pte_pfn(a32_load_relaxed(&r->mm->pte[r->vpn + i]))];
+		struct sublet__frame *f =
+			&r->arena->frames[pte_pfn(a32_load_relaxed(&r->mm->pte[r->vpn + i]))];
 		if (!fn(r, i, f))
 			return false;
 		i += 1u << word_order(a32_load_relaxed(&f->word));
@@ -258,7 +262,8 @@ static void run_publish(struct run *r)
 			if ((word & FRAME_HEAD) && word_state(word) == FRAME_BUSY) {
 				a32_store_relaxed(&f->a, vpn);
 				a32_store_relaxed(&f->b, r->mm->index);
-				a32_store_release(&f->word, frame_word(FRAME_MOVABLE, word_order(word), r->word_flags));
+				a32_store_release(&f->word,
+						  frame_word(FRAME_MOVABLE, word_order(word), r->word_flags));
 				a32_store_release(&f->ref, 0); /* pairs with ref_take */
 			}
 			a32_store_release(&r->mm->pte[vpn], pte_make(pfn, old & PTE_FLAGS & ~PTE_PRESENT));
@@ -297,7 +302,9 @@ static int run_switch(struct run *r)
 	}
 	if (r->tracked) {
 		ops->dirty(ctx, r->vpn, r->pages, r->dirty);
-		a64_add_relaxed(&r->arena->counters.recopied_frames, run_recopy(r));
+		uint32_t copied = run_recopy(r);
+		a64_add_relaxed(&r->arena->counters.recopied_frames, copied);
+		a32_store_relaxed(&r->mm->calm, copied ? 0 : CALM_RUNS);
 	} else {
 		run_copy(r);
 	}
@@ -316,6 +323,25 @@ unblock:
 	return err;
 }
 
+/*
+ * Whether to pre-copy this run. It costs a third of a claim (two more shoot-downs of the CPUs' translations, and the
+ * huge entry), and spares writers a copy's length of waiting: worth it where somebody writes, wasted where nobody
+ * does. So the runs that are moved tell: after one that nobody wrote to meanwhile, the next CALM_RUNS go without.
+ */
+static bool run_tracks(const struct run *r)
+{
+	struct sublet_mm *mm = r->mm;
+
+	if (!(mm->config.features & SUBLET__MM_TRACK))
+		return false;
+	uint32_t calm = a32_load_relaxed(&mm->calm);
+	if (!calm)
+		return true;
+	/* Of two at once one is lost, and a reset may be: a few runs more without pre-copy. */
+	a32_store_relaxed(&mm->calm, calm - 1);
+	return false;
+}
+
 static int run_move(struct run *r, const struct sublet__window_range *range)
 {
 	struct sublet_mm *mm = r->mm;
@@ -324,13 +350,14 @@ static int run_move(struct run *r, const struct sublet__window_range *range)
 	if (err)
 		return err;
 	uint32_t mappings = a32_load_relaxed(&mm->mapping_count);
-	if (range->linearise ? r->dst_runs >= r->src_runs :
-			       r->dst_runs > r->src_runs && mappings + r->dst_runs - r->src_runs + MAPPINGS_MARGIN >
-								    mm->config.mapping_limit) {
+	if (range->linearise
+		    ? r->dst_runs >= r->src_runs
+		    : r->dst_runs > r->src_runs && mappings + r->dst_runs - r->src_runs + MAPPINGS_MARGIN >
+							   mm->config.mapping_limit) {
 		destinations_put(r);
 		return -ENOSPC;
 	}
-	if (mm->config.features & SUBLET__MM_TRACK) {
+	if (run_tracks(r)) {
 		if (!sources_each(r, r->pages, written_clear)) {
 			destinations_put(r);
 			return -EAGAIN;
@@ -397,7 +424,8 @@ int64_t sublet__move_page(struct sublet_mm *mm, uint32_t vpn, const struct suble
  * Find the page a mapped folio belongs to, and lock its block; NULL: it is not mapped any more
  * (*err 0), or the lock is taken (-EAGAIN). What was read before the lock is checked after it.
  */
-static struct sublet_mm *folio_lock_block(struct sublet_arena *arena, uint32_t pfn, bool nowait, uint32_t *vpn, int *err)
+static struct sublet_mm *folio_lock_block(struct sublet_arena *arena, uint32_t pfn, bool nowait,
+					  uint32_t *vpn, int *err)
 {
 	const struct sublet__frame *f = &arena->frames[pfn];
 	uint32_t index = a32_load_relaxed(&f->b);
@@ -446,7 +474,8 @@ int64_t sublet__drop_folio(struct sublet_arena *arena, uint32_t pfn, const struc
 	for (end = vpn; end < limit;) {
 		uint32_t pte = a32_load_relaxed(&mm->pte[end]);
 		uint32_t word = (pte & PTE_PRESENT) ? a32_load_relaxed(&arena->frames[pte_pfn(pte)].word) : 0;
-		if (!(word & FRAME_HEAD) || word_state(word) != FRAME_DISCARDABLE || (word & (FRAME_HELD | FRAME_PROTECTED)) ||
+		if (!(word & FRAME_HEAD) || word_state(word) != FRAME_DISCARDABLE ||
+		    (word & (FRAME_HELD | FRAME_PROTECTED)) ||
 		    !in_range(range, pte_pfn(pte), word_order(word)))
 			break;
 		end += 1u << word_order(word);

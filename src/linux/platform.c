@@ -24,6 +24,7 @@
 #include <errno.h>
 #include <limits.h>
 #include <signal.h>
+#include <stdbool.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
@@ -34,8 +35,9 @@
 #include <linux/futex.h>
 
 #define WORKERS_DEFAULT_MAX 8u
-#define STACK_BYTES ((size_t)256 << 10)
-#define NS_PER_S 1000000000ull
+#define STACK_BYTES         ((size_t)256 << 10)
+#define NS_PER_S            1000000000ull
+#define LOOK_AGAIN_NS       50000u /* after which a worker looks for an idle CPU again, at first */
 
 /* ---- time and waiting ---- */
 
@@ -146,7 +148,8 @@ static uint32_t op_thread_slot(void *ctx)
 
 static void *op_reserve(void *ctx, size_t bytes)
 {
-	void *p = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+	void *p =
+		mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
 
 	(void)ctx;
 	if (p == MAP_FAILED)
@@ -168,8 +171,8 @@ static void op_copy(void *ctx, uint32_t dst_pfn, uint32_t src_pfn, uint32_t fram
 
 	if (!p->linear)
 		return;
-	sublet__copy(p->linear + ((size_t)dst_pfn << p->frame_shift), p->linear + ((size_t)src_pfn << p->frame_shift),
-		     (size_t)frames << p->frame_shift);
+	sublet__copy(p->linear + ((size_t)dst_pfn << p->frame_shift),
+		     p->linear + ((size_t)src_pfn << p->frame_shift), (size_t)frames << p->frame_shift);
 }
 
 static void op_zero(void *ctx, uint32_t pfn, uint32_t frames)
@@ -202,30 +205,7 @@ int sublet__linux_thread_start(pthread_t *thread, const char *name, void *(*fn)(
 	return -err;
 }
 
-static void *worker_main(void *arg)
-{
-	struct sublet__worker *w = arg;
-	struct sublet__linux_platform *p = w->platform;
-	uint32_t seen = 0;
-
-	/* Pairs with the stores of job in op_parallel and _stop. */
-	while (!a32_load_acquire(&p->stop)) {
-		uint32_t job = a32_load_acquire(&p->job);
-		if (job == seen) {
-			sublet__futex_wait(&p->job, job, UINT64_MAX);
-			continue;
-		}
-		seen = job;
-		if (w->index >= (job & 0xff))
-			continue;
-		p->fn(p->arg, w->index);
-		if (a32_sub_acq_rel(&p->running, 1) == 1)
-			sublet__futex_wake(&p->running, 1);
-	}
-	return NULL;
-}
-
-/* Threads of the whole system that run or want to, this one among them; UINT32_MAX: not to be known. */
+/* Threads of the whole system that run or want to, the calling one among them; UINT32_MAX: not to be known. */
 static uint32_t running_now(const struct sublet__linux_platform *p)
 {
 	char text[128];
@@ -240,16 +220,63 @@ static uint32_t running_now(const struct sublet__linux_platform *p)
 	return running ? running : UINT32_MAX;
 }
 
-/* How many of the workers may take part now. */
-static uint32_t workers_now(const struct sublet__linux_platform *p)
+/* Counts the calling worker in, unless everybody who was in has left: then the job is over. */
+static bool job_join(struct sublet__linux_platform *p)
 {
-	uint32_t running, idle;
+	uint32_t running = a32_load_relaxed(&p->running);
 
-	if (!p->at_least)
-		return p->workers;
-	running = running_now(p);
-	idle = running < p->cpus ? p->cpus - running : 0;
-	return idle + 1 > p->at_least ? idle + 1 : p->at_least;
+	while (running)
+		/* Pairs with the store in op_parallel: who is in sees fn and arg. */
+		if (a32_cas_acq_rel(&p->running, &running, running + 1))
+			return true;
+	return false;
+}
+
+static void job_leave(struct sublet__linux_platform *p)
+{
+	if (a32_sub_acq_rel(&p->running, 1) == 1)
+		sublet__futex_wake(&p->running, 1);
+}
+
+/*
+ * Takes part in the job as soon as the worker may. One beyond at_least looks for an idle CPU again and again, more
+ * and more seldom: whoever asked for the claim is often about to sleep, and still counts as running at its start.
+ */
+static void job_help(struct sublet__linux_platform *p, uint32_t job, uint32_t index)
+{
+	uint64_t wait_ns = LOOK_AGAIN_NS;
+
+	while (a32_load_acquire(&p->job) == job && a32_load_relaxed(&p->running)) {
+		if (index < p->at_least || running_now(p) <= p->cpus) {
+			if (job_join(p)) {
+				p->fn(p->arg, index);
+				job_leave(p);
+			}
+			return;
+		}
+		sublet__futex_wait(&p->job, job, wait_ns);
+		wait_ns *= 2;
+	}
+}
+
+static void *worker_main(void *arg)
+{
+	struct sublet__worker *w = arg;
+	struct sublet__linux_platform *p = w->platform;
+	uint32_t seen = 0;
+
+	/* Pairs with the stores of job in op_parallel and _stop. */
+	while (!a32_load_acquire(&p->stop)) {
+		uint32_t job = a32_load_acquire(&p->job);
+		if (job == seen) {
+			sublet__futex_wait(&p->job, job, UINT64_MAX);
+			continue;
+		}
+		seen = job;
+		if (w->index < (job & 0xff))
+			job_help(p, job, w->index);
+	}
+	return NULL;
 }
 
 static void op_parallel(void *ctx, uint32_t threads, void (*fn)(void *arg, uint32_t worker), void *arg)
@@ -259,21 +286,18 @@ static void op_parallel(void *ctx, uint32_t threads, void (*fn)(void *arg, uint3
 
 	if (threads > p->workers)
 		threads = p->workers;
-	if (threads > 1) {
-		uint32_t most = workers_now(p);
-		threads = threads < most ? threads : most;
-	}
 	if (threads <= 1 || !a32_cas_acq_rel(&p->busy, &idle, 1)) {
 		fn(arg, 0);
 		return;
 	}
 	p->fn = fn;
 	p->arg = arg;
-	a32_store_relaxed(&p->running, threads - 1);
-	/* Pairs with the load in worker_main: who sees the job sees fn, arg and running. */
+	/* Pairs with job_join: who counts itself in sees fn and arg, which do not change until all are out. */
+	a32_store_release(&p->running, 1);
 	a32_store_release(&p->job, ((a32_load_relaxed(&p->job) >> 8) + 1) << 8 | threads);
 	sublet__futex_wake(&p->job, UINT32_MAX);
 	fn(arg, 0);
+	job_leave(p);
 	while ((left = a32_load_acquire(&p->running)))
 		sublet__futex_wait(&p->running, left, UINT64_MAX);
 	a32_store_release(&p->busy, 0);
@@ -297,11 +321,15 @@ int sublet__linux_platform_start(struct sublet__linux_platform *p, uint8_t *line
 {
 	uint32_t cpus = sublet__cpu_count(), half = cpus / 2;
 
-	*p = (struct sublet__linux_platform){ .linear = linear, .frame_shift = frame_shift, .workers = 1,
-					      .cpus = cpus, .load_fd = -1 };
+	*p = (struct sublet__linux_platform){ .linear = linear,
+					      .frame_shift = frame_shift,
+					      .workers = 1,
+					      .at_least = UINT32_MAX,
+					      .cpus = cpus,
+					      .load_fd = -1 };
 	if (!workers) {
 		workers = cpus < WORKERS_DEFAULT_MAX ? cpus : WORKERS_DEFAULT_MAX;
-		p->at_least = half < 1 ? 1 : half < workers ? half : workers;
+		p->at_least = half < workers ? half : workers;
 		p->load_fd = sublet__linux_fd_high(sublet__raw_open(AT_FDCWD, "/proc/loadavg", O_RDONLY));
 	}
 	sublet__copy_choose();

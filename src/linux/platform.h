@@ -22,17 +22,18 @@ struct sublet__linux_platform {
 	uint8_t *linear;  /* NULL in a child of fork(), which has none of it */
 	uint32_t frame_shift;
 	uint32_t workers;  /* the caller included */
-	uint32_t at_least; /* of them take part always, the others while a CPU is idle; 0: all, always */
+	uint32_t at_least; /* of them take part always, the others once a CPU is idle */
 	uint32_t cpus;
 	int load_fd;       /* /proc/loadavg, -1: none */
 	/*
 	 * One job at a time. job = number << 8 | threads wanted: a worker learns in one load whether a
-	 * job is new and whether it takes part, and only who takes part reads fn and arg, which cannot
-	 * change before it has counted itself out of `running`.
+	 * job is new and whether it may take part. Who takes part counts itself into `running`, which is
+	 * possible until it falls to 0; only then may fn and arg be read, and they do not change before
+	 * all are out again.
 	 */
 	sublet__a32 busy;    /* 1 while a caller owns the workers */
 	sublet__a32 job;     /* futex */
-	sublet__a32 running; /* futex: workers that are not done */
+	sublet__a32 running; /* futex: who takes part, the caller included; 0: the job is over */
 	sublet__a32 stop;
 	void (*fn)(void *arg, uint32_t worker);
 	void *arg;

@@ -31,6 +31,41 @@ static void move_run(void **unused)
 		}
 }
 
+static void write_when_tracked(void *arg, enum fake_op op, struct fake_mm *mm, uint32_t vpn, uint32_t pages)
+{
+	struct fake *f = arg;
+
+	(void)mm, (void)pages;
+	if (op == FAKE_BLOCK)
+		assert_true(fake_write(&f->mm[0], vpn, 3, 7));
+}
+
+/* Runs are pre-copied while somebody writes; where nobody does, only one in a few is, to find out. */
+static void move_precopy_where_written(void **unused)
+{
+	enum { MOVES = 80, RUN = 64 };
+	static struct fake f;
+	(void)unused;
+
+	for (uint32_t writer = 0; writer < 2; writer++) {
+		fixture_open(&f, NULL);
+		uint32_t vpn = map_pages(&f, RUN, SUBLET_MOVABLE);
+		fill(&f, 0, vpn, RUN, 1);
+		f.hook = writer ? write_when_tracked : NULL;
+		f.hook_arg = &f;
+		for (uint32_t i = 0; i < MOVES; i++)
+			assert_int_equal(move_at(&f, vpn), RUN);
+		assert_int_equal(f.calls[FAKE_TRACK], writer ? MOVES : MOVES / 8);
+		/* And back at once, as soon as one of the few finds a write. */
+		f.hook = write_when_tracked;
+		for (uint32_t i = 0; i < MOVES; i++)
+			assert_int_equal(move_at(&f, vpn), RUN);
+		assert_in_range(f.calls[FAKE_TRACK], writer ? 2 * MOVES : MOVES, 2 * MOVES);
+		f.hook = NULL;
+		fixture_close(&f);
+	}
+}
+
 /* ---- a hook that acts in the middle of a move, where another thread might ---- */
 
 enum { ACT_PROGRAM = 0, ACT_DEVICE, ACT_PIN_HELD, ACT_PIN_RELEASE_LATER, ACTS };
@@ -312,9 +347,13 @@ static void move_relieves_mappings(void **unused)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(move_run),        cmocka_unit_test(move_act_everywhere),
-		cmocka_unit_test(move_failures),   cmocka_unit_test(move_refused),
-		cmocka_unit_test(move_live),       cmocka_unit_test(move_relieves_mappings),
+		cmocka_unit_test(move_run),
+		cmocka_unit_test(move_precopy_where_written),
+		cmocka_unit_test(move_act_everywhere),
+		cmocka_unit_test(move_failures),
+		cmocka_unit_test(move_refused),
+		cmocka_unit_test(move_live),
+		cmocka_unit_test(move_relieves_mappings),
 		cmocka_unit_test(move_neighbours),
 	};
 	return cmocka_run_group_tests(tests, NULL, NULL);
