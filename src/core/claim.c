@@ -13,6 +13,9 @@
  * free one, else one without a pin. If neither finds one, the area is scanned for any window without
  * something immovable, so that a claim fails only if there is none (G10).
  *
+ * Where every window holds another claim, or memory that a child of a fork() shares, the claim looks again and again,
+ * up to its deadline.
+ *
  * A window whose deadline passes marks the pageblock that was stuck for as long as the claim lasts,
  * so that the next choice avoids it. What moved out of a failed window stays where it is: it is
  * valid there, and the window is cheaper next time (G5, G7).
@@ -22,10 +25,10 @@
 #include <errno.h>
 #include <string.h>
 
-#define WINDOWS_MAX 8u             /* tried by one claim */
-#define ROOM_TRIES SUBLET__RUN_PAGES_MAX /* drops for one run to move: a page each at worst */
-#define WAIT_FIRST_NS (20 * SUBLET_US) /* between looks at what is stuck; doubles up to */
-#define WAIT_MOST_NS (1 * SUBLET_MS)
+#define WINDOWS_MAX   8u                    /* tried by one claim */
+#define ROOM_TRIES    SUBLET__RUN_PAGES_MAX /* drops for one run to move: a page each at worst */
+#define WAIT_FIRST_NS (20 * SUBLET_US)      /* between looks at what is stuck; doubles up to */
+#define WAIT_MOST_NS  (1 * SUBLET_MS)
 
 struct claim_job {
 	struct sublet_arena *arena;
@@ -41,11 +44,11 @@ struct claim_job {
 	struct sublet__window_range range;
 	sublet__a32 next_block; /* workers take pageblocks from here */
 	sublet__a32 block_end;
-	sublet__a32 fatal;      /* -errno that ends this window at once, as uint32_t; 0: none */
+	sublet__a32 fatal; /* -errno that ends this window at once, as uint32_t; 0: none */
 	sublet__a64 moved_frames, dropped_frames, zeroed_frames, zeroing_ns;
-	sublet__a32 short_of_room; /* some move of this window found no destination at once */
-	bool claims_in_way; /* there would be room if other claims were released */
-	uint32_t threads; /* that empty and zero the window, the caller included */
+	sublet__a32 short_of_room;         /* some move of this window found no destination at once */
+	bool claims_in_way;                /* there would be room if other claims were released */
+	uint32_t threads;                  /* that empty and zero the window, the caller included */
 	struct sublet__lock blockers_lock; /* protects claim->blockers and count; claim_lock nests in it */
 
 	uint32_t stuck[WINDOWS_MAX]; /* pageblocks marked stuck by this claim */
@@ -66,7 +69,8 @@ static void owner_copy(char *to, const char *from)
 static void claim_describe(struct sublet_arena *arena, uint32_t pfn, struct sublet_blocker *b)
 {
 	engine_lock(arena, &arena->claim_lock);
-	uint32_t word = a32_load_acquire(&arena->frames[pfn].word), slot = a32_load_relaxed(&arena->frames[pfn].a);
+	uint32_t word = a32_load_acquire(&arena->frames[pfn].word),
+		 slot = a32_load_relaxed(&arena->frames[pfn].a);
 	if ((word & FRAME_HEAD) && word_state(word) == FRAME_CLAIMED && slot < ENGINE_CLAIMS_MAX) {
 		owner_copy(b->owner, arena->claim[slot].owner);
 		b->age_ns = engine_now(arena) - arena->claim[slot].since_ns;
@@ -87,7 +91,9 @@ static void blocker_add(struct claim_job *job, uint32_t kind, uint32_t pfn, uint
 			goto out; /* named already, by an earlier look */
 	if (claim->blocker_count < SUBLET_BLOCKERS_MAX) {
 		struct sublet_blocker *b = &claim->blockers[claim->blocker_count++];
-		*b = (struct sublet_blocker){ .kind = kind, .error = error, .offset_bytes = offset,
+		*b = (struct sublet_blocker){ .kind = kind,
+					      .error = error,
+					      .offset_bytes = offset,
 					      .bytes = (uint64_t)frames << shift };
 		if (kind == SUBLET_BLOCKER_CLAIM)
 			claim_describe(arena, pfn, b);
@@ -185,7 +191,8 @@ static bool room_make(struct claim_job *job)
 		const struct sublet__pageblock *block = &arena->pageblocks[pb];
 		uint32_t own = pb >= first && pb <= last;
 		/* relaxed: what is freed in the window of another claim would be no room; we look again */
-		if (!sublet__account_get(block, ACCOUNT_DISCARDABLE) || a32_load_relaxed(&block->isolated) > own)
+		if (!sublet__account_get(block, ACCOUNT_DISCARDABLE) ||
+		    a32_load_relaxed(&block->isolated) > own)
 			continue;
 		uint32_t done = block_drop(job, pb);
 		a64_add_relaxed(&job->dropped_frames, done);
@@ -218,8 +225,9 @@ static bool folio_empty(struct claim_job *job, uint32_t pfn, uint32_t word, bool
 			a64_add_relaxed(&job->moved_frames, (uint64_t)done);
 		break;
 	case FRAME_DISCARDABLE:
-		done = (word & (FRAME_HELD | FRAME_PROTECTED)) ? -EBUSY :
-								 sublet__drop_folio(job->arena, pfn, &job->range);
+		done = (word & (FRAME_HELD | FRAME_PROTECTED))
+			       ? -EBUSY
+			       : sublet__drop_folio(job->arena, pfn, &job->range);
 		if (done > 0)
 			a64_add_relaxed(&job->dropped_frames, (uint64_t)done);
 		break;
@@ -327,8 +335,9 @@ static int window_wait(struct claim_job *job, uint64_t until_ns, uint32_t *stuck
 		if (window_clear(job))
 			break;
 		if (last)
-			return window_failed(job) ? (int)a32_load_relaxed(&job->fatal) :
-			       a32_load_relaxed(&job->short_of_room) && !job->claim->blocker_count ? -ENOMEM : -EBUSY;
+			return window_failed(job) ? (int)a32_load_relaxed(&job->fatal)
+			       : a32_load_relaxed(&job->short_of_room) && !job->claim->blocker_count ? -ENOMEM
+												     : -EBUSY;
 		wait_ns = wait_ns < until_ns - now ? wait_ns : until_ns - now;
 		p->ops->sleep_ns(p->ctx, wait_ns);
 		job->claim->waits++;
@@ -471,7 +480,8 @@ static uint32_t window_choose_small(struct claim_job *job)
 	if (pb == ENGINE_NONE)
 		return ENGINE_NONE;
 	uint32_t first = pb << arena->pageblock_order, end = (pb + 1) << arena->pageblock_order;
-	uint32_t pfn = (job->flags & SUBLET_CLAIM_DEAREST) ? ENGINE_NONE : window_scan(job, first, end, SCAN_FREE);
+	uint32_t pfn = (job->flags & SUBLET_CLAIM_DEAREST) ? ENGINE_NONE
+							   : window_scan(job, first, end, SCAN_FREE);
 	return pfn == ENGINE_NONE ? window_scan(job, first, end, SCAN_UNPINNED) : pfn;
 }
 
@@ -488,8 +498,8 @@ static bool window_choose(struct claim_job *job)
 	if (job->frames < block_frames) {
 		pfn = window_choose_small(job);
 	} else {
-		pb = (job->flags & SUBLET_CLAIM_DEAREST) ? sublet__window_dearest(arena, count, step, &cost) :
-							   sublet__window_cheapest(arena, count, step, &cost);
+		pb = (job->flags & SUBLET_CLAIM_DEAREST) ? sublet__window_dearest(arena, count, step, &cost)
+							 : sublet__window_cheapest(arena, count, step, &cost);
 		if (pb == ENGINE_NONE && (job->flags & SUBLET_CLAIM_DEAREST))
 			pb = sublet__window_cheapest(arena, count, step, &cost);
 		if (pb != ENGINE_NONE)
@@ -526,6 +536,7 @@ static void stuck_unmark(struct claim_job *job)
 		a32_sub_acq_rel(&job->arena->pageblocks[job->stuck[i]].stuck, 1);
 		sublet__window_touch(job->arena, job->stuck[i]);
 	}
+	job->stuck_count = 0;
 }
 
 /* ---- what there is, for -ENOMEM ---- */
@@ -604,6 +615,45 @@ static int windows_try(struct claim_job *job)
 		stuck_mark(job, stuck_pfn);
 	}
 	return err;
+}
+
+/* Whether time may help: somebody is in the way who will go. */
+static bool worth_waiting(const struct claim_job *job)
+{
+	for (uint32_t i = 0; i < job->claim->blocker_count; i++) {
+		uint32_t kind = job->claim->blockers[i].kind;
+		if (kind == SUBLET_BLOCKER_PIN || kind == SUBLET_BLOCKER_CLAIM ||
+		    kind == SUBLET_BLOCKER_CHILD)
+			return true;
+	}
+	return false;
+}
+
+/*
+ * Windows, and while none can be had because of other claims or of children of a fork: wait and look again, up to
+ * the deadline. Pins are waited for with the window isolated (window_wait); nobody can tell where a claim will end.
+ */
+static int claim_try(struct claim_job *job)
+{
+	struct sublet_arena *arena = job->arena;
+	const struct sublet__platform *p = &arena->platform;
+
+	for (uint64_t wait_ns = WAIT_FIRST_NS;;) {
+		for (uint32_t i = 0; i < a32_load_acquire(&arena->mm_count); i++)
+			sublet__mm_relieve(arena->mm[i]);
+		int err = room_is_enough(job) ? windows_try(job) : noroom(job);
+		uint64_t now = engine_now(arena);
+		stuck_unmark(job);
+		if (err != -EBUSY || (job->flags & SUBLET_CLAIM_NOWAIT) || now >= job->deadline_ns ||
+		    !worth_waiting(job))
+			return err;
+		wait_ns = wait_ns < job->deadline_ns - now ? wait_ns : job->deadline_ns - now;
+		p->ops->sleep_ns(p->ctx, wait_ns);
+		job->claim->waits++;
+		job->claim->waited_ns += engine_now(arena) - now;
+		job->claim->blocker_count = 0; /* what is in the way is seen anew */
+		wait_ns = 2 * wait_ns < WAIT_MOST_NS ? 2 * wait_ns : WAIT_MOST_NS;
+	}
 }
 
 static struct sublet__claim_slot *slot_take(struct sublet_arena *arena, const char *owner)
@@ -720,10 +770,7 @@ int sublet_claim(struct sublet_arena *arena, uint64_t bytes, const struct sublet
 		blocker_add(&job, SUBLET_BLOCKER_CLAIM, 0, arena->zone[ZONE_AREA].frames, 0);
 		return -EBUSY;
 	}
-	for (uint32_t i = 0; i < a32_load_acquire(&arena->mm_count); i++)
-		sublet__mm_relieve(arena->mm[i]);
-	int err = room_is_enough(&job) ? windows_try(&job) : noroom(&job);
-	stuck_unmark(&job);
+	int err = claim_try(&job);
 	claim_finish(&job, err, start_ns);
 	return err;
 }

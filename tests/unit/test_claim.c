@@ -279,7 +279,7 @@ static void claim_names_claim(void **unused)
 					    &held[i]),
 				 0);
 	atomic_fetch_add(&f.clock_ns, SUBLET_SEC);
-	assert_int_equal(claim_take(&f, 600 * PAGE, NULL, &claim), -EBUSY);
+	assert_int_equal(claim_take(&f, 600 * PAGE, OPTIONS(.flags = SUBLET_CLAIM_NOWAIT), &claim), -EBUSY);
 	assert_true(claim.blocker_count > 0);
 	for (uint32_t i = 0; i < claim.blocker_count; i++) {
 		assert_int_equal(claim.blockers[i].kind, SUBLET_BLOCKER_CLAIM);
@@ -291,6 +291,94 @@ static void claim_names_claim(void **unused)
 	}
 	for (uint32_t i = 0; i < 8; i++)
 		claim_give(&f, &held[i]);
+	fixture_close(&f);
+}
+
+struct passing {
+	struct fake *f;
+	struct sublet_claim *held;
+	struct fake_child *child;
+	uint64_t at_ns;
+};
+
+/* Another thread's work, done while the claim sleeps: a claim is released, or a child of a fork ends. */
+static void pass_later(void *arg, enum fake_op op, struct fake_mm *mm, uint32_t vpn, uint32_t pages)
+{
+	struct passing *p = arg;
+	struct sublet_mm *engine_mm = p->f->engine_mm[0];
+
+	(void)mm, (void)vpn, (void)pages;
+	if (op != FAKE_SLEEP || atomic_load(&p->f->clock_ns) < p->at_ns)
+		return;
+	p->at_ns = UINT64_MAX;
+	if (p->held) {
+		claim_give(p->f, p->held);
+	} else {
+		fake_child_exit(p->child);
+		assert_int_equal(sublet__mm_fork_restore(engine_mm, sublet__mm_fork_epoch(engine_mm)), 0);
+	}
+}
+
+/*
+ * The deadline is for whoever holds memory: another claim that is released in time, and a child that ends in time, do
+ * not make a claim fail (G7, G10). NOWAIT does not wait, and what will not go by itself is reported at once.
+ */
+static void claim_waits_for_others(void **unused)
+{
+	static struct fake f;
+	(void)unused;
+
+	for (uint32_t mode = 0; mode < 6; mode++) {
+		struct sublet_claim held = { 0 }, claim;
+		struct fake_child child = { 0 };
+		bool forked = mode & 1;
+		fixture_open(&f, &(struct fake_options){ .area_frames = 4 * 512, .virtual_time = true });
+		uint32_t vpn = map_pages(&f, 512, SUBLET_MOVABLE);
+		struct passing pass = { .f = &f, .held = forked ? NULL : &held, .child = &child };
+		if (forked) {
+			fill(&f, 0, vpn, 512, 1);
+			assert_int_equal(sublet__mm_fork_begin(f.engine_mm[0]), 0);
+			fake_child_fork(&child, &f.mm[0]);
+			sublet__mm_fork_end(f.engine_mm[0], 1234);
+		} else {
+			assert_int_equal(claim_take(&f, 1100 * PAGE, NULL, &held), 0);
+		}
+		uint64_t began = atomic_load(&f.clock_ns);
+		pass.at_ns = began + (mode / 2 == 1 ? 700 : 200) * SUBLET_MS;
+		f.hook = pass_later;
+		f.hook_arg = &pass;
+		uint32_t flags = mode / 2 == 2 ? SUBLET_CLAIM_NOWAIT : 0;
+		int err = claim_take(&f, 4 * 512 * PAGE - (forked ? 0 : 300 * PAGE),
+				     OPTIONS(.deadline_ns = 500 * SUBLET_MS, .flags = flags), &claim);
+		uint64_t took = atomic_load(&f.clock_ns) - began;
+		assert_int_equal(err, mode / 2 ? -EBUSY : 0);
+		if (err) {
+			assert_int_equal(claim.blockers[0].kind,
+					 forked ? SUBLET_BLOCKER_CHILD : SUBLET_BLOCKER_CLAIM);
+			assert_in_range(took, flags ? 0 : 500 * SUBLET_MS,
+					flags ? 1 * SUBLET_MS : 501 * SUBLET_MS);
+			f.hook = NULL;
+			pass.at_ns = 0;
+			pass_later(&pass, FAKE_SLEEP, NULL, 0, 0);
+		} else {
+			assert_in_range(took, 200 * SUBLET_MS, 202 * SUBLET_MS);
+			assert_true(claim.waits > 10 && claim.waited_ns <= took);
+			claim_give(&f, &claim);
+		}
+		f.hook = NULL;
+		if (forked)
+			check_fill(&f, 0, vpn, 512, 1);
+		fixture_close(&f);
+	}
+
+	struct sublet_claim claim;
+	fixture_open(&f, &(struct fake_options){ .area_frames = 2 * 512, .virtual_time = true });
+	uint32_t vpn = map_pages(&f, 512, SUBLET_MOVABLE);
+	(void)sublet__mm_note_protected(f.engine_mm[0], addr_of(&f, 0, vpn), 512 * PAGE, true);
+	uint64_t began = atomic_load(&f.clock_ns);
+	assert_int_equal(claim_take(&f, 2 * 512 * PAGE, NULL, &claim), -EBUSY);
+	assert_int_equal(claim.blockers[0].kind, SUBLET_BLOCKER_PROTECTED);
+	assert_in_range(atomic_load(&f.clock_ns) - began, 0, 1 * SUBLET_MS);
 	fixture_close(&f);
 }
 
@@ -539,6 +627,7 @@ int main(void)
 		cmocka_unit_test(claim_small_beside_pin),
 		cmocka_unit_test(claim_no_room),
 		cmocka_unit_test(claim_names_claim),
+		cmocka_unit_test(claim_waits_for_others),
 		cmocka_unit_test(claim_cheapest_dearest),
 		cmocka_unit_test(claim_failures),
 		cmocka_unit_test(claim_fragmented),
