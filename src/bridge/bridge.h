@@ -54,6 +54,15 @@ bool sublet__sticky_unprotect(const void *addr, size_t bytes);
 void sublet__sticky_forget(const void *addr, size_t bytes);
 
 /*
+ * futex.c: a word of lent memory that the kernel wakes by itself, as process-shared. False: there are too many.
+ * forget: malloc gives the memory back.
+ */
+bool sublet__futex_kernel_wakes(const void *word);
+void sublet__futex_forget(const void *addr, size_t bytes);
+/* The system call itself: what libc's syscall() is to the engine (--wrap), and to all until that is looked up. */
+long __wrap_syscall(long number, long a, long b, long c, long d, long e, long f);
+
+/*
  * descriptors.c: call create(settings) and look after the descriptors that it opened from then on.
  * Returns what create returned.
  */
@@ -87,6 +96,8 @@ struct sublet__real {
 	int (*munlock)(const void *addr, size_t bytes);
 	int (*mlockall)(int flags);
 	int (*munlockall)(void);
+	/* As libc defines it, not as it declares it: what a call has no argument for is whatever lies there. */
+	long (*syscall)(long number, long a, long b, long c, long d, long e, long f);
 };
 extern struct sublet__real sublet__real;
 

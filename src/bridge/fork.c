@@ -10,6 +10,10 @@
  * _Fork() and clone() without CLONE_VM run no handlers at all. Their child would share the heap with
  * its parent, each overwriting the other: refused. vfork(), posix_spawn(), system() and popen()
  * share the address space on purpose until they exec, and pass.
+ *
+ * A thread that a program makes with clone() itself may have its tid in lent memory. The kernel clears
+ * that word from within the dying thread, which cannot wait for a page that is just being moved, and
+ * wakes it as process-shared: so it does not move, and futex.c lets waits for it be.
  */
 #include "bridge/bridge.h"
 
@@ -65,5 +69,13 @@ SUBLET__INTERPOSER int clone(int (*fn)(void *), void *stack, int flags, void *ar
 	tls = va_arg(list, void *);
 	child_tid = va_arg(list, void *);
 	va_end(list);
+	if ((flags & CLONE_CHILD_CLEARTID) != 0 &&
+	    sublet__bridge_owner(child_tid, sizeof(pid_t)) == SUBLET__OWNER_LENT) {
+		sublet__sticky_add(child_tid, sizeof(pid_t));
+		if (!sublet__futex_kernel_wakes(child_tid)) {
+			errno = EAGAIN; /* "too many threads" */
+			return -1;
+		}
+	}
 	return real(fn, stack, flags, arg, parent_tid, tls, child_tid);
 }

@@ -172,6 +172,13 @@ static void *hook_alloc(extent_hooks *h, void *new_addr, size_t size, size_t ali
 	return addr;
 }
 
+/* The program has no use for it any more. */
+static void forget(const void *addr, size_t size)
+{
+	sublet__sticky_forget(addr, size);
+	sublet__futex_forget(addr, size);
+}
+
 static bool hook_dalloc(extent_hooks *h, void *addr, size_t size, bool committed, unsigned int arena)
 {
 	size_t unit = sublet__bridge.unit_bytes;
@@ -180,7 +187,7 @@ static bool hook_dalloc(extent_hooks *h, void *addr, size_t size, bool committed
 	if (sublet__bridge_owner(addr, size) != SUBLET__OWNER_LENT ||
 	    (((uintptr_t)addr | size) & (unit - 1)) != 0)
 		return true;
-	sublet__sticky_forget(addr, size);
+	forget(addr, size);
 	return sublet_unmap(engine(), addr, size) != 0;
 }
 
@@ -214,7 +221,7 @@ static bool hook_decommit(extent_hooks *h, void *addr, size_t size, size_t offse
 	(void)h, (void)size, (void)arena;
 	if (sublet__bridge_owner(start, length) != SUBLET__OWNER_LENT)
 		return true;
-	sublet__sticky_forget(start, length);
+	forget(start, length);
 	return sublet_decommit(engine(), start, length) != 0;
 }
 

@@ -124,6 +124,7 @@ struct sublet__real sublet__real = {
 	.munlock = __wrap_munlock,
 	.mlockall = early_mlockall,
 	.munlockall = early_munlockall,
+	.syscall = __wrap_syscall,
 };
 
 void *sublet__real_find(_Atomic(void *) *slot, const char *name)
@@ -145,6 +146,16 @@ void *sublet__real_find(_Atomic(void *) *slot, const char *name)
 			sublet__real.name = found_;                        \
 	} while (0)
 
+/* By hand, because it is declared as something else. */
+static void resolve_syscall(void)
+{
+	static _Atomic(void *) slot;
+	void *found = sublet__real_find(&slot, "syscall");
+
+	if (found != NULL)
+		sublet__real.syscall = __extension__(__typeof__(sublet__real.syscall)) found;
+}
+
 void sublet__real_resolve(void)
 {
 	RESOLVE(mmap);
@@ -159,4 +170,5 @@ void sublet__real_resolve(void)
 	RESOLVE(munlock);
 	RESOLVE(mlockall);
 	RESOLVE(munlockall);
+	resolve_syscall();
 }

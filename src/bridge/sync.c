@@ -6,7 +6,8 @@
  * one by file and offset, which for lent memory is the frame. A private futex does not notice a
  * move; a process-shared one is forgotten by it: the sleeper waits at the old frame, and the wake
  * goes to the new one. So process-shared objects are refused where they would rest in lent memory.
- * malloc's memory never was shared with another process, so no program can need them there.
+ * malloc's memory never was shared with another process, so no program can need them there. (Raw futex calls,
+ * which say so only by leaving out a flag, get the flag: futex.c.)
  *
  * One more process-shared futex is the kernel's own: it wakes pthread_join() at the thread's tid,
  * which lies on the thread's stack. A stack that the program allocated itself is therefore kept
