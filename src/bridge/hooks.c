@@ -5,10 +5,10 @@
  * jemalloc asks its hooks for extents of a few MiB, cuts them up, and gives pages back when they
  * have been unused for a while. These hooks serve it from the arena:
  *
- *   alloc         sublet_map; ordinary memory where the arena is full
+ *   alloc         addresses alone (sublet__mm_reserve), where jemalloc does not ask for memory at once
  *   dalloc        sublet_unmap, if the range is whole units; else refused, and jemalloc goes on with
  *   decommit      sublet_decommit: the frames go back, the addresses stay jemalloc's ("retained")
- *   commit        sublet_commit, before it uses such addresses again
+ *   commit        sublet_commit, before it uses such addresses (again); ordinary memory where the arena is full
  *   purge_*       refused. jemalloc purges only what it could not decommit, and a refusal costs
  *                 nothing but the memory; a purge that gave frames back would have to get frames
  *                 again on the spot, and there is no way to report that it could not
@@ -19,12 +19,17 @@
  * ordinary memory. Memory that jemalloc mapped before the constructor set the hooks reaches them
  * too; it is outside the window and is never given back, as by jemalloc's own hooks.
  *
- * Sparing frames. jemalloc grows by steps that double; all of a step is real memory here at once, so
- * retain_grow_limit bounds it. The 2 MiB block in which each jemalloc arena keeps its own
- * structures is hardly used, and there are four arenas to a CPU: while the hooks are being installed
- * those blocks are ordinary memory. The main thread is moved to an arena that has no ordinary memory
- * left from before: arena 0 always has, and one more where somebody connected to the control socket
- * already.
+ * Sparing frames. jemalloc takes addresses by steps that double, and cuts from them what it needs: an object of 2 MB,
+ * say, is 2 MiB and a page to it, and of a step of 4 MiB all but one of them is cut off and may never be used. So a
+ * step gets no frames; what is cut off gets them when jemalloc commits it, which it does anyway on systems that
+ * do not overcommit. A step's length costs addresses only. Long steps make neighbours of what is
+ * allocated one after the other; retain_grow_limit keeps them to a part of the window. Huge frames (hugetlb) cannot come
+ * by pieces: there a step is memory at once, and shorter.
+ *
+ * The 2 MiB block in which each jemalloc arena keeps its own structures is memory from the start and hardly used, and there
+ * are four arenas to a CPU: while the hooks are being installed those blocks are ordinary memory. The main thread is moved
+ * to an arena that has no ordinary memory left from before: arena 0 always has, and one more where somebody connected to
+ * the control socket already.
  */
 #include "bridge/bridge.h"
 
@@ -37,7 +42,8 @@
 #include <sys/mman.h>
 
 #define PAGE_BYTES     ((size_t)4096)
-#define GROW_LIMIT_MAX (8 * SUBLET_MIB)
+#define GROW_LIMIT_MAX (64 * SUBLET_MIB)
+#define GROW_HUGE_MAX  (8 * SUBLET_MIB) /* where a step is memory at once */
 #define GROW_LIMIT_MIN (2 * SUBLET_MIB)
 
 /* As in <jemalloc/jemalloc.h>, 5.0 to 5.3; a true result means refused. Not included: no package of it is needed. */
@@ -118,14 +124,30 @@ static void note_range(uintptr_t start, uintptr_t end)
 		;
 }
 
-static void *alloc_lent(size_t size, size_t alignment)
+static void note_taken(void)
+{
+	/* Not written again and again: every thread that allocates comes by. */
+	if (!atomic_load_explicit(&sublet__bridge.took_memory, memory_order_relaxed))
+		atomic_store_explicit(&sublet__bridge.took_memory, true, memory_order_relaxed);
+}
+
+/* Whether memory comes and goes by jemalloc's own pages; huge frames come with the addresses. */
+static bool is_by_page(void)
+{
+	return sublet__bridge.frame_bytes == PAGE_BYTES;
+}
+
+static void *alloc_lent(size_t size, size_t alignment, bool commit)
 {
 	void *addr = NULL;
+	int err = commit ? sublet_map_aligned(engine(), size, alignment, SUBLET_MOVABLE | SUBLET_PLAIN_OK, &addr)
+			 : sublet__mm_reserve(engine(), size, alignment, &addr);
 
-	if (sublet_map_aligned(engine(), size, alignment, SUBLET_MOVABLE | SUBLET_PLAIN_OK, &addr) != 0)
+	if (err != 0)
 		return NULL;
 	note_range((uintptr_t)addr, (uintptr_t)addr + size);
-	atomic_store_explicit(&sublet__bridge.took_memory, true, memory_order_relaxed);
+	if (commit)
+		note_taken();
 	return addr;
 }
 
@@ -150,25 +172,29 @@ static void *hook_alloc(extent_hooks *h, void *new_addr, size_t size, size_t ali
 			bool *commit, unsigned int arena)
 {
 	void *addr = NULL;
+	bool is_lent;
 
 	(void)h;
 	if (new_addr != NULL)
 		return NULL; /* jemalloc would like to grow in place; it copes */
-	if (sublet__bridge_state() == SUBLET__OWNER_LENT && !atomic_load(&installing)) {
+	is_lent = sublet__bridge_state() == SUBLET__OWNER_LENT && !atomic_load(&installing);
+	if (is_lent) {
 		if (arena == 0)
 			note_kept(SIZE_MAX); /* it has used it up, as far as anybody can tell */
-		addr = alloc_lent(size, alignment);
-		if (addr == NULL) {
-			/* No addresses or no memory for the engine: the program need not suffer for it. */
-			addr = ordinary_alloc(size, alignment);
-			if (addr != NULL)
-				sublet__arena_note_outside(sublet__bridge.arena, size);
+		*commit = *commit || !is_by_page();
+		addr = alloc_lent(size, alignment, *commit);
+		if (addr != NULL) {
+			*zero = true; /* what is committed later is zeroed then */
+			return addr;
 		}
-	} else {
-		addr = ordinary_alloc(size, alignment);
 	}
-	if (addr != NULL)
-		*zero = *commit = true;
+	/* No addresses or no memory for the engine: the program need not suffer for it. */
+	addr = ordinary_alloc(size, alignment);
+	if (addr == NULL)
+		return NULL;
+	if (is_lent)
+		sublet__arena_note_outside(sublet__bridge.arena, size);
+	*zero = *commit = true;
 	return addr;
 }
 
@@ -205,6 +231,7 @@ static bool hook_commit(extent_hooks *h, void *addr, size_t size, size_t offset,
 	(void)h, (void)size, (void)arena;
 	switch (sublet__bridge_owner(start, length)) {
 	case SUBLET__OWNER_LENT:
+		note_taken();
 		return sublet_commit(engine(), start, length, SUBLET_PLAIN_OK) != 0;
 	case SUBLET__OWNER_CHILD:
 		return !ordinary_over(start, length);
@@ -313,13 +340,14 @@ static bool has_memory(unsigned int arena)
 
 static bool hook_arena(unsigned int arena)
 {
-	size_t limit = (size_t)(sublet__bridge.settings.area_bytes / 64);
+	size_t limit = (size_t)(sublet__bridge.settings.area_bytes / (is_by_page() ? 16 : 64));
+	size_t limit_max = is_by_page() ? GROW_LIMIT_MAX : GROW_HUGE_MAX;
 	extent_hooks *mine = &hooks;
 
 	if (!set_arena(arena, "extent_hooks", &mine, sizeof(mine)))
 		return false;
-	if (limit > GROW_LIMIT_MAX)
-		limit = GROW_LIMIT_MAX;
+	if (limit > limit_max)
+		limit = limit_max;
 	if (limit < GROW_LIMIT_MIN)
 		limit = GROW_LIMIT_MIN;
 	(void)set_arena(arena, "retain_grow_limit", &limit,

@@ -40,6 +40,14 @@ struct sublet_arena *sublet__mm_arena(struct sublet_mm *mm);
 /* Whether [addr, addr + bytes) touches the mm's window. */
 bool sublet__mm_contains(const struct sublet_mm *mm, const void *addr, uint64_t bytes);
 
+/*
+ * Addresses without memory, for an allocator that takes more than it uses: as sublet_map_aligned of movable
+ * memory that was decommitted at once. What sublet_commit is asked for it gives; where as much again lies behind it,
+ * and there is plenty of room, it makes the memory up to the next 2 MiB boundary ready as well (huge pages, and fewer
+ * kernel mappings). That counts as lent, and goes when nothing of its 2 MiB is committed any more. -EINVAL, -ENOMEM
+ */
+int sublet__mm_reserve(struct sublet_mm *mm, uint64_t bytes, uint64_t align_bytes, void **addr);
+
 /* Bytes of the program's heap that lie outside every window: added to plain_bytes, each call on top of the last. */
 void sublet__arena_note_outside(struct sublet_arena *arena, uint64_t bytes);
 

@@ -8,6 +8,14 @@
  * of a unit are holes, the unit's memory goes (PTE_GONE). Commit turns holes whose memory stayed back
  * into pages by zeroing them, and gives gone units fresh memory.
  *
+ * Reserved addresses (sublet__mm_reserve) are for allocators, which take addresses by doubling steps and use
+ * them from front to back, in pieces of 4 KiB up. All of a step at once would be memory that nobody may ever touch; its
+ * pieces alone would be 64 KiB of kernel mapping each, and never a huge page. So a commit looks at what lies
+ * behind it: where that is reserved, and enough for another commit like this, the rest of the 2 MiB block gets memory
+ * too, as holes (PTE_HOLE, PTE_FRESH). At the end of a step, where the next piece may not fit, nothing is
+ * given ahead, nor where the area is nearly full. What was decommitted once is never given ahead: its owner wanted
+ * to be rid of it.
+ *
  * Discardable memory carries FRAME_DROPPABLE. Unlocked, its folios are DISCARDABLE and their
  * reference count is frozen, so nothing can pin them and a claim may take them at once. INTACT is a
  * promise about every byte (G1), so a page given anew is PTE_FRESH until a lock has told of it.
@@ -16,11 +24,18 @@
 
 #include <errno.h>
 
+#define AHEAD_ROOM 8u /* of the area, so great a part must be free for memory that nobody asked for yet */
+
 /* ---- decommit ---- */
+
+static bool entry_is_gone(uint32_t pte)
+{
+	return !(pte & PTE_PRESENT) && (pte_kind(pte) == PTE_GONE || pte_kind(pte) == PTE_RESERVED);
+}
 
 static bool page_is_hole(uint32_t pte)
 {
-	return (pte & PTE_HOLE) || (!(pte & PTE_PRESENT) && pte_kind(pte) == PTE_GONE);
+	return (pte & PTE_HOLE) || entry_is_gone(pte);
 }
 
 /* Whether all mapped pages of the unit are holes, and some of them still have memory. */
@@ -64,6 +79,19 @@ static int holes_free(struct sublet_mm *mm, uint32_t vpn, uint32_t pages)
 	return err;
 }
 
+/* Nothing in the block of vpn is in use: what was given ahead has nobody left to wait for. */
+static bool block_is_idle(const struct sublet_mm *mm, uint32_t vpn)
+{
+	uint32_t first = vpn & ~(ENGINE_BLOCK_PAGES - 1), end = min_u32(first + ENGINE_BLOCK_PAGES, mm->config.pages);
+
+	for (uint32_t at = first; at < end; at++) {
+		uint32_t pte = a32_load_relaxed(&mm->pte[at]);
+		if (pte && !page_is_hole(pte))
+			return false;
+	}
+	return true;
+}
+
 /* One block's part of a decommit; block lock held. */
 static int block_decommit(struct sublet_mm *mm, uint32_t vpn, uint32_t pages)
 {
@@ -72,8 +100,13 @@ static int block_decommit(struct sublet_mm *mm, uint32_t vpn, uint32_t pages)
 
 	for (uint32_t at = vpn; at < vpn + pages; at++) {
 		uint32_t pte = a32_load_relaxed(&mm->pte[at]);
-		if ((pte & PTE_PRESENT) || pte_is_plain(pte))
+		/* a hole that was given ahead keeps what it knows of its bytes */
+		if (!(pte & PTE_HOLE) && ((pte & PTE_PRESENT) || pte_is_plain(pte)))
 			a32_store_release(&mm->pte[at], pte | PTE_HOLE);
+	}
+	if (block_is_idle(mm, vpn)) {
+		vpn &= ~(ENGINE_BLOCK_PAGES - 1);
+		pages = min_u32(ENGINE_BLOCK_PAGES, mm->config.pages - vpn);
 	}
 	for (uint32_t at = vpn & ~(unit - 1); at < vpn + pages && !err; at += unit) {
 		if (unit_is_empty(mm, at)) {
@@ -156,43 +189,69 @@ int sublet_decommit(struct sublet_mm *mm, void *addr, uint64_t bytes)
 
 /* ---- commit ---- */
 
-/* Zero and show the holes of [vpn, vpn + pages) that have memory. */
+/* Show the holes of [vpn, vpn + pages) that have memory, zeroed. */
 static void holes_fill(struct sublet_mm *mm, uint32_t vpn, uint32_t pages)
 {
 	for (uint32_t at = vpn; at < vpn + pages; at++) {
 		uint32_t pte = a32_load_relaxed(&mm->pte[at]);
 		if (!(pte & PTE_HOLE))
 			continue;
-		mm->config.ops->clear(mm->config.ctx, at, 1);
-		a32_store_release(&mm->pte[at], pte & ~PTE_HOLE);
+		if (!(pte & PTE_FRESH))
+			mm->config.ops->clear(mm->config.ctx, at, 1);
+		a32_store_release(&mm->pte[at], pte & ~(PTE_HOLE | PTE_FRESH));
 	}
-}
-
-static bool page_is_gone(const struct sublet_mm *mm, uint32_t vpn)
-{
-	uint32_t pte = a32_load_relaxed(&mm->pte[vpn]);
-	return !(pte & PTE_PRESENT) && pte_kind(pte) == PTE_GONE;
 }
 
 /*
- * Fresh memory for the gone pages of the units that [vpn, vpn + pages) touches; pages outside it stay
- * holes, also where only some of the memory could be had.
+ * Fresh memory for the gone pages of the units that [vpn, vpn + pages) touches, and for those up to `last`; pages
+ * outside the range stay holes, also where only some of the memory could be had.
  */
-static int units_give(struct sublet_mm *mm, uint32_t vpn, uint32_t pages, uint32_t flags)
+static int units_give(struct sublet_mm *mm, uint32_t vpn, uint32_t pages, uint32_t last, uint32_t flags)
 {
-	uint32_t unit = unit_pages(mm->arena), end = vpn + pages, last = (end + unit - 1) & ~(unit - 1);
+	uint32_t unit = unit_pages(mm->arena), end = vpn + pages;
 	int err = 0;
 
+	last = (last + unit - 1) & ~(unit - 1);
 	for (uint32_t at = vpn & ~(unit - 1), run; at < last && !err; at += run ? run : 1) {
-		for (run = 0; at + run < last && page_is_gone(mm, at + run);)
+		for (run = 0; at + run < last && entry_is_gone(a32_load_relaxed(&mm->pte[at + run]));)
 			run++;
 		if (run)
 			err = sublet__mm_give(mm, at, run, flags);
-		for (uint32_t p = at; p < at + run; p++)
-			if ((p < vpn || p >= end) && !page_is_gone(mm, p))
-				a32_store_release(&mm->pte[p], a32_load_relaxed(&mm->pte[p]) | PTE_HOLE);
+		for (uint32_t p = at; p < at + run; p++) {
+			uint32_t pte = a32_load_relaxed(&mm->pte[p]);
+			if ((p < vpn || p >= end) && !entry_is_gone(pte))
+				a32_store_release(&mm->pte[p], pte | PTE_HOLE | PTE_FRESH);
+		}
 	}
 	return err;
+}
+
+/*
+ * The end of what a commit of [vpn, end) makes ready: `end`, or further in its 2 MiB. Behind `end` as many pages must be
+ * reserved as are committed. What lies in other blocks is read without their locks: it is a guess.
+ */
+static uint32_t ahead_end(const struct sublet_mm *mm, uint32_t vpn, uint32_t end)
+{
+	const struct sublet_arena *arena = mm->arena;
+	uint32_t area = arena->zone[ZONE_AREA].frames, at = end;
+	uint32_t block = 1u << arena->pageblock_order, block_end = (end + block - 1) & ~(block - 1);
+	uint32_t enough = end + (end - vpn), stop = min_u32(enough > block_end ? enough : block_end, mm->config.pages);
+
+	if (a64_load_relaxed(&arena->lent_frames) > area - area / AHEAD_ROOM)
+		return end;
+	while (at < stop && a32_load_relaxed(&mm->pte[at]) == PTE_RESERVED)
+		at++;
+	return at < enough ? end : min_u32(at, block_end);
+}
+
+/* One block's part [at, at + count) of a commit, and what is made ready behind it; block lock held. */
+static int block_commit(struct sublet_mm *mm, uint32_t at, uint32_t count, uint32_t last, uint32_t flags)
+{
+	holes_fill(mm, at, count);
+	/* Ahead goes what the arena has; should that not do, the rest of what was asked for comes from elsewhere. */
+	if (last > at + count)
+		(void)units_give(mm, at, count, last, flags & ~(uint32_t)SUBLET_PLAIN_OK);
+	return units_give(mm, at, count, at + count, flags);
 }
 
 static bool range_is_holes(const struct sublet_mm *mm, uint32_t vpn, uint32_t pages)
@@ -211,10 +270,10 @@ int sublet_commit(struct sublet_mm *mm, void *addr, uint64_t bytes, uint32_t fla
 	/* All holes, or a failure half way could not tell what to undo. */
 	if (err || (flags & ~(uint32_t)SUBLET_PLAIN_OK) || !range_is_holes(mm, vpn, pages))
 		return -EINVAL;
-	for_each_block(at, count, vpn, vpn + pages) {
+	uint32_t end = vpn + pages, ahead = ahead_end(mm, vpn, end);
+	for_each_block(at, count, vpn, end) {
 		engine_lock(mm->arena, block_lock_of(mm, at));
-		holes_fill(mm, at, count);
-		err = units_give(mm, at, count, flags | SUBLET_MOVABLE);
+		err = block_commit(mm, at, count, at + count == end ? ahead : at + count, flags | SUBLET_MOVABLE);
 		if (err) /* what this block already got becomes holes again; so do the blocks before */
 			(void)block_decommit(mm, at, count);
 		engine_unlock(mm->arena, block_lock_of(mm, at));

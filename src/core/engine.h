@@ -36,17 +36,20 @@
  *   PTE_GONE           decommitted, no memory behind it
  *   PTE_DROPPED        discardable, contents given up, no memory behind it
  *   PTE_PLAIN          ordinary memory of the process (arena was full)
+ *   PTE_RESERVED       as PTE_GONE, and never had memory: may get some along with its neighbours
  */
 #define PTE_PRESENT (1u << 0)
 #define PTE_HOLE (1u << 1)   /* decommitted; the memory behind it waits for the rest of its unit */
 #define PTE_LOCKED (1u << 2) /* the program mlocked it */
-#define PTE_FRESH (1u << 3)  /* given anew for dropped contents, and no sublet_lock has said so yet */
+#define PTE_FRESH (1u << 3)  /* given anew for dropped contents, and no sublet_lock has said so yet;
+				of a hole: nobody wrote to it since it was zeroed */
 #define PTE_PROTECTED (1u << 4) /* the program changed its protection: its folio must not move */
 #define PTE_FLAGS 0x1fu
 #define PTE_PFN_SHIFT 5
 #define PTE_GONE (1u << PTE_PFN_SHIFT)
 #define PTE_DROPPED (2u << PTE_PFN_SHIFT)
 #define PTE_PLAIN (3u << PTE_PFN_SHIFT)
+#define PTE_RESERVED (4u << PTE_PFN_SHIFT)
 
 static inline uint32_t pte_make(uint32_t pfn, uint32_t flags)
 {

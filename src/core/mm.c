@@ -38,6 +38,11 @@ static void units_mark(struct sublet_mm *mm, uint32_t unit, uint32_t count, bool
 			mm->va_used[u / 64] &= ~(1ull << (u % 64));
 }
 
+static uint32_t units_of(const struct sublet_arena *arena, uint32_t pages)
+{
+	return (pages + unit_pages(arena) - 1) >> arena->unit_order;
+}
+
 static uint32_t unit_first_used(const struct sublet_mm *mm, uint32_t unit, uint32_t end)
 {
 	while (unit < end) {
@@ -512,41 +517,68 @@ static int range_unmap(struct sublet_mm *mm, uint32_t vpn, uint32_t pages)
 	return err;
 }
 
-int sublet_map_aligned(struct sublet_mm *mm, uint64_t bytes, uint64_t align_bytes, uint32_t flags, void **addr)
+/* Addresses that nobody uses; *pages is bytes in frames. */
+static int addresses_take(struct sublet_mm *mm, uint64_t bytes, uint64_t align_bytes, uint32_t *vpn, uint32_t *pages)
 {
 	struct sublet_arena *arena = mm->arena;
-	uint32_t shift = frames_bytes_shift(arena), kind = flags & (SUBLET_MOVABLE | SUBLET_DISCARDABLE);
+	uint32_t shift = frames_bytes_shift(arena), unit_shift = shift + arena->unit_order;
 	uint64_t pages64 = (bytes + (1ull << shift) - 1) >> shift;
 
-	if (!bytes || (kind != SUBLET_MOVABLE && kind != SUBLET_DISCARDABLE) ||
-	    (flags & ~(uint32_t)(SUBLET_MOVABLE | SUBLET_DISCARDABLE | SUBLET_PLAIN_OK)) ||
-	    (kind == SUBLET_DISCARDABLE && (flags & SUBLET_PLAIN_OK)))
-		return -EINVAL;
-	if (!align_bytes || (align_bytes & (align_bytes - 1)) || align_bytes > SUBLET_GIB)
+	if (!bytes || !align_bytes || (align_bytes & (align_bytes - 1)) || align_bytes > SUBLET_GIB)
 		return -EINVAL;
 	if (bytes > UINT64_MAX - (1ull << shift) || pages64 > mm->config.pages)
 		return -ENOMEM;
-
-	uint32_t pages = (uint32_t)pages64, unit_shift = shift + arena->unit_order;
-	uint32_t units = (pages + unit_pages(arena) - 1) >> arena->unit_order;
 	uint32_t align = align_bytes >> unit_shift ? (uint32_t)(align_bytes >> unit_shift) : 1;
-	uint32_t unit = va_take(mm, units, align);
+	uint32_t unit = va_take(mm, units_of(arena, (uint32_t)pages64), align);
 	if (unit == ENGINE_NONE)
 		return -ENOMEM;
+	*pages = (uint32_t)pages64;
+	*vpn = unit << arena->unit_order;
+	blocks_used_raise(mm, *vpn + *pages);
+	return 0;
+}
 
-	uint32_t vpn = unit << arena->unit_order;
-	blocks_used_raise(mm, vpn + pages);
+int sublet_map_aligned(struct sublet_mm *mm, uint64_t bytes, uint64_t align_bytes, uint32_t flags, void **addr)
+{
+	struct sublet_arena *arena = mm->arena;
+	uint32_t kind = flags & (SUBLET_MOVABLE | SUBLET_DISCARDABLE), vpn, pages;
+
+	if ((kind != SUBLET_MOVABLE && kind != SUBLET_DISCARDABLE) ||
+	    (flags & ~(uint32_t)(SUBLET_MOVABLE | SUBLET_DISCARDABLE | SUBLET_PLAIN_OK)) ||
+	    (kind == SUBLET_DISCARDABLE && (flags & SUBLET_PLAIN_OK)))
+		return -EINVAL;
+	int err = addresses_take(mm, bytes, align_bytes, &vpn, &pages);
+	if (err)
+		return err;
 	for_each_block(at, count, vpn, vpn + pages) {
 		engine_lock(arena, block_lock_of(mm, at));
-		int err = sublet__mm_give(mm, at, count, flags);
+		err = sublet__mm_give(mm, at, count, flags);
 		engine_unlock(arena, block_lock_of(mm, at));
 		if (err) {
 			/* nobody knows these addresses yet, so nothing is pinned; where the kernel
 			   cannot even unmap them they stay taken */
 			if (!range_unmap(mm, vpn, at + count - vpn))
-				va_put(mm, unit, units);
+				va_put(mm, vpn >> arena->unit_order, units_of(arena, pages));
 			return err;
 		}
+	}
+	*addr = mm_address(mm, vpn);
+	return 0;
+}
+
+int sublet__mm_reserve(struct sublet_mm *mm, uint64_t bytes, uint64_t align_bytes, void **addr)
+{
+	uint32_t vpn, pages;
+	int err = addresses_take(mm, bytes, align_bytes, &vpn, &pages);
+
+	if (err)
+		return err;
+	/* To the kernel the addresses are what they were: nothing, which continues nothing. */
+	for_each_block(at, count, vpn, vpn + pages) {
+		engine_lock(mm->arena, block_lock_of(mm, at));
+		for (uint32_t i = 0; i < count; i++)
+			a32_store_release(&mm->pte[at + i], PTE_RESERVED);
+		engine_unlock(mm->arena, block_lock_of(mm, at));
 	}
 	*addr = mm_address(mm, vpn);
 	return 0;
@@ -583,6 +615,6 @@ int sublet_unmap(struct sublet_mm *mm, void *addr, uint64_t bytes)
 		return -EINVAL;
 	err = range_unmap(mm, vpn, pages);
 	if (!err)
-		va_put(mm, vpn >> arena->unit_order, (pages + unit_pages(arena) - 1) >> arena->unit_order);
+		va_put(mm, vpn >> arena->unit_order, units_of(arena, pages));
 	return err;
 }

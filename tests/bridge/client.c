@@ -490,20 +490,23 @@ static int check_signals(void)
 	return 0;
 }
 
-/* ---- hold BYTES: fill memory, say "full", wait for a line, free it, say "empty", wait ---- */
+/* ---- hold BYTES [SIZE]: fill memory by pieces, say "full", wait for a line, free it, say "empty", wait ---- */
 
-static int hold(size_t bytes)
+static int hold(size_t bytes, size_t size)
 {
-	size_t count = bytes / 65536;
+	size_t count = bytes / size;
 	char **blocks = calloc(count, sizeof(*blocks));
 
 	CHECK(blocks != NULL);
-	for (size_t i = 0; i < count; i++)
-		blocks[i] = filled(65536, (char)i);
+	for (size_t i = 0; i < count; i++) {
+		blocks[i] = malloc(size);
+		CHECK(blocks[i] != NULL);
+		memset(blocks[i], (char)i, size);
+	}
 	CHECK(puts("full") >= 0 && fflush(stdout) == 0);
 	(void)getchar();
 	for (size_t i = 0; i < count; i++) {
-		CHECK(is_all(blocks[i], 65536, (char)i));
+		CHECK(is_all(blocks[i], size, (char)i));
 		free(blocks[i]);
 	}
 	CHECK(puts("empty") >= 0 && fflush(stdout) == 0);
@@ -533,11 +536,11 @@ int main(int argc, char **argv)
 	};
 
 	fill_and_free(4 * MIB); /* lest the bridge complain that nothing was lent */
-	if (argc == 3 && strcmp(argv[1], "hold") == 0)
-		return hold(strtoull(argv[2], NULL, 10));
+	if (argc >= 3 && strcmp(argv[1], "hold") == 0)
+		return hold(strtoull(argv[2], NULL, 10), argc > 3 ? strtoull(argv[3], NULL, 10) : 65536);
 	for (size_t i = 0; argc == 2 && i < sizeof(checks) / sizeof(checks[0]); i++)
 		if (strcmp(argv[1], checks[i].name) == 0)
 			return checks[i].check();
-	(void)fputs("usage: client CHECK | hold BYTES\n", stderr);
+	(void)fputs("usage: client CHECK | hold BYTES [SIZE]\n", stderr);
 	return 2;
 }

@@ -169,6 +169,19 @@ class Run(unittest.TestCase):
         process.communicate("\n\n")
         self.assertEqual(process.returncode, 0)
 
+    def test_sizes_just_under_a_class_of_malloc_s(self):
+        """What malloc cuts off and never uses takes no memory: the heap is the data, and is lent where it fits."""
+        for count, size, area in ((126, 2000000, 256), (252, 1000000, 256), (420, 1000000, 64), (3000, 5000, 64)):
+            with self.subTest(count=count, size=size):
+                process = self.start("--area", f"{area}M", "-n", "sizes", "--", CLIENT, "hold", str(count * size), str(size))
+                self.assertEqual(process.stdout.readline(), "full\n")
+                stat = self.stat("sizes")
+                process.communicate("\n\n")
+                self.assertEqual(process.returncode, 0)
+                heap = stat["lent_bytes"] + stat["plain_bytes"]
+                self.assertLess(heap, count * size * 1.1 + 8 * MIB)
+                self.assertGreaterEqual(stat["lent_bytes"], 0.9 * min(heap, area * MIB))
+
     def test_a_heap_larger_than_the_arena(self):
         process = self.start(*SMALL, "--normal", "64M", "-n", "large", "--", CLIENT, "hold", str(256 * MIB))
         self.assertEqual(process.stdout.readline(), "full\n")
