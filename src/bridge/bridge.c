@@ -194,6 +194,12 @@ __attribute__((constructor)) static void bridge_constructor(void)
 		sublet__settings_forget(&settings);
 		return;
 	}
+	/* It has a malloc of its own, and no userfaultfd. */
+	if (sublet__settings_preloads("/vgpreload_")) {
+		sublet__bridge_say("%s runs under valgrind, and on its own heap", program_invocation_short_name);
+		sublet__settings_forget(&settings);
+		return;
+	}
 	/* A child that was only followed goes on in ordinary memory: nobody promised it more. */
 	if (start(&settings) != 0 && is_meant)
 		_exit(SUBLET__EXIT_RUN_FAILED);

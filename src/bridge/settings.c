@@ -84,27 +84,32 @@ int sublet__settings_read(struct sublet__settings *settings)
 	return 0;
 }
 
-/* Is the first entry of this LD_PRELOAD the bridge? The process may have changed the variable. */
-static bool starts_with_bridge(const char *preload, size_t prefix_bytes)
+/* What `sublet run` put into this LD_PRELOAD; NULL: it is not there any more. Others may have put theirs before it. */
+static char *own_preload(char *preload, size_t bytes)
 {
-	const char *colon = strchr(preload, ':');
-	size_t name_bytes = sizeof(SUBLET__BRIDGE_FILE) - 1;
+	char *at = strstr(preload, SUBLET__BRIDGE_FILE);
 
-	if (colon == NULL || strlen(preload) < prefix_bytes || (size_t)(colon - preload) < name_bytes)
-		return false;
-	return strncmp(colon - name_bytes, SUBLET__BRIDGE_FILE, name_bytes) == 0;
+	if (at == NULL)
+		return NULL;
+	while (at > preload && at[-1] != ':' && at[-1] != ' ')
+		at--;
+	return strlen(at) >= bytes ? at : NULL;
 }
 
 static void forget_preload(const struct sublet__settings *settings)
 {
 	char *preload = value_of("LD_PRELOAD");
+	char *own = preload ? own_preload(preload, settings->preload_bytes) : NULL;
 	const char *rest;
 
-	if (preload == NULL || !starts_with_bridge(preload, settings->preload_bytes))
+	if (own == NULL)
 		return;
-	rest = preload + settings->preload_bytes;
-	rest += *rest == ':';
-	memmove(preload, rest, strlen(rest) + 1);
+	rest = own + settings->preload_bytes;
+	if (*rest != '\0')
+		rest++;
+	else if (own > preload)
+		own--; /* the colon before it */
+	memmove(own, rest, strlen(rest) + 1);
 	if (*preload == '\0')
 		remove_variable("LD_PRELOAD");
 }
@@ -130,4 +135,11 @@ void sublet__settings_forget(const struct sublet__settings *settings)
 	forget_preload(settings);
 	forget_malloc_conf();
 	remove_variable(SUBLET__RUN_VARIABLE);
+}
+
+bool sublet__settings_preloads(const char *part)
+{
+	const char *preload = value_of("LD_PRELOAD");
+
+	return preload != NULL && strstr(preload, part) != NULL;
 }

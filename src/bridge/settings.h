@@ -48,4 +48,7 @@ int sublet__settings_read(struct sublet__settings *settings);
  */
 void sublet__settings_forget(const struct sublet__settings *settings);
 
+/* Whether LD_PRELOAD has an entry with `part` in it. */
+bool sublet__settings_preloads(const char *part);
+
 #endif

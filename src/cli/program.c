@@ -3,13 +3,15 @@
  * Which programs the bridge can be preloaded into.
  *
  * LD_PRELOAD is the dynamic loader's: a program without one, or with another libc's, knows nothing
- * of it, and a program that gains privileges by being executed must ignore it. All of this is
- * written in the file, so that `sublet run` can say so in one line before it starts the program,
- * instead of leaving the user to wonder why nothing was lent.
+ * of it, and a program that gains privileges by being executed must ignore it. A program that a
+ * sanitizer instrumented has the sanitizer's heap, which must come first in the process and dies of
+ * another. All of this is written in the file, so that `sublet run` can say so in one line before it
+ * starts the program, instead of leaving the user to wonder why nothing was lent. What the names in a
+ * file do not tell is seen by the bridge (valgrind), or not at all: a sanitizer in a library, or in a
+ * program that PROGRAM executes.
  */
 #include "cli/program.h"
 
-#include <elf.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <stdbool.h>
@@ -161,6 +163,8 @@ static const char *look_into(const char *program)
 				why = look_at_elf(fd, &head.elf);
 			if (why == NULL && !is_script)
 				why = look_at_privilege(fd); /* the kernel ignores a script's own bits */
+			if (why == NULL && !is_script)
+				why = sublet__sanitizer_in(fd, &head.elf);
 		}
 		(void)close(fd);
 		if (!is_script || !script_interpreter(head.text, path, sizeof(path)))
@@ -175,5 +179,7 @@ int sublet__program_find(const char *name, struct sublet__program *program)
 	int err = find_path(name, program->path, sizeof(program->path));
 
 	program->why_plain = err == 0 ? look_into(program->path) : NULL;
+	if (err == 0 && program->why_plain == NULL)
+		program->why_plain = sublet__sanitizer_preloaded();
 	return err;
 }

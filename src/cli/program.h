@@ -3,6 +3,8 @@
 #ifndef SUBLET_CLI_PROGRAM_H
 #define SUBLET_CLI_PROGRAM_H
 
+#include <elf.h>
+
 struct sublet__program {
 	char path[4096];       /* to execute */
 	const char *why_plain; /* why the bridge cannot be preloaded into it; NULL: it can */
@@ -14,5 +16,9 @@ struct sublet__program {
  * of is taken for an ordinary program: the kernel judges.
  */
 int sublet__program_find(const char *name, struct sublet__program *program);
+
+/* sanitizer.c: why a program that a sanitizer was built into, or is preloaded before, is run plainly; NULL: none. */
+const char *sublet__sanitizer_in(int fd, const Elf64_Ehdr *header);
+const char *sublet__sanitizer_preloaded(void);
 
 #endif

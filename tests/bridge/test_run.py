@@ -258,6 +258,64 @@ class Run(unittest.TestCase):
         self.assertEqual(result.returncode, 1)
         self.assert_one_line(result, "ordinary memory", "setuid")
 
+    def build(self, compiler, *options):
+        """A program that returns 42; None where this compiler has no such runtime."""
+        source, path = os.path.join(self.folder, "code.c"), os.path.join(self.folder, "code")
+        with open(source, "w", encoding="ascii") as file:
+            file.write("#include <stdlib.h>\n#include <string.h>\nint main(void) { char *volatile p = malloc(5000000);"
+                       " memset(p, 42, 5000000); int code = p[7]; free(p); return code; }\n")
+        result = subprocess.run([compiler, "-g", *options, source, "-o", path], capture_output=True, timeout=120, check=False)
+        if result.returncode or subprocess.run([path], timeout=60, check=False).returncode != 42:
+            return None
+        return path
+
+    def test_sanitizers(self):
+        names = {"address": "AddressSanitizer", "thread": "ThreadSanitizer", "leak": "LeakSanitizer",
+                 "memory": "MemorySanitizer", "undefined": None}
+        tried = 0
+        for compiler in ("gcc", "clang"):
+            for option, name in names.items():
+                path = shutil.which(compiler) and self.build(compiler, f"-fsanitize={option}")
+                if not path:
+                    continue
+                tried += 1
+                with self.subTest(compiler=compiler, sanitizer=option):
+                    result = self.run_program(path)
+                    self.assertEqual(result.returncode, 42, result.stderr)
+                    if name:
+                        self.assert_one_line(result, "ordinary memory", f"instrumented by {name}")
+                    else:
+                        self.assertEqual(result.stderr, "")
+                    script = os.path.join(self.folder, "script")
+                    with open(script, "w", encoding="utf-8") as f:
+                        f.write(f"#!{path}\n")
+                    os.chmod(script, 0o755)
+                    self.assertEqual(self.run_program(script).returncode, 42)
+        if not tried:
+            self.skipTest("no compiler with a sanitizer here")
+
+    def test_a_sanitizer_preloaded(self):
+        path = shutil.which("gcc") and self.build("gcc", "-fsanitize=address")
+        if not path:
+            self.skipTest("no gcc with AddressSanitizer here")
+        library = subprocess.run(["gcc", "-print-file-name=libasan.so"], capture_output=True, text=True, timeout=60,
+                                 check=True).stdout.strip()
+        library = os.path.realpath(library)
+        result = self.run_program("/bin/true", LD_PRELOAD=library, ASAN_OPTIONS="detect_leaks=0")
+        self.assertEqual(result.returncode, 0, result.stderr)
+        self.assert_one_line(result, "ordinary memory", "AddressSanitizer")
+
+    def test_valgrind(self):
+        if not shutil.which("valgrind"):
+            self.skipTest("no valgrind here")
+        for program, code in ((("true",), 0), (("bash", "-c", "exit 3"), 3)):
+            result = self.run_program("valgrind", "-q", *program)
+            self.assertEqual(result.returncode, code, result.stderr)
+            self.assert_one_line(result, program[0], "valgrind", "own heap")
+        result = self.run_program("valgrind", "-q", "bash", "-c", 'bash -c "echo :$LD_PRELOAD:"')
+        self.assertIn(":", result.stdout)
+        self.assertNotIn("sublet", result.stdout)
+
     # ---- the program is not started ----
 
     def assert_not_started(self, code, *arguments, words=(), **env):
