@@ -30,7 +30,8 @@ struct sublet_arena_options {
 	uint64_t size_bytes;   /* SUBLET_OPTIONS(sublet_arena_options) */
 	uint64_t area_bytes;   /* size of the area; rounded up to 2 MiB; required */
 	uint64_t normal_bytes; /* size of the normal zone; 0: a quarter of the area, at least 64 MiB */
-	uint64_t window_bytes; /* addresses reserved for the mm; 0: 16 times the area, at least 64 GiB */
+	uint64_t window_bytes; /* addresses reserved for the mm; 0: 16 times the area, at least 64 GiB; less
+	                          where RLIMIT_AS says so, but at least 4 times the area */
 	enum sublet_backing backing;
 	enum sublet_technique technique;
 	int fd;                   /* BACKING_FD: shared memory of at least offset + area + normal bytes; must stay

@@ -31,6 +31,7 @@
 #include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/resource.h>
 #include <unistd.h>
 
 struct sublet__bridge sublet__bridge;
@@ -82,10 +83,15 @@ static void in_child(void)
 
 static const char *why_no_arena(int err)
 {
+	struct rlimit limit;
+
 	switch (err) {
 	case -EPERM:
 		return "no userfaultfd permission; `sublet doctor` says what to do";
 	case -ENOMEM:
+		if (getrlimit(RLIMIT_AS, &limit) == 0 && limit.rlim_cur != RLIM_INFINITY)
+			return "memory or addresses are not to be had, and the limit of addresses (RLIMIT_AS) may be "
+			       "the reason; lift it with `ulimit -v unlimited`, or try a smaller --area";
 		return "the memory for it is not to be had; try a smaller --area (`sublet doctor` shows how "
 		       "much there is)";
 	case -EFBIG:

@@ -29,6 +29,7 @@
 #define NORMAL_MIN_BYTES (64 * SUBLET_MIB)
 #define WINDOW_MIN_BYTES (64 * SUBLET_GIB)
 #define WINDOW_FACTOR 16u
+#define WINDOW_LEAST_FACTOR 4u /* where addresses are limited (RLIMIT_AS) */
 #define ARENA_MAX_BYTES ((uint64_t)1 << 43)
 #define WINDOW_MAX_PAGES ((uint64_t)1 << 31) /* the engine counts them, rounded up to blocks, in 32 bits */
 
@@ -166,7 +167,19 @@ fini:
 	return err;
 }
 
-static int build(struct sublet__instance *in, const struct sublet_arena_options *o)
+/*
+ * The size of the window, where that is ours to choose. Addresses may be limited: it leaves the program half of them, but
+ * is at least a few times the area.
+ */
+static uint64_t window_bytes_fitting(const struct sublet_arena_options *o)
+{
+	uint64_t least = WINDOW_LEAST_FACTOR * o->area_bytes, half = sublet__addresses_left() / 2;
+	uint64_t bytes = o->window_bytes < half ? o->window_bytes : half & ~(HUGE_BYTES - 1);
+
+	return bytes > least ? bytes : least;
+}
+
+static int build(struct sublet__instance *in, const struct sublet_arena_options *o, bool window_is_given)
 {
 	enum step step = STEP_NONE;
 	uint64_t features;
@@ -185,7 +198,8 @@ static int build(struct sublet__instance *in, const struct sublet_arena_options 
 	if (err)
 		goto out;
 	step = STEP_BACKING;
-	err = sublet__linux_mm_open(&in->mm, &in->backing, o->technique, o->window_bytes);
+	err = sublet__linux_mm_open(&in->mm, &in->backing, o->technique,
+				    window_is_given ? o->window_bytes : window_bytes_fitting(o));
 	if (err)
 		goto out;
 	step = STEP_MM;
@@ -204,6 +218,7 @@ static int create(const struct sublet_arena_options *given, struct sublet_arena 
 {
 	struct sublet_arena_options o;
 	int err = arena ? options_read(&o, given) : -EINVAL;
+	bool window_is_given = !err && o.window_bytes;
 
 	if (!err)
 		err = options_complete(&o);
@@ -213,7 +228,7 @@ static int create(const struct sublet_arena_options *given, struct sublet_arena 
 		mmap(NULL, sizeof *in, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 	if (in == MAP_FAILED)
 		return -ENOMEM;
-	err = build(in, &o);
+	err = build(in, &o, window_is_given);
 	if (!err)
 		*arena = in->arena;
 	return err;

@@ -333,6 +333,17 @@ uint64_t sublet__max_map_count(void)
 	return sublet__proc_file_number("/proc/sys/vm/max_map_count", 65530);
 }
 
+uint64_t sublet__addresses_left(void)
+{
+	uint64_t used_pages = sublet__proc_file_number("/proc/self/statm", 0);
+	uint64_t used = used_pages * (uint64_t)sysconf(_SC_PAGESIZE);
+	struct rlimit limit;
+
+	if (getrlimit(RLIMIT_AS, &limit) || limit.rlim_cur == RLIM_INFINITY)
+		return UINT64_MAX;
+	return limit.rlim_cur > used ? limit.rlim_cur - used : 0;
+}
+
 uint64_t sublet__hugetlb_free_pages(void)
 {
 	uint64_t free = sublet__proc_file_number("/sys/kernel/mm/hugepages/hugepages-2048kB/free_hugepages", 0);

@@ -65,6 +65,8 @@ uint64_t sublet__parse(const char **text, unsigned int base);
 /* What could be allocated now: MemAvailable, or what the cgroup has left where that is less. */
 uint64_t sublet__memory_available(void);
 uint64_t sublet__max_map_count(void);
+/* What RLIMIT_AS leaves this process; UINT64_MAX: there is no limit. */
+uint64_t sublet__addresses_left(void);
 uint64_t sublet__hugetlb_free_pages(void);
 uint32_t sublet__cpu_count(void);
 

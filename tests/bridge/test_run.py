@@ -347,6 +347,21 @@ class Run(unittest.TestCase):
         self.assertEqual(result.returncode, 125, result.stderr)
         self.assert_one_line(result, "cannot create an area", "ulimit -f unlimited")
 
+    def test_a_limit_of_addresses(self):
+        def limited(kib, *options):
+            script = f'ulimit -v {kib}; exec "$0" "$@"'
+            return subprocess.run(["bash", "-c", script, SUBLET, "run", *options, "--", CLIENT, "sizes"], env=self.env,
+                                  capture_output=True, text=True, timeout=60, check=False)
+        for options in (("--area", "2M"), ("--area", "128M"), ("--area", "128M", "--chaos", "1ms")):
+            result = limited(8000000, *options)
+            if options[1] == "2M":  # most of it is not lent there, which is what that check looks at
+                self.assertNotEqual(result.returncode, 125, result.stderr)
+            else:
+                self.assert_runs(result)
+        result = limited(150000, "--area", "16M")
+        self.assertEqual(result.returncode, 125, result.stderr)
+        self.assert_one_line(result, "RLIMIT_AS", "ulimit -v unlimited")
+
     def test_usage(self):
         self.assert_not_started(2, "--allow", "direct,nonsense", words=('"nonsense"', "--help"))
         self.assert_not_started(2, "--backing", "gold", words=("--backing", '"gold"'))

@@ -12,6 +12,7 @@
 
 #include "core/arena.h"
 #include "linux/linux.h"
+#include "linux/proc.h"
 
 #include <sublet/claim.h>
 #include <sublet/map.h>
@@ -535,6 +536,49 @@ static void test_refused(void **state)
 	sublet_arena_destroy(NULL);
 }
 
+/* Most addresses are taken away from a child; it exits with 0 if an arena of its own is as it should be. */
+static int with_few_addresses(uint64_t limit_bytes, uint64_t window_bytes, int expected)
+{
+	struct sublet_arena_options o = options_of(SUBLET_BACKING_MEMFD);
+	pid_t pid = fork();
+	int status;
+
+	if (!pid) {
+		struct rlimit limit = { limit_bytes, limit_bytes };
+		struct sublet_arena *a;
+		void *addr;
+
+		if (setrlimit(RLIMIT_AS, &limit))
+			_exit(2);
+		o.window_bytes = window_bytes;
+		if (sublet_arena_create(&o, &a) != expected)
+			_exit(3);
+		/* all of the area, and addresses are left for the program */
+		if (!expected && sublet_map(sublet_arena_mm(a), AREA_BYTES, SUBLET_MOVABLE, &addr))
+			_exit(4);
+		if (!expected && window_bytes == 0 && !malloc(limit_bytes / 4))
+			_exit(5);
+		if (!expected)
+			memset(addr, 1, AREA_BYTES);
+		_exit(0);
+	}
+	assert_int_equal(waitpid(pid, &status, 0), pid);
+	return WIFEXITED(status) ? WEXITSTATUS(status) : -1;
+}
+
+static void test_few_addresses(void **state)
+{
+	(void)state;
+	if (sublet__proc_file_number("/proc/self/statm", 0) > (uint64_t)1 << 26)
+		skip(); /* a sanitizer has taken most of the address space itself */
+	assert_int_equal(with_few_addresses((uint64_t)5 << 30, 0, 0), 0);
+	assert_int_equal(with_few_addresses((uint64_t)8 << 30, 0, 0), 0);
+	assert_int_equal(with_few_addresses((uint64_t)1 << 30, 0, 0), 0);
+	assert_int_equal(with_few_addresses((uint64_t)8 << 30, (uint64_t)64 << 30, -ENOMEM), 0);
+	assert_int_equal(with_few_addresses((uint64_t)8 << 30, (uint64_t)1 << 30, 0), 0);
+	assert_int_equal(with_few_addresses((uint64_t)300 << 20, 0, -ENOMEM), 0);
+}
+
 static void test_sizes_and_info(void **state)
 {
 	struct { struct sublet_arena_options o; uint64_t newer; } longer = { options_of(SUBLET_BACKING_MEMFD), 0 };
@@ -583,7 +627,7 @@ static void test_nothing_is_left(void **state)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(test_refused), cmocka_unit_test(test_sizes_and_info),
+		cmocka_unit_test(test_refused), cmocka_unit_test(test_few_addresses), cmocka_unit_test(test_sizes_and_info),
 		cmocka_unit_test(test_nothing_is_left), cmocka_unit_test(test_forks), cmocka_unit_test(test_chaos),
 		cmocka_unit_test(test_cancellation), cmocka_unit_test(test_handler_of_a_claimer),
 		cmocka_unit_test(test_fork_without_descriptors), cmocka_unit_test(test_calls_in_a_child),
