@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: MIT
 #
-# A thin front for Meson. Everything lands in $(BUILD).
+# A thin front for Meson. Everything lands in $(BUILD). MESON_ARGS are those of its first configuration, or change it:
+# a folder remembers them, so that `make MESON_ARGS=--prefix=...` and a plain `make` may follow each other in any order.
 BUILD ?= build
 MESON_ARGS ?=
+export MESON_ARGS
 BENCH_BUILD ?= build-release
 DEMO_ARGS ?=
 TEST_ARGS ?=
@@ -11,6 +13,8 @@ all: build
 
 ## build     compile: build/sublet, build/libsublet.so, build/libsublet-bridge.so (the default)
 build: deps-build $(BUILD)/build.ninja
+	@test -z "$$MESON_ARGS" || test "$$MESON_ARGS" = "$$(cat $(BUILD)/meson-args 2>/dev/null)" || { \
+		meson configure $(BUILD) $(MESON_ARGS) && printf '%s\n' "$$MESON_ARGS" >$(BUILD)/meson-args; }
 	@ninja -C $(BUILD) $(NINJA_ARGS)
 
 ## run       the demonstration: Redis in lent memory while a capture device claims buffers
@@ -28,7 +32,7 @@ bench: deps-test
 	@ninja -C $(BENCH_BUILD)
 	@bench/run $(BENCH_BUILD)
 
-## install   into /usr/local, or where MESON_ARGS=--prefix=... said; DESTDIR is honoured
+## install   into /usr/local, or where MESON_ARGS=--prefix=... says or said; DESTDIR is honoured
 install: build
 	@meson install -C $(BUILD) --no-rebuild
 
@@ -42,6 +46,7 @@ help:
 
 $(BUILD)/build.ninja: | deps-build
 	@meson setup $(BUILD) $(MESON_ARGS)
+	@printf '%s\n' "$$MESON_ARGS" >$(BUILD)/meson-args
 
 deps-build deps-run deps-test:
 	@tools/deps.sh $(@:deps-%=%)

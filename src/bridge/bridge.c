@@ -90,7 +90,8 @@ static const char *why_no_arena(int err)
 		return "no userfaultfd permission; `sublet doctor` says what to do";
 	case -ENOMEM:
 		if (getrlimit(RLIMIT_AS, &limit) == 0 && limit.rlim_cur != RLIM_INFINITY)
-			return "memory or addresses are not to be had, and the limit of addresses (RLIMIT_AS) may be "
+			return "memory or addresses are not to be had, and the limit of addresses "
+			       "(RLIMIT_AS) may be "
 			       "the reason; lift it with `ulimit -v unlimited`, or try a smaller --area";
 		return "the memory for it is not to be had; try a smaller --area (`sublet doctor` shows how "
 		       "much there is)";
@@ -202,7 +203,8 @@ __attribute__((constructor)) static void bridge_constructor(void)
 	}
 	/* It has a malloc of its own, and no userfaultfd. */
 	if (sublet__settings_preloads("/vgpreload_")) {
-		sublet__bridge_say("%s runs under valgrind, and on its own heap", program_invocation_short_name);
+		sublet__bridge_say("%s runs under valgrind, and on its own heap",
+				   program_invocation_short_name);
 		sublet__settings_forget(&settings);
 		return;
 	}

@@ -140,7 +140,8 @@ static bool is_by_page(void)
 static void *alloc_lent(size_t size, size_t alignment, bool commit)
 {
 	void *addr = NULL;
-	int err = commit ? sublet_map_aligned(engine(), size, alignment, SUBLET_MOVABLE | SUBLET_PLAIN_OK, &addr)
+	int err = commit ? sublet_map_aligned(engine(), size, alignment, SUBLET_MOVABLE | SUBLET_PLAIN_OK,
+					      &addr)
 			 : sublet__mm_reserve(engine(), size, alignment, &addr);
 
 	if (err != 0)

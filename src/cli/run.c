@@ -68,7 +68,8 @@ static const char help[] =
 
 static const char help_end[] =
 	"\n"
-	"A static or setuid PROGRAM, one built with a sanitizer (but UBSan), and one under valgrind cannot be\n"
+	"A static or setuid PROGRAM, one built with a sanitizer (but UBSan), and one under valgrind cannot "
+	"be\n"
 	"helped: it runs on its own heap, after one line on stderr.\n"
 	"A daemon must stay in the foreground: a child of fork() has a copy of the heap that is not lent, "
 	"and\n"

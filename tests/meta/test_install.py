@@ -76,5 +76,40 @@ class Install(unittest.TestCase):
         self.assertIn(self.flags("--modversion")[0], result.stdout)
 
 
+class Make(unittest.TestCase):
+    """`make install` goes where MESON_ARGS say, whatever the folder was configured with before."""
+
+    def setUp(self):
+        if not shutil.which("make"):
+            self.skipTest("no make")
+        folder = tempfile.TemporaryDirectory()
+        self.addCleanup(folder.cleanup)
+        self.root = folder.name
+
+    def make(self, target, arguments=""):
+        # MAKEFLAGS of a make that this test runs under would put its own MESON_ARGS in
+        env = {key: value for key, value in os.environ.items() if not key.startswith(("MAKE", "MFLAGS", "MESON"))}
+        result = subprocess.run(["make", "-C", os.environ["SUBLET_SOURCE"], target, f"BUILD={self.root}/build",
+                                 f"DESTDIR={self.root}/out", *([f"MESON_ARGS={arguments}"] if arguments else [])],
+                                capture_output=True, text=True, env={**env, "DESTDIR": f"{self.root}/out"}, check=False)
+        self.assertEqual(result.returncode, 0, result.stdout + result.stderr)
+        return result.stdout
+
+    def installed(self):
+        found = glob.glob(self.root + "/out/**/include/sublet", recursive=True)
+        shutil.rmtree(self.root + "/out")
+        return [os.path.relpath(path, self.root + "/out") for path in found]
+
+    def test_prefix(self):
+        self.make("build", "-Dcli=false -Dbridge=false -Dtests=false -Dbench=false")
+        self.make("install", "--prefix=/opt/one")
+        self.assertEqual(self.installed(), ["opt/one/include/sublet"])
+        self.make("install")
+        self.assertEqual(self.installed(), ["opt/one/include/sublet"])
+        self.assertNotIn("Build targets", self.make("build", "--prefix=/opt/one"))  # nothing new, nothing done
+        self.make("install", "--prefix=/opt/two --bindir=b")
+        self.assertEqual(self.installed(), ["opt/two/include/sublet"])
+
+
 if __name__ == "__main__":
     unittest.main()
