@@ -7,8 +7,15 @@
  * arena's memory or its userfaultfd closed that way, and their numbers given to a file of the
  * program's, the engine would map that file over the program's heap. So the arena's descriptors
  *
- *   - get high numbers, because while it is created all low ones are taken;
- *   - survive close, closefrom and close_range in this process, and cannot be replaced by dup2.
+ *   - get the highest numbers that there are (sublet__linux_fd_least), because while it is created all
+ *     lower ones are taken;
+ *   - survive close, closefrom and close_range in this process, and cannot be replaced by dup2 or dup3,
+ *     which say that such a number is out of range.
+ *
+ * Moving them out of the way of a dup2 was rejected. Any thread of the program's may be in malloc, with the number
+ * in its hand and its call not yet made; nothing tells when it has made it, but a lock around every use, which
+ * would be held while memory moves. A file of the program's mapped over its heap is too high a price for a number
+ * that hardly anybody asks for.
  *
  * Found out by comparing before and after, so that it holds for whatever the layers below open while
  * the arena is created. What they open later is a pipe for each fork, which --wrap brings here.
@@ -16,16 +23,16 @@
  */
 #include "bridge/bridge.h"
 
+#include "linux/linux.h"
+
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
-#include <sys/resource.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
-#define NUMBERS     1024u /* the highest number that is looked after, and a usual limit of open files */
-#define HIGH_NUMBER 512u  /* above what programs choose by number, below that limit */
-#define WORD_BITS   64u
+#define NUMBERS   SUBLET__FD_END /* those below are looked after */
+#define WORD_BITS 64u
 
 struct set {
 	_Atomic uint64_t word[NUMBERS / WORD_BITS];
@@ -60,20 +67,11 @@ static void drop(struct set *set, unsigned int fd)
 						memory_order_relaxed);
 }
 
-static unsigned int high_number(void)
-{
-	struct rlimit limit;
-
-	if (getrlimit(RLIMIT_NOFILE, &limit) == 0 && limit.rlim_cur < 2 * HIGH_NUMBER)
-		return (unsigned int)limit.rlim_cur / 2;
-	return HIGH_NUMBER;
-}
-
 /* Take every free number below the high ones. */
 static void take_low(struct set *taken)
 {
 	int null = open("/dev/null", O_RDONLY | O_CLOEXEC), fd = null;
-	unsigned int high = high_number();
+	unsigned int high = sublet__linux_fd_least();
 
 	while (fd >= 0 && (unsigned int)fd < high) {
 		add(taken, (unsigned int)fd);
@@ -130,7 +128,7 @@ int __wrap_pipe2(int fd[2], int flags)
 		return -1;
 	for (int i = 0; i < 2; i++) {
 		int high = fcntl(fd[i], (flags & O_CLOEXEC) != 0 ? F_DUPFD_CLOEXEC : F_DUPFD,
-				 (int)high_number());
+				 (int)sublet__linux_fd_least());
 
 		if (high >= 0) {
 			(void)__wrap_close(fd[i]);

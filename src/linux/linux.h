@@ -82,8 +82,13 @@ bool sublet__linux_in_child(struct sublet_arena *arena);
  * Move a new descriptor of ours out of the low numbers: programs choose those by number, and daemons
  * close everything from 3 on. Returns the number to use from here on, close-on-exec; the same one
  * where there is no higher, or fd is negative.
+ *
+ * fd_least is where those numbers begin: a little below the limit of open files, where nobody who chooses a number
+ * by hand looks for one, or below FD_END where the limit is higher (the kernel copies as many entries at each fork).
  */
+#define SUBLET__FD_END 4096u
 int sublet__linux_fd_high(int fd);
+uint32_t sublet__linux_fd_least(void);
 
 /*
  * Give the calling thread, and those that it starts later, a table of descriptors of its own, with

@@ -23,7 +23,8 @@
 #include <sys/resource.h>
 #include <unistd.h>
 
-#define FD_HIGH 512 /* above what programs choose by number, below the usual limit of 1024 */
+#define FD_ROOM 64u /* for an arena, its server, and as many children as usually live at a time */
+
 
 void sublet__text_start(struct sublet__text *text, const char *s)
 {
@@ -375,13 +376,19 @@ void sublet__complain(const char *what, int error)
 	(void)sublet__raw_write(STDERR_FILENO, text.data, text.bytes);
 }
 
-int sublet__linux_fd_high(int fd)
+uint32_t sublet__linux_fd_least(void)
 {
 	struct rlimit limit;
 
-	if (fd < 0 || getrlimit(RLIMIT_NOFILE, &limit))
-		return fd;
-	int least = limit.rlim_cur >= 2 * FD_HIGH ? FD_HIGH : (int)(limit.rlim_cur / 2);
+	if (getrlimit(RLIMIT_NOFILE, &limit))
+		return 0;
+	uint32_t end = limit.rlim_cur < SUBLET__FD_END ? (uint32_t)limit.rlim_cur : SUBLET__FD_END;
+	return end >= 2 * FD_ROOM ? end - FD_ROOM : end / 2;
+}
+
+int sublet__linux_fd_high(int fd)
+{
+	int least = fd < 0 ? 0 : (int)sublet__linux_fd_least();
 	int high = fd < least ? fcntl(fd, F_DUPFD_CLOEXEC, least) : -1;
 	if (high < 0)
 		return fd;

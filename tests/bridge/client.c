@@ -448,21 +448,28 @@ static int check_descriptors(void)
 {
 	struct timespec soon = { .tv_nsec = 5000000 };
 	char *m = filled(16 * MIB, 1);
+	struct rlimit limit;
 	int zero = open("/dev/zero", O_RDWR);
 
 	CHECK(zero >= 3 && zero < 10);
 	for (int fd = 3; fd < 10; fd++)
 		CHECK(dup2(zero, fd) == fd);
-	for (int fd = 3; fd < 1024; fd++)
+	for (int fd = 3; fd < 4096; fd++)
 		(void)close(fd);
 	CHECK(close_range(3, ~0u, 0) == 0);
 	closefrom(3);
 	CHECK(open("/dev/zero", O_RDWR) == 3);
-	for (int fd = 4; fd < 1000; fd++) {
-		int got = dup2(3, fd);
+	CHECK(getrlimit(RLIMIT_NOFILE, &limit) == 0);
+	int end = limit.rlim_cur < 4096 ? (int)limit.rlim_cur : 4096, refused = 0;
+	for (int fd = 4; fd < end - 64; fd++)
+		CHECK(dup2(3, fd) == fd && dup3(3, fd, O_CLOEXEC) == fd);
+	for (int fd = end - 64; fd < end; fd++) {
+		int got = fd % 2 ? dup2(3, fd) : dup3(3, fd, O_CLOEXEC);
 
 		CHECK(got == fd || errno == EBADF);
+		refused += got != fd;
 	}
+	CHECK(refused > 0 && refused < 32);
 	for (char i = 1; i < 60; i++) {
 		CHECK(is_all(m, 16 * MIB, i));
 		memset(m, i + 1, 16 * MIB);

@@ -201,6 +201,13 @@ class Run(unittest.TestCase):
         script = f"exec 3>{self.folder}/a 4>{self.folder}/b 5>{self.folder}/c 6>&3; echo x >&6; cat {self.folder}/a"
         result = self.run_program("bash", "-c", script, options=(*SMALL, "--chaos", "1ms"))
         self.assertEqual((result.returncode, result.stdout), (0, "x\n"), result.stderr)
+        for limit in (1024, 2000, 20000, 256):
+            number = min(520, limit - 65)
+            script = f"ulimit -n {limit} && exec {number}>{self.folder}/high && echo ok >&{number}; cat {self.folder}/high"
+            result = self.run_program("bash", "-c", f"ulimit -n {limit} && exec bash -c '{script}'")
+            self.assertEqual((result.returncode, result.stdout), (0, "ok\n"), result.stderr)
+        result = self.run_program("bash", "-c", f"exec 520>{self.folder}/high && echo ok >&520; cat {self.folder}/high")
+        self.assertEqual((result.returncode, result.stdout), (0, "ok\n"), result.stderr)
         script = f"sleep 1 & exec 3>{self.folder}/a 4>&3 5>&3; sleep 0.1; echo y >&3; wait; echo z >&5; cat {self.folder}/a"
         result = self.run_program("bash", "-c", script)
         self.assertEqual((result.returncode, result.stdout), (0, "y\nz\n"), result.stderr)

@@ -606,6 +606,40 @@ static void test_sizes_and_info(void **state)
 	sublet_arena_destroy(a);
 }
 
+/* All that an arena opens has the highest numbers, whatever the limit. */
+static void test_descriptors_are_high(void **state)
+{
+	static const struct { rlim_t limit; uint32_t least; } cases[] = {
+		{ 100, 50 }, { 256, 192 }, { 1024, 960 }, { 4096, 4032 }, { 4200, 4032 },
+	};
+	struct rlimit old, limit;
+	struct sublet_arena_options o = options_of(SUBLET_BACKING_MEMFD);
+
+	(void)state;
+	assert_int_equal(getrlimit(RLIMIT_NOFILE, &old), 0);
+	for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
+		struct sublet_arena *a;
+		uint32_t ours = 0;
+
+		limit = (struct rlimit){ cases[i].limit, old.rlim_max };
+		if (cases[i].limit > old.rlim_max)
+			continue;
+		assert_int_equal(setrlimit(RLIMIT_NOFILE, &limit), 0);
+		assert_int_equal(sublet__linux_fd_least(), cases[i].least);
+		int lowest = dup(0);
+		close(lowest);
+		assert_int_equal(sublet_arena_create(&o, &a), 0);
+		int after = dup(0);
+		close(after);
+		assert_int_equal(lowest, after);
+		for (uint32_t fd = cases[i].least; fd < cases[i].limit; fd++)
+			ours += fcntl((int)fd, F_GETFD) >= 0;
+		assert_true(ours >= 3);
+		sublet_arena_destroy(a);
+	}
+	assert_int_equal(setrlimit(RLIMIT_NOFILE, &old), 0);
+}
+
 static void test_nothing_is_left(void **state)
 {
 	struct sublet_arena_options o = options_of(SUBLET_BACKING_AUTO);
@@ -627,7 +661,8 @@ static void test_nothing_is_left(void **state)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(test_refused), cmocka_unit_test(test_few_addresses), cmocka_unit_test(test_sizes_and_info),
+		cmocka_unit_test(test_refused), cmocka_unit_test(test_few_addresses),
+		cmocka_unit_test(test_sizes_and_info), cmocka_unit_test(test_descriptors_are_high),
 		cmocka_unit_test(test_nothing_is_left), cmocka_unit_test(test_forks), cmocka_unit_test(test_chaos),
 		cmocka_unit_test(test_cancellation), cmocka_unit_test(test_handler_of_a_claimer),
 		cmocka_unit_test(test_fork_without_descriptors), cmocka_unit_test(test_calls_in_a_child),
