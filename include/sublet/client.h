@@ -3,9 +3,10 @@
  * sublet/client.h: reach an arena in another process of the same user.
  *
  * A driver process connects once, takes the area's descriptor once (maps it, registers it with its
- * device), then claims and releases. Claims belong to the connection: when it closes, what it still
- * held is released once the driver process has ended, and 200 ms more, for the kernel to finish I/O
- * that it tears down after the process; until then they stay, as blockers that carry the driver's name.
+ * device), then claims and releases. Claims belong to the connection. When it closes, or breaks, what it
+ * still held stays held, as blockers that carry the driver's name, because the device may still write: until
+ * the same process releases it over another connection (sublet_client_release), or has ended, and 200 ms
+ * more, for the kernel to finish I/O that it tears down after the process.
  *
  * A client is used by one thread at a time.
  */
@@ -49,7 +50,10 @@ SUBLET_API SUBLET_NODISCARD int sublet_instance_list(struct sublet_instance *ins
  */
 SUBLET_API SUBLET_NODISCARD int sublet_client_connect(const char *name_or_pid, struct sublet_client **client);
 
-/* Close the connection. Claims still held are released once this process has ended. NULL is a no-op. */
+/*
+ * Close the connection. Claims still held can be released over another connection of this process, and are
+ * once it has ended. NULL is a no-op.
+ */
 SUBLET_API void sublet_client_close(struct sublet_client *client);
 
 /* Who is at the other end; valid until close. */
@@ -71,13 +75,18 @@ SUBLET_API SUBLET_NODISCARD int sublet_client_fd(struct sublet_client *client, i
  * As sublet_claim; claim->addr is NULL. The call waits at most deadline_ns and a little. A deadline of
  * more than a second is served in slices of one second, so that a client that goes away is noticed.
  * -ENOSPC     this connection holds 1024 claims already
- * -ETIMEDOUT  no answer; every later call of this client fails with -EPIPE
+ * -ETIMEDOUT  no answer; every later call of this client fails with -EPIPE. Should the claim succeed
+ *             later, it is released at once
  */
 SUBLET_API SUBLET_NODISCARD int sublet_client_claim(struct sublet_client *client, uint64_t bytes,
 						    const struct sublet_claim_options *options,
 						    struct sublet_claim *claim);
 
-/* As sublet_release. -EINVAL: not a claim of this connection. */
+/*
+ * As sublet_release, for a claim of this connection, or of an earlier one of this process that was closed or broke
+ * (-ETIMEDOUT): claim->id is all that is looked at.
+ * -EINVAL  it is neither
+ */
 SUBLET_API SUBLET_NODISCARD int sublet_client_release(struct sublet_client *client, struct sublet_claim *claim);
 
 /* As sublet_arena_stats. */

@@ -5,7 +5,8 @@
  * Every call is one request and one reply, with a deadline on both, because the instance may be
  * stopped by a debugger or run out of processor time. A reply that is late, or that makes no
  * sense, ends the connection: there is no way to tell whose reply the next one would be. From then
- * on each call answers -EPIPE, and what the connection held is released when this process ends.
+ * on each call answers -EPIPE; what the connection held can be released over another one, and is when this
+ * process ends.
  *
  * A server that refuses a connection says why in a last message and closes; the request may have
  * hit the closed socket before that message is read. So after a failed send the reply is still

@@ -11,6 +11,10 @@
  * program may want to end. So a long wait is cut in slices: the engine is asked to wait at most
  * SUBLET__CLAIM_SLICE_NS, and between two slices the server looks whether anybody still wants the
  * answer. Each slice counts as a claim in the statistics.
+ *
+ * A claim that succeeds after its driver stopped waiting is nobody's: nobody knows where it is. It is released at
+ * once where the reply cannot be sent, and where the peer closes its connection with the reply unread, which the
+ * kernel tells by ECONNRESET.
  */
 #include "control/server.h"
 #include "control/wire.h"
@@ -96,7 +100,8 @@ static bool abandoned(const struct sublet__slot *slot)
 {
 	struct pollfd p = { .fd = slot->conn.fd, .events = POLLRDHUP };
 
-	return slot->server->stopping || (poll(&p, 1, 0) > 0 && (p.revents & (POLLRDHUP | POLLHUP | POLLERR)));
+	return slot->server->stopping ||
+	       (poll(&p, 1, 0) > 0 && (p.revents & (POLLRDHUP | POLLHUP | POLLERR)));
 }
 
 /* Add what an earlier slice of the same claim has cost. */
@@ -135,7 +140,8 @@ static int claim_in_slices(struct sublet__slot *slot, const struct sublet__claim
 		err = sublet_claim(slot->server->arena, request->bytes, &options, claim);
 		add_costs(claim, &costs);
 		/* an engine that gave up before its slice was over has a reason that time does not cure */
-		if (err != -EBUSY || left <= SUBLET__CLAIM_SLICE_NS || (request->flags & SUBLET_CLAIM_NOWAIT) ||
+		if (err != -EBUSY || left <= SUBLET__CLAIM_SLICE_NS ||
+		    (request->flags & SUBLET_CLAIM_NOWAIT) ||
 		    sublet__wire_now_ns() - began < SUBLET__CLAIM_SLICE_NS || abandoned(slot))
 			return err;
 		costs = *claim;
@@ -161,6 +167,34 @@ static void clean_owner(char owner[SUBLET_OWNER_BYTES], const char *asked, pid_t
 	sublet__text_append_u64(owner, SUBLET_OWNER_BYTES, &n, (uint64_t)pid);
 }
 
+/* *own: it is a claim of this connection. */
+static int release_own(struct sublet__slot *slot, uint64_t id, bool *own)
+{
+	struct sublet_claim claim = { .id = id };
+	int err = -EINVAL;
+
+	*own = false;
+	for (uint32_t i = 0; i < slot->claim_count && !*own; i++) {
+		if (slot->claims[i] != id)
+			continue;
+		*own = true;
+		err = sublet_release(slot->server->arena, &claim);
+		if (!err)
+			slot->claims[i] = slot->claims[--slot->claim_count];
+	}
+	return err;
+}
+
+static void release_untold(struct sublet__slot *slot)
+{
+	uint64_t id = slot->untold;
+	bool own;
+
+	slot->untold = 0;
+	if (id)
+		(void)release_own(slot, id, &own);
+}
+
 static int op_claim(struct sublet__slot *slot, const struct sublet__claim_request *request)
 {
 	struct sublet_claim *claim = &slot->reply.claim;
@@ -177,25 +211,22 @@ static int op_claim(struct sublet__slot *slot, const struct sublet__claim_reques
 		err = -EINVAL;
 	else
 		err = claim_in_slices(slot, request, owner);
-	if (!err) /* from here the peer holds it, whether or not it gets to read the reply */
-		slot->claims[slot->claim_count++] = claim->id;
+	if (!err) /* from here the peer holds it, unless it turns out that it never read the reply */
+		slot->claims[slot->claim_count++] = slot->untold = claim->id;
 	claim->addr = NULL;
-	return reply(slot, SUBLET__OP_CLAIM, err, sizeof(*claim));
+	err = reply(slot, SUBLET__OP_CLAIM, err, sizeof(*claim));
+	if (err)
+		release_untold(slot);
+	return err;
 }
 
 static int op_release(struct sublet__slot *slot, uint64_t id)
 {
-	struct sublet_claim claim = { .id = id };
-	int err = -EINVAL;
+	bool own;
+	int err = release_own(slot, id, &own);
 
-	for (uint32_t i = 0; i < slot->claim_count; i++) {
-		if (slot->claims[i] != id)
-			continue;
-		err = sublet_release(slot->server->arena, &claim);
-		if (!err)
-			slot->claims[i] = slot->claims[--slot->claim_count];
-		break;
-	}
+	if (!own)
+		err = sublet__server_release_orphan(slot, id);
 	return reply(slot, SUBLET__OP_RELEASE, err, 0);
 }
 
@@ -256,17 +287,30 @@ static int dispatch(struct sublet__slot *slot, uint16_t op, const union request 
 	}
 }
 
+/* The peer has closed, and did not read all that was sent to it. */
+static bool closed_unread(const struct sublet__slot *slot)
+{
+	socklen_t bytes = sizeof(int);
+	int error = 0;
+
+	return sublet__fd_ours(&slot->conn) &&
+	       !getsockopt(slot->conn.fd, SOL_SOCKET, SO_ERROR, &error, &bytes) && error == ECONNRESET;
+}
+
 /* Wait for a byte, or the end of either side. */
 static int wait_request(struct sublet__slot *slot)
 {
 	struct pollfd p[2] = {
 		{ .fd = slot->conn.fd, .events = POLLIN },
-		{ .fd = slot->server->wake[0].fd, .events = 0 }, /* its end alone: the host closed everything */
+		{ .fd = slot->server->wake[0].fd,
+		  .events = 0 }, /* its end alone: the host closed everything */
 	};
 
 	while (poll(p, 2, -1) < 0)
 		if (errno != EINTR)
 			return -errno;
+	if ((p[0].revents & (POLLERR | POLLHUP)) && closed_unread(slot))
+		release_untold(slot);
 	return p[1].revents || !sublet__fd_ours(&slot->conn) ? -EPIPE : 0;
 }
 
@@ -308,6 +352,7 @@ void sublet__connection_serve(struct sublet__slot *slot)
 		if (err)
 			return;
 		greeted = true;
+		slot->untold = 0; /* who asks again has read the answer */
 		err = dispatch(slot, head.op, &request);
 	} while (!err && !slot->server->stopping);
 }

@@ -14,6 +14,8 @@
  * of the process says that it ended. Even then the kernel may be busy for a moment: an io_uring is
  * torn down by a worker after the process is gone (io_ring_exit_work), and no interface tells
  * when. SUBLET__SETTLE_NS is the answer to that: not a proof, but long compared with an I/O.
+ * The process itself knows better: over another connection it may release what it still holds. What it was never
+ * told of, because nobody read the reply, it does not hold at all (connection.c).
  *
  * The host may fork: the child gets copies of all descriptors and none of the threads. It closes
  * them in fork_child, and everything here is shut down before it is closed, so that a copy that
@@ -36,6 +38,7 @@
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
+#include <time.h>
 #include <unistd.h>
 
 #ifndef SO_PEERPIDFD
@@ -87,26 +90,98 @@ static void wake_acceptor(struct sublet__server *server)
 
 /* ---- one slot ---- */
 
+/* Whether a process has not ended. As long as it has not, its pid is nobody else's. */
+static bool is_alive(const struct sublet__slot *slot)
+{
+	struct pollfd p = { .fd = slot->pidfd.fd, .events = POLLIN };
+
+	return slot->pid > 0 && p.fd >= 0 &&
+	       poll(&p, 1, 0) == 0; /* pid 0 is a process of another namespace */
+}
+
+/* Whether `other` is what is left of an earlier connection of the same process. Called with the lock. */
+static bool is_left_by(const struct sublet__slot *other, const struct sublet__slot *slot)
+{
+	return other->state == SUBLET__SLOT_LINGER && other->pid == slot->pid && !other->ended_ns;
+}
+
 /* Give the claims of `from` to another slot that waits for the same process. Called with the lock. */
 static bool join_lingering(struct sublet__server *server, struct sublet__slot *from)
 {
-	struct pollfd p = { .fd = from->pidfd.fd, .events = POLLIN };
-
-	/* once it has ended its pid may be another process; 0 is a process of another namespace */
-	if (from->pid <= 0 || poll(&p, 1, 0) != 0)
+	if (!is_alive(from))
 		return false;
 	for (uint32_t i = 0; i < SUBLET__SLOTS; i++) {
 		struct sublet__slot *to = &server->slots[i];
 
-		if (to->state != SUBLET__SLOT_LINGER || to->pid != from->pid || to->ended_ns ||
-		    to->claim_count + from->claim_count > SUBLET__CLAIMS_PER_SLOT)
+		if (!is_left_by(to, from) || to->claim_count + from->claim_count > SUBLET__CLAIMS_PER_SLOT)
 			continue;
-		memcpy(to->claims + to->claim_count, from->claims, from->claim_count * sizeof(from->claims[0]));
+		memcpy(to->claims + to->claim_count, from->claims,
+		       from->claim_count * sizeof(from->claims[0]));
 		to->claim_count += from->claim_count;
 		from->claim_count = 0;
 		return true;
 	}
 	return false;
+}
+
+/* Take id out of what earlier connections of the process left. Called with the lock. */
+static bool orphan_take(struct sublet__slot *slot, uint64_t id)
+{
+	struct sublet__server *server = slot->server;
+
+	for (uint32_t i = 0; i < SUBLET__SLOTS; i++) {
+		struct sublet__slot *left = &server->slots[i];
+
+		/* with its process alive the pid of both is the same process's */
+		if (!is_left_by(left, slot) || !is_alive(left))
+			continue;
+		for (uint32_t k = 0; k < left->claim_count; k++) {
+			if (left->claims[k] != id)
+				continue;
+			left->claims[k] = left->claims[--left->claim_count];
+			if (!left->claim_count) { /* nothing to wait for: the accepting thread frees the slot */
+				left->ended_ns = 1;
+				wake_acceptor(server);
+			}
+			return true;
+		}
+	}
+	return false;
+}
+
+/* Whether a connection of the process was closed and its thread has not come to that yet. With the lock. */
+static bool orphans_to_come(const struct sublet__slot *slot)
+{
+	for (uint32_t i = 0; i < SUBLET__SLOTS; i++) {
+		const struct sublet__slot *other = &slot->server->slots[i];
+		struct pollfd p = { .fd = other->conn.fd, .events = POLLRDHUP };
+
+		if (other != slot && other->state == SUBLET__SLOT_LIVE && other->pid == slot->pid &&
+		    poll(&p, 1, 0) > 0)
+			return true;
+	}
+	return false;
+}
+
+int sublet__server_release_orphan(struct sublet__slot *slot, uint64_t id)
+{
+	uint64_t until =
+		sublet__wire_until(2 * SUBLET__CLAIM_SLICE_NS); /* a thread may be in a slice of a claim */
+	struct sublet_claim claim = { .id = id };
+	bool found, more = true;
+
+	if (!is_alive(slot))
+		return -EINVAL;
+	for (;;) {
+		pthread_mutex_lock(&slot->server->lock);
+		found = orphan_take(slot, id);
+		more = !found && !slot->server->stopping && orphans_to_come(slot);
+		pthread_mutex_unlock(&slot->server->lock);
+		if (!more || sublet__wire_now_ns() >= until)
+			break;
+		nanosleep(&(struct timespec){ .tv_nsec = (long)SUBLET_MS }, NULL);
+	}
+	return found ? sublet_release(slot->server->arena, &claim) : -EINVAL;
 }
 
 /* The connection is over. Called with the lock. */
@@ -183,6 +258,7 @@ static int assign(struct sublet__server *server, int fd, pid_t pid)
 		slot->pidfd_error = fd_keep(&slot->pidfd, peer_pidfd(fd, pid));
 		slot->pid = pid;
 		slot->claim_count = 0;
+		slot->untold = 0;
 		fd_keep(&slot->conn, fd); /* should it fail, the slot's thread hangs up at once */
 		slot->state = SUBLET__SLOT_LIVE;
 		pthread_cond_signal(&slot->wake);
@@ -245,19 +321,21 @@ static uint32_t watch_lingering(struct sublet__server *server, struct pollfd *p,
 
 	for (uint32_t i = 0; i < SUBLET__SLOTS; i++) {
 		struct sublet__slot *slot = &server->slots[i];
+		uint64_t ended_ns;
 		bool lingers;
 
 		pthread_mutex_lock(&server->lock);
 		lingers = slot->state == SUBLET__SLOT_LINGER;
+		ended_ns = slot->ended_ns;
 		pthread_mutex_unlock(&server->lock);
 		if (!lingers)
 			continue;
-		if (!slot->ended_ns) {
+		if (!ended_ns) {
 			p[n] = (struct pollfd){ .fd = slot->pidfd.fd, .events = POLLIN };
 			who[n++] = slot;
 			continue;
 		}
-		uint64_t due = slot->ended_ns + SUBLET__SETTLE_NS;
+		uint64_t due = ended_ns + SUBLET__SETTLE_NS;
 		if (due <= sublet__wire_now_ns())
 			release_lingering(slot);
 		else if (due < *until_ns)
@@ -273,7 +351,7 @@ static void note_ended(struct sublet__server *server, const struct pollfd *p, st
 	for (uint32_t i = 0; i < n; i++) {
 		if (!p[i].revents)
 			continue;
-		pthread_mutex_lock(&server->lock); /* join_lingering reads it */
+		pthread_mutex_lock(&server->lock); /* the slots of other connections read it */
 		who[i]->ended_ns = sublet__wire_now_ns();
 		pthread_mutex_unlock(&server->lock);
 	}

@@ -10,10 +10,10 @@
 #include <stdatomic.h>
 #include <sys/types.h>
 
-#define SUBLET__SLOTS 32u               /* connections at once, those that linger included */
-#define SUBLET__CLAIMS_PER_SLOT 1024u   /* a connection may hold */
-#define SUBLET__CLAIM_SLICE_NS SUBLET_SEC /* longest single wait inside the engine */
-#define SUBLET__SETTLE_NS (200 * SUBLET_MS) /* from a driver's end to the release of what it held */
+#define SUBLET__SLOTS           32u               /* connections at once, those that linger included */
+#define SUBLET__CLAIMS_PER_SLOT 1024u             /* a connection may hold */
+#define SUBLET__CLAIM_SLICE_NS  SUBLET_SEC        /* longest single wait inside the engine */
+#define SUBLET__SETTLE_NS       (200 * SUBLET_MS) /* from a driver's end to the release of what it held */
 
 /*
  * A descriptor of ours in somebody else's process, and what it was when we got it. fd is atomic for
@@ -34,7 +34,8 @@ struct sublet__fd {
  *                     +-----closed, holds claims--> LINGER --ended---> FREE
  *
  * state is guarded by the server's lock. While LIVE everything else belongs to the slot's thread,
- * while LINGER to the accepting thread.
+ * while LINGER to the accepting thread; but that claims[] of a LINGER slot whose process lives (ended_ns 0)
+ * belong to whoever has the lock: other connections of that process add to them and release them.
  */
 enum sublet__slot_state {
 	SUBLET__SLOT_FREE = 0,
@@ -52,9 +53,10 @@ struct sublet__slot {
 	struct sublet__fd pidfd; /* of the process that connected; -1: pidfd_error says why there is none */
 	int pidfd_error;
 	pid_t pid;
-	uint64_t ended_ns;  /* LINGER: when its process ended; 0: it lives */
+	uint64_t ended_ns; /* LINGER: when its process ended; 0: it lives */
 	uint32_t claim_count;
 	uint64_t claims[SUBLET__CLAIMS_PER_SLOT]; /* ids that the peer holds */
+	uint64_t untold; /* the one in the last reply, until the next request shows that it was read; or 0 */
 	union {
 		struct sublet__hello hello;
 		struct sublet_arena_info info;
@@ -67,10 +69,10 @@ struct sublet__slot {
 
 struct sublet__server {
 	struct sublet_arena *arena;
-	pid_t pid;         /* that serves: a child of fork() must not stop it */
-	uid_t uid;         /* whose connections are taken */
+	pid_t pid; /* that serves: a child of fork() must not stop it */
+	uid_t uid; /* whose connections are taken */
 	size_t map_bytes;
-	pthread_t thread;  /* accepts, and releases what lingers */
+	pthread_t thread;     /* accepts, and releases what lingers */
 	pthread_mutex_t lock; /* guards slot states and `stopping`; nests in nothing, nothing nests in it */
 	pthread_mutex_t memcpy_lock; /* one measurement at a time: they disturb each other */
 	_Atomic bool stopping;
@@ -85,6 +87,12 @@ struct sublet__server {
 
 /* Whether it is still what it was: the host may have closed it and got the number again. */
 bool sublet__fd_ours(const struct sublet__fd *fd);
+
+/*
+ * Release a claim of a connection that has ended, for another one of the same process. -EINVAL: there is none
+ * with that id. Waits for a connection of that process that is just ending, a few seconds at most.
+ */
+int sublet__server_release_orphan(struct sublet__slot *slot, uint64_t id);
 
 /* Answer requests until the peer goes away, misbehaves, or the server stops (connection.c). */
 void sublet__connection_serve(struct sublet__slot *slot);

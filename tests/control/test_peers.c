@@ -57,7 +57,7 @@ static void test_garbage(void **state)
 /* Well-formed requests with nonsense in them get well-formed replies. */
 static void test_random_requests(void **state)
 {
-	static const uint16_t ops[] = { SUBLET__OP_HELLO, SUBLET__OP_INFO,  SUBLET__OP_CLAIM,
+	static const uint16_t ops[] = { SUBLET__OP_HELLO,   SUBLET__OP_INFO,  SUBLET__OP_CLAIM,
 					SUBLET__OP_RELEASE, SUBLET__OP_STATS, SUBLET__OP_PAGEBLOCKS,
 					SUBLET__OP_MEMCPY };
 	static const uint32_t bytes[] = { 0, 0, sizeof(struct sublet__claim_request), 8, 0, 8, 8 };
@@ -89,7 +89,8 @@ static void test_random_requests(void **state)
 static void test_malformed(void **state)
 {
 	struct world *w = *state;
-	struct sublet__message hello = { SUBLET__PROTOCOL_MAGIC, SUBLET__PROTOCOL_VERSION, SUBLET__OP_HELLO, 0, 0 };
+	struct sublet__message hello = { SUBLET__PROTOCOL_MAGIC, SUBLET__PROTOCOL_VERSION, SUBLET__OP_HELLO,
+					 0, 0 };
 
 	serve(w, "web");
 	for (int i = 0; i < 7; i++) {
@@ -99,13 +100,29 @@ static void test_malformed(void **state)
 		if (i >= 4)
 			hello_raw(fd);
 		switch (i) {
-		case 0: m.magic ^= 1; break;
-		case 1: m.version++; break;
-		case 2: m.op = SUBLET__OP_STATS; break; /* before HELLO */
-		case 3: m.bytes = 1; break;
-		case 4: m.op = SUBLET__OP_CLAIM; m.bytes = UINT32_MAX; break;
-		case 5: m.op = 77; break;
-		case 6: m.op = SUBLET__OP_RELEASE; m.bytes = 7; break;
+		case 0:
+			m.magic ^= 1;
+			break;
+		case 1:
+			m.version++;
+			break;
+		case 2:
+			m.op = SUBLET__OP_STATS;
+			break; /* before HELLO */
+		case 3:
+			m.bytes = 1;
+			break;
+		case 4:
+			m.op = SUBLET__OP_CLAIM;
+			m.bytes = UINT32_MAX;
+			break;
+		case 5:
+			m.op = 77;
+			break;
+		case 6:
+			m.op = SUBLET__OP_RELEASE;
+			m.bytes = 7;
+			break;
 		}
 		assert_int_equal(send(fd, &m, sizeof(m), MSG_NOSIGNAL), sizeof(m));
 		assert_int_equal(last_words(fd), -EPROTO);
@@ -293,6 +310,108 @@ static void test_driver_hangs_up_often(void **state)
 	sublet_client_close(connect_to("web"));
 }
 
+/* A connection is gone, its process is not: over another one it releases what it held. Nobody else does. */
+static void test_orphans(void **state)
+{
+	struct world *w = *state;
+	struct sublet_claim a[40], copy;
+	struct sublet_client *c, *other;
+	int status;
+	pid_t pid;
+
+	serve(w, "web");
+	for (int i = 0; i < 40; i++) { /* more than there are slots */
+		c = connect_to("web");
+		assert_int_equal(sublet_client_claim(c, 4096, NULL, &a[i]), 0);
+		sublet_client_close(c);
+	}
+	assert_int_equal(w->arena.held, 40);
+	other = connect_to("web");
+	copy = a[39];
+	assert_int_equal(sublet_client_release(other, &a[39]), 0); /* at once, however busy the server is */
+	assert_int_equal(sublet_client_release(other, &copy), -EINVAL);
+	pid = fork();
+	if (!pid) {
+		copy = a[0];
+		_exit(sublet_client_connect("web", &c) || sublet_client_release(c, &copy) != -EINVAL);
+	}
+	assert_int_equal(waitpid(pid, &status, 0), pid);
+	assert_int_equal(status, 0);
+	for (int i = 0; i < 39; i++)
+		assert_int_equal(sublet_client_release(other, &a[i]), 0);
+	assert_int_equal(w->arena.held, 0);
+	for (int round = 0; round < 100; round++) { /* and no slot is used up by it */
+		c = connect_to("web");
+		assert_int_equal(sublet_client_claim(c, 4096, NULL, &a[0]), 0);
+		sublet_client_close(c);
+		assert_int_equal(sublet_client_release(other, &a[0]), 0);
+	}
+	assert_int_equal(w->arena.held, 0);
+	sublet_client_close(other);
+}
+
+/* What a living connection of the same process holds is not for others to release. */
+static void test_not_an_orphan(void **state)
+{
+	struct world *w = *state;
+	struct sublet_client *c, *other;
+	struct sublet_claim claim, copy;
+
+	serve(w, "web");
+	c = connect_to("web");
+	other = connect_to("web");
+	assert_int_equal(sublet_client_claim(c, 4096, NULL, &claim), 0);
+	copy = claim;
+	assert_int_equal(sublet_client_release(other, &copy), -EINVAL);
+	assert_int_equal(w->arena.held, 1);
+	assert_int_equal(sublet_client_release(c, &claim), 0);
+	sublet_client_close(other);
+	sublet_client_close(c);
+}
+
+/* Read so many bytes of the reply to a claim, and close. */
+static void claim_and_close(struct world *w, size_t read_bytes, uint64_t held)
+{
+	struct sublet__claim_request request = { .bytes = 4096, .deadline_ns = SUBLET_SEC };
+	static char reply[sizeof(struct sublet__message) + sizeof(struct sublet_claim)];
+	uint64_t until = sublet__wire_until(5 * SUBLET_SEC);
+	int fd = connect_raw("web");
+
+	hello_raw(fd);
+	assert_int_equal(sublet__wire_send(fd, SUBLET__OP_CLAIM, 0, &request, sizeof(request), -1, until), 0);
+	expect_soon(&w->arena.held, held);
+	assert_int_equal(sublet__wire_recv(fd, reply, read_bytes, NULL, until), 0);
+	sleep_ms(20); /* the reply has been sent */
+	close(fd);
+}
+
+/* A claim that succeeds for a driver that does not wait any more is nobody's, and released. */
+static void test_unread_claim(void **state)
+{
+	struct world *w = *state;
+	struct sublet__claim_request request = { .bytes = 4096, .deadline_ns = SUBLET_SEC };
+
+	serve(w, "web");
+	claim_and_close(w, 0, 1);
+	expect_soon(&w->arena.held, 0);
+	claim_and_close(w, sizeof(struct sublet__message) + 8, 1);
+	expect_soon(&w->arena.held, 0);
+	for (int i = 0; i < 50; i++) { /* closed before the reply, or just after */
+		int fd = connect_raw("web");
+
+		hello_raw(fd);
+		assert_int_equal(sublet__wire_send(fd, SUBLET__OP_CLAIM, 0, &request, sizeof(request), -1,
+						   sublet__wire_until(SUBLET_SEC)),
+				 0);
+		close(fd);
+	}
+	expect_soon(&w->arena.claims, 52);
+	expect_soon(&w->arena.held, 0);
+	claim_and_close(w, sizeof(struct sublet__message) + sizeof(struct sublet_claim), 1);
+	sleep_ms(100);
+	assert_int_equal(w->arena.held, 1); /* it was told */
+}
+
 static void test_claims_are_bounded(void **state)
 {
 	struct world *w = *state;
@@ -312,7 +431,8 @@ static void test_claims_are_bounded(void **state)
 
 static void *slow_claim(void *arg)
 {
-	struct sublet_claim_options o = { SUBLET_OPTIONS(sublet_claim_options), .deadline_ns = 2500 * SUBLET_MS };
+	struct sublet_claim_options o = { SUBLET_OPTIONS(sublet_claim_options),
+					  .deadline_ns = 2500 * SUBLET_MS };
 	struct sublet_client *c = connect_to("web");
 	struct sublet_claim claim;
 
@@ -486,6 +606,9 @@ int main(void)
 		TEST(test_driver_is_killed),
 		TEST(test_driver_hangs_up),
 		TEST(test_driver_hangs_up_often),
+		TEST(test_orphans),
+		TEST(test_not_an_orphan),
+		TEST(test_unread_claim),
 		TEST(test_claims_are_bounded),
 		TEST(test_long_claim_blocks_nobody),
 		TEST(test_abandoned_claim),
