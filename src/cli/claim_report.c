@@ -143,14 +143,53 @@ static struct sublet__text at_most(uint64_t bytes)
 	return sublet__size_option(bytes / unit * unit);
 }
 
+static bool is_same_blocker(const struct sublet_blocker *a, const struct sublet_blocker *b)
+{
+	return a->kind == b->kind && a->error == b->error && strcmp(a->owner, b->owner) == 0;
+}
+
+/* Blocker i and all later ones of the same kind and owner, as one: the sum of their bytes, the oldest's age. */
+static uint32_t merge_blockers(struct sublet_claim *claim, uint32_t i)
+{
+	struct sublet_blocker *first = &claim->blockers[i];
+	uint32_t places = 1;
+
+	for (uint32_t k = i + 1; k < claim->blocker_count; k++) {
+		struct sublet_blocker *b = &claim->blockers[k];
+
+		if (!is_same_blocker(b, first))
+			continue;
+		places++;
+		first->bytes += b->bytes;
+		if (b->age_ns > first->age_ns)
+			first->age_ns = b->age_ns;
+		if (b->offset_bytes < first->offset_bytes)
+			first->offset_bytes = b->offset_bytes;
+		b->kind = SUBLET_BLOCKER_NONE;
+	}
+	return places;
+}
+
+/* "32 KiB at 0x1000: ...", or "32 KiB in 8 places, first at 0x1000: ..." */
 static void print_blockers(const struct sublet_claim *claim)
 {
-	for (uint32_t i = 0; i < claim->blocker_count; i++) {
-		char text[256];
+	struct sublet_claim merged = *claim;
 
-		if (claim->blockers[i].kind == SUBLET_BLOCKER_NOROOM) /* the error line says so already */
+	for (uint32_t i = 0; i < claim->blocker_count; i++) {
+		struct sublet_blocker *b = &merged.blockers[i];
+		char text[256], *at;
+		uint32_t places;
+
+		/* the error line says the latter already */
+		if (b->kind == SUBLET_BLOCKER_NONE || b->kind == SUBLET_BLOCKER_NOROOM)
 			continue;
-		if (sublet_blocker_describe(claim, i, text, sizeof(text)) >= 0)
+		places = merge_blockers(&merged, i);
+		if (sublet_blocker_describe(&merged, i, text, sizeof(text)) < 0)
+			continue;
+		at = strstr(text, " at 0x");
+		if (places > 1 && at != NULL)
+			sublet__advice("%.*s in %u places, first%s", (int)(at - text), text, places, at);
+		else
 			sublet__advice("%s", text);
 	}
 }

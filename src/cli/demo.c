@@ -429,7 +429,8 @@ static int parse(int argc, char **argv, struct demo *demo)
 	};
 	uint64_t rounds = ROUNDS;
 	int option;
-	while ((option = getopt_long(argc, argv, "h", options, NULL)) != -1) {
+	opterr = 0;
+	while ((option = getopt_long(argc, argv, ":h", options, NULL)) != -1) {
 		bool good = true;
 		switch (option) {
 		case 'r':
@@ -448,7 +449,7 @@ static int parse(int argc, char **argv, struct demo *demo)
 			fputs(help, stdout);
 			return 1 + sublet__finish(SUBLET__EXIT_OK);
 		default:
-			return 1 + sublet__usage_error("demo");
+			return 1 + sublet__option_error("demo", option, argv);
 		}
 		if (!good)
 			return 1 + SUBLET__EXIT_USAGE;

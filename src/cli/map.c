@@ -48,13 +48,13 @@ struct picture {
 
 static void print_help(void)
 {
-	fputs("usage: sublet map [-n NAME|PID] [--watch] [--json]\n"
+	fputs("usage: sublet map [--watch] [--json] [[-n] NAME|PID]\n"
 	      "\n"
 	      "Draw the area of an instance, a cell a pageblock (2 MiB), by what lives there:\n"
 	      "  . free   m movable   d discardable   c claimed   h held (cannot move now)   i being claimed\n"
 	      "A capital letter: the whole block is so. Colours on a terminal, unless NO_COLOR is set.\n"
 	      "\n"
-	      "  -n, --name NAME|PID  the instance; not needed where one runs\n"
+	      "  -n, --name NAME|PID  the instance, also without -n; not needed where one runs\n"
 	      "  -w, --watch          draw again every second, until Ctrl-C\n"
 	      "  -j, --json           one JSON object: block_bytes and the frames of each block by state\n"
 	      "  -h, --help           this text\n"

@@ -141,9 +141,22 @@ static bool script_interpreter(const char *head, char *path, size_t bytes)
 	return true;
 }
 
-static const char *look_into(const char *program)
+/* Of a program's own file: may the bridge come into it? */
+static const char *look_at_program(int fd, const Elf64_Ehdr *header, bool is_elf)
 {
-	char path[HEAD_BYTES + 1] = "";
+	const char *why = is_elf ? look_at_elf(fd, header) : NULL;
+
+	if (why == NULL)
+		why = look_at_privilege(fd);
+	if (why == NULL && is_elf)
+		why = sublet__sanitizer_in(fd, header);
+	return why;
+}
+
+/* The same for all that is executed in its place: a script's interpreter, and so on. *is_text as in the struct. */
+static const char *look_into(const char *program, bool *is_text)
+{
+	char path[HEAD_BYTES + 1] = ""; /* SUBLET__SHELL fits too */
 	const char *at = program;
 
 	for (int depth = 0; depth <= SCRIPT_DEPTH_MAX; depth++) {
@@ -152,23 +165,22 @@ static const char *look_into(const char *program)
 			char text[HEAD_BYTES + 1];
 		} head = { .text = "" };
 		int fd = open(at, O_RDONLY | O_CLOEXEC);
+		ssize_t bytes = fd < 0 ? -1 : read(fd, head.text, HEAD_BYTES);
+		bool is_elf = bytes >= SELFMAG && memcmp(head.text, ELFMAG, SELFMAG) == 0;
+		bool is_script = bytes >= 4 && memcmp(head.text, "#!", 2) == 0;
 		const char *why = NULL;
-		bool is_script = false;
 
-		if (fd < 0)
-			return NULL; /* may be executable and not readable */
-		if (read(fd, head.text, HEAD_BYTES) >= 4) {
-			is_script = memcmp(head.text, "#!", 2) == 0;
-			if (memcmp(head.text, ELFMAG, SELFMAG) == 0)
-				why = look_at_elf(fd, &head.elf);
-			if (why == NULL && !is_script)
-				why = look_at_privilege(fd); /* the kernel ignores a script's own bits */
-			if (why == NULL && !is_script)
-				why = sublet__sanitizer_in(fd, &head.elf);
-		}
-		(void)close(fd);
-		if (!is_script || !script_interpreter(head.text, path, sizeof(path)))
-			return why;
+		/* the kernel ignores a script's own bits, and so does a shell */
+		*is_text |= depth == 0 && bytes >= 0 && !is_script &&
+			    memchr(head.text, 0, (size_t)bytes) == NULL;
+		if (bytes >= 4 && !is_script && !(depth == 0 && *is_text))
+			why = look_at_program(fd, &head.elf, is_elf);
+		if (fd >= 0)
+			(void)close(fd);
+		if (depth == 0 && *is_text)
+			memcpy(path, SUBLET__SHELL, sizeof(SUBLET__SHELL));
+		else if (!is_script || !script_interpreter(head.text, path, sizeof(path)))
+			return why; /* fd < 0: may be executable and not readable */
 		at = path;
 	}
 	return NULL;
@@ -178,7 +190,8 @@ int sublet__program_find(const char *name, struct sublet__program *program)
 {
 	int err = find_path(name, program->path, sizeof(program->path));
 
-	program->why_plain = err == 0 ? look_into(program->path) : NULL;
+	program->is_text = false;
+	program->why_plain = err == 0 ? look_into(program->path, &program->is_text) : NULL;
 	if (err == 0 && program->why_plain == NULL)
 		program->why_plain = sublet__sanitizer_preloaded();
 	return err;

@@ -4,10 +4,15 @@
 #define SUBLET_CLI_PROGRAM_H
 
 #include <elf.h>
+#include <stdbool.h>
+
+#define SUBLET__SHELL "/bin/sh"
 
 struct sublet__program {
 	char path[4096];       /* to execute */
 	const char *why_plain; /* why the bridge cannot be preloaded into it; NULL: it can */
+	bool is_text;          /* no ELF, no "#!", no zero byte: shells have SUBLET__SHELL run it, if the
+				  kernel does not know it either */
 };
 
 /*

@@ -35,6 +35,7 @@
 #define AREA_DEFAULT_MAX   SUBLET_GIB
 #define NORMAL_DEFAULT_MIN (64 * SUBLET_MIB)
 #define PATH_BYTES         4096
+#define CHAOS_MIN_NS       SUBLET_US /* shorter than any move takes */
 
 struct run {
 	struct sublet__settings settings;
@@ -75,7 +76,9 @@ static const char help_end[] =
 	"and\n"
 	"while it lives what both share cannot be claimed.\n"
 	"Python keeps small objects in mappings of its own: set PYTHONMALLOC=malloc to have them lent too.\n"
-	"SUBLET_BRIDGE and SUBLET_JEMALLOC name the libraries to preload, where they are not found.\n"
+	"SUBLET_BRIDGE and SUBLET_JEMALLOC name the libraries to preload, where they are not found: after "
+	"an\n"
+	"installation with DESTDIR, say.\n"
 	"\n"
 	"exit status: PROGRAM's own; 2 usage; 125 sublet failed, and PROGRAM was not started; 126 PROGRAM\n"
 	"cannot be executed; 127 it was not found\n";
@@ -120,6 +123,25 @@ static bool set_name(struct run *run, const char *name)
 	return true;
 }
 
+static bool take_area(struct run *run, const char *value)
+{
+	run->area_given = true;
+	if (!sublet__option_size("--area", value, &run->settings.area_bytes))
+		return false;
+	if (run->settings.area_bytes == 0)
+		sublet__error("--area '%s': an area of nothing can lend nothing", value);
+	return run->settings.area_bytes != 0;
+}
+
+static bool take_chaos(struct run *run, const char *value)
+{
+	if (!sublet__option_duration("--chaos", value, &run->settings.chaos_ns))
+		return false;
+	if (run->settings.chaos_ns < CHAOS_MIN_NS)
+		sublet__error("--chaos '%s' is too short: at least 1us, 1ms is usual", value);
+	return run->settings.chaos_ns >= CHAOS_MIN_NS;
+}
+
 static bool take_option(struct run *run, int option, const char *value)
 {
 	struct sublet__settings *s = &run->settings;
@@ -129,8 +151,7 @@ static bool take_option(struct run *run, int option, const char *value)
 	case 'n':
 		return set_name(run, value);
 	case 'a':
-		run->area_given = true;
-		return sublet__option_size("--area", value, &s->area_bytes);
+		return take_area(run, value);
 	case 'm':
 		run->normal_given = true;
 		return sublet__option_size("--normal", value, &s->normal_bytes);
@@ -143,7 +164,7 @@ static bool take_option(struct run *run, int option, const char *value)
 		s->technique = (enum sublet_technique)index;
 		return index >= 0;
 	case 'c':
-		return sublet__option_duration("--chaos", value, &s->chaos_ns);
+		return take_chaos(run, value);
 	case 'f':
 		s->follow = true;
 		return true;
@@ -171,16 +192,17 @@ static int parse(struct run *run, int argc, char **argv)
 	};
 	int option;
 
+	opterr = 0;
 	/* "+": the first word that is no option is PROGRAM, and what follows is its own. */
-	while ((option = getopt_long(argc, argv, "+n:h", options, NULL)) != -1) {
+	while ((option = getopt_long(argc, argv, "+:n:h", options, NULL)) != -1) {
 		if (option == 'h') {
 			(void)fputs(help, stdout);
 			sublet__policy_print(stdout);
 			(void)fputs(help_end, stdout);
 			return sublet__finish(SUBLET__EXIT_OK) + 1;
 		}
-		if (option == '?')
-			return sublet__usage_error("run") + 1;
+		if (option == '?' || option == ':')
+			return sublet__option_error("run", option, argv) + 1;
 		if (!take_option(run, option, optarg))
 			return SUBLET__EXIT_USAGE + 1;
 	}
@@ -249,8 +271,7 @@ static bool settle_sizes(struct run *run, const struct sublet__linux_facts *fact
 	const uint64_t unit = 2 * SUBLET_MIB;
 	uint64_t normal;
 
-	if ((run->area_given && s->area_bytes == 0) || s->area_bytes > UINT64_MAX / 4 ||
-	    s->normal_bytes > UINT64_MAX / 4) {
+	if (s->area_bytes > UINT64_MAX / 4 || s->normal_bytes > UINT64_MAX / 4) {
 		sublet__error("run: --area and --normal must be sizes that a machine can have");
 		return false;
 	}
@@ -438,14 +459,37 @@ static int set_environment(const struct run *run)
 
 /* ---- starting ---- */
 
+/* As shells do with what the kernel does not know and is text: a script without "#!". Returns if it failed. */
+static void execute_by_shell(const char *path, char **argv)
+{
+	static char shell[] = SUBLET__SHELL;
+	size_t words = 0;
+	char **with_shell;
+
+	while (argv[words] != NULL)
+		words++;
+	with_shell = calloc(words + 2, sizeof(*with_shell));
+	if (with_shell == NULL)
+		return;
+	with_shell[0] = shell;
+	with_shell[1] = strdup(path);
+	memcpy(with_shell + 2, argv + 1, words * sizeof(*argv)); /* and the NULL */
+	if (with_shell[1] != NULL)
+		(void)execv(SUBLET__SHELL, with_shell);
+	free(with_shell[1]);
+	free(with_shell);
+}
+
 /* Returns only if it failed. */
-static int execute(const char *path, char **argv)
+static int execute(const struct sublet__program *program, char **argv)
 {
 	int err;
 
-	(void)execv(path, argv);
+	(void)execv(program->path, argv);
 	err = errno;
-	sublet__error("run: cannot execute %s: %s", path, strerror(err));
+	if (err == ENOEXEC && program->is_text)
+		execute_by_shell(program->path, argv);
+	sublet__error("run: cannot execute %s: %s", program->path, strerror(err));
 	return err == ENOENT ? EXIT_NOT_FOUND : EXIT_CANNOT_EXECUTE;
 }
 
@@ -496,7 +540,7 @@ static void default_name(struct run *run)
 		memcpy(run->settings.name, "program", sizeof("program"));
 }
 
-static int run_lent(struct run *run, const char *path)
+static int run_lent(struct run *run, const struct sublet__program *program)
 {
 	struct sublet__linux_facts facts;
 
@@ -512,7 +556,7 @@ static int run_lent(struct run *run, const char *path)
 	}
 	if (load_policy(run) != 0)
 		return SUBLET__EXIT_RUN_FAILED;
-	return execute(path, run->program);
+	return execute(program, run->program);
 }
 
 int sublet__cli_run(int argc, char **argv)
@@ -532,7 +576,7 @@ int sublet__cli_run(int argc, char **argv)
 	}
 	if (program.why_plain != NULL) {
 		sublet__error("%s runs in ordinary memory: %s", run.program[0], program.why_plain);
-		return execute(program.path, run.program);
+		return execute(&program, run.program);
 	}
-	return run_lent(&run, program.path);
+	return run_lent(&run, &program);
 }

@@ -17,12 +17,12 @@
 
 static void print_help(void)
 {
-	fputs("usage: sublet stat [-n NAME|PID] [--json]\n"
+	fputs("usage: sublet stat [--json] [[-n] NAME|PID]\n"
 	      "\n"
 	      "Show what an instance holds and what it did: the area by state, how much of the program's\n"
 	      "heap is lent, claims, moves, and how long claims took and accesses were blocked.\n"
 	      "\n"
-	      "  -n, --name NAME|PID  the instance; not needed where one runs\n"
+	      "  -n, --name NAME|PID  the instance, also without -n; not needed where one runs\n"
 	      "  -j, --json           one JSON object; all fields, all histogram buckets\n"
 	      "  -h, --help           this text\n"
 	      "\n"

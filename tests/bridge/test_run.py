@@ -103,6 +103,22 @@ class Run(unittest.TestCase):
         os.chmod(path, 0o755)
         self.assert_runs(self.run_program(path))
 
+    def test_a_script_without_an_interpreter(self):
+        """/bin/sh has it, as in a shell: its arguments, its heap lent, its exit code."""
+        path = os.path.join(self.folder, "script")
+        for text, code, out in ((f'printf "%s|" "$0" "$@"; exec {CLIENT} memory\n', 0, f"{path}|a b|c|"), ("exit 3\n", 3, ""),
+                                ("", 0, ""), (":", 0, "")):
+            with open(path, "w", encoding="utf-8") as f:
+                f.write(text)
+            os.chmod(path, 0o755)
+            result = self.run_program(path, "a b", "c")
+            self.assertEqual((result.returncode, result.stdout), (code, out), result.stderr)
+        with open(path, "wb") as f:
+            f.write(b"echo\n\0\1\2")
+        result = self.run_program(path)
+        self.assertEqual(result.returncode, 126)
+        self.assert_one_line(result, "Exec format error")
+
     # ---- from the inside ----
 
     def test_inside(self):
@@ -376,6 +392,10 @@ class Run(unittest.TestCase):
         self.assert_not_started(2, "--area", "12x", words=("--area",))
         self.assert_not_started(2, "--name", "a/b", words=("--name",))
         self.assert_not_started(2, "--chaos", "often", words=("--chaos",))
+        for period in ("0", "0ms", "1ns", "999ns"):
+            self.assert_not_started(2, "--chaos", period, words=("--chaos", "too short", "1us"))
+        for size in ("0", "0M"):
+            self.assert_not_started(2, "--area", size, words=("--area", f"'{size}'"))
         self.assertEqual(self.sublet("run").returncode, 2)
         self.assertEqual(self.sublet("run", "--nonsense").returncode, 2)
 

@@ -5,12 +5,13 @@
 usage: test_cli.py SUBLET FAKE_INSTANCE
 
 The instance only pretends (tests/control/fake_engine.h): 1 MiB is busy, 2 MiB has no room, 3 MiB
-waits until its deadline, anything over 64 MiB is too big.
+waits until its deadline, 4 MiB is held in many places, anything over 64 MiB is too big.
 """
 import fcntl
 import json
 import os
 import pty
+import re
 import shutil
 import signal
 import struct
@@ -72,6 +73,18 @@ class Cli(unittest.TestCase):
                 self.assertRegex(r.stdout, "(?i)exit")
         self.assertEqual(self.sublet().returncode, 2)
 
+    def test_manual_page(self):
+        """It has every option that --help of its command has, in the section of that command."""
+        with open(os.path.join(os.environ["SUBLET_SOURCE"], "man", "sublet.1"), encoding="utf-8") as file:
+            page = file.read().replace("\\-", "-")
+        self.assertIn("SUBLET_BRIDGE", page)
+        for name in ("run", "claim", "stat", "map", "list", "doctor", "demo"):
+            section = page.split(f".SS sublet {name}\n")[1].split("\n.SS ")[0].split("\n.PP\n")[0]
+            options = re.findall(r"^ +(?:-\w, +)?(--[a-z-]+)", self.sublet(name, "--help").stdout, re.M)
+            self.assertGreater(len(options), 1)
+            for option in set(options) - {"--help"}:
+                self.assertRegex(section, rf"{option}(?![a-z-])", name)
+
     def test_unknown(self):
         self.refused(2, "did you mean `sublet stat`?", "stta")
         self.refused(2, "did you mean `sublet claim`?", "calim")
@@ -79,10 +92,13 @@ class Cli(unittest.TestCase):
         self.refused(2, "see `sublet help`", "")
         self.refused(2, "'--bogus'", "--bogus")
         self.refused(2, "x" * 50, "help", "x" * 50)
-        for name in ("claim", "stat", "map", "list", "doctor"):
+        for name in ("run", "claim", "stat", "map", "list", "doctor", "demo"):
             self.refused(2, "no option '--bogus'", name, "--bogus")
             self.refused(2, "no option '-Z'", name, "-Z")
-            self.refused(2, "'--json' takes no value", name, "--json=yes")
+            flag = "--follow" if name == "run" else "--json"
+            self.refused(2, f"'{flag}' takes no value", name, f"{flag}=yes")
+        for name, option in (("run", "--area"), ("run", "-n"), ("demo", "--rounds")):
+            self.refused(2, f"'{option}' needs a value", name, option)
 
     def test_bad_arguments(self):
         p = self.start()
@@ -196,6 +212,17 @@ class Cli(unittest.TestCase):
         self.assertEqual(out["claims"][1]["blockers"][0]["kind"], "pin")
         self.assertEqual(out["summary"]["failed"], 2)
         self.assertIsNone(out["summary"]["memcpy_ratio_median"])
+
+    def test_many_places_of_one_owner(self):
+        """One line for each owner and kind, in text; JSON has them all."""
+        self.start()
+        lines = self.refused(4, "somebody holds memory", "claim", "4M").stderr.splitlines()
+        held = [line.strip() for line in lines if "-ring" in line]
+        self.assertEqual(held, [
+            "28 KiB in 7 places, first at 0x10000: a short pin that was not released in time 'rx-ring', 7.0 s old",
+            "4 KiB at 0x30000: a short pin that was not released in time 'tx-ring', 5.0 s old"])
+        out = json.loads(self.sublet("claim", "--json", "4M").stdout)
+        self.assertEqual(len(out["claims"][0]["blockers"]), 8)
 
     def test_interrupted(self):
         self.start()

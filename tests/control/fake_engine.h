@@ -2,8 +2,8 @@
 /*
  * An engine that only pretends: what the control server calls, and nothing behind it.
  *
- * Requests choose what happens: a claim of FAKE_BUSY, FAKE_NOROOM or FAKE_TOO_BIG bytes fails that
- * way, one of FAKE_SLOW waits until its deadline first. Everything else succeeds. Included by one .c file.
+ * Requests choose what happens: a claim of FAKE_BUSY, FAKE_CROWDED, FAKE_NOROOM or FAKE_TOO_BIG bytes
+ * fails that way, one of FAKE_SLOW waits until its deadline first. Everything else succeeds. Included by one .c file.
  */
 #ifndef SUBLET_TESTS_FAKE_ENGINE_H
 #define SUBLET_TESTS_FAKE_ENGINE_H
@@ -29,6 +29,7 @@
 #define FAKE_NOROOM (2 * SUBLET_MIB)
 #define FAKE_TOO_BIG (65 * SUBLET_MIB)
 #define FAKE_SLOW (3 * SUBLET_MIB)
+#define FAKE_CROWDED (4 * SUBLET_MIB) /* seven pins of one owner, one of another */
 
 struct sublet_arena {
 	int fd;
@@ -168,6 +169,21 @@ static inline int fake_busy(struct sublet_claim *claim)
 	return -EBUSY;
 }
 
+static inline int fake_crowded(struct sublet_claim *claim)
+{
+	claim->blocker_count = SUBLET_BLOCKERS_MAX;
+	for (uint32_t i = 0; i < SUBLET_BLOCKERS_MAX; i++) {
+		struct sublet_blocker *b = &claim->blockers[i];
+
+		b->kind = SUBLET_BLOCKER_PIN;
+		b->offset_bytes = (SUBLET_BLOCKERS_MAX - i) * 65536;
+		b->bytes = 4096;
+		b->age_ns = i * SUBLET_SEC;
+		memcpy(b->owner, i == 5 ? "tx-ring" : "rx-ring", 8);
+	}
+	return -EBUSY;
+}
+
 int sublet_claim(struct sublet_arena *arena, uint64_t bytes, const struct sublet_claim_options *options,
 		 struct sublet_claim *claim)
 {
@@ -183,6 +199,8 @@ int sublet_claim(struct sublet_arena *arena, uint64_t bytes, const struct sublet
 			  NULL);
 	if (bytes == FAKE_BUSY || bytes == FAKE_SLOW)
 		return fake_busy(claim);
+	if (bytes == FAKE_CROWDED)
+		return fake_crowded(claim);
 	if (bytes == FAKE_NOROOM) {
 		claim->shortfall_bytes = 12345;
 		return -ENOMEM;
