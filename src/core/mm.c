@@ -292,6 +292,8 @@ static void cut(struct sublet_mm *mm, uint32_t pfn, uint32_t order, uint32_t vpn
 	sublet__account(arena, pfn, end - vpn, mapped_account(word), mapped_account(next));
 	a32_store_relaxed(&f->a, vpn);
 	a32_store_relaxed(&f->b, mm->index);
+	/* Before it is a head that anybody can find: a frame that was none yet has never been frozen. */
+	a32_store_relaxed(&f->ref, REF_FROZEN);
 	a32_store_release(&f->word, next);
 	/* release: a pin that succeeds on this piece sees its order */
 	a32_store_release(&f->ref, outside && word_state(word) == FRAME_MOVABLE ? 0 : REF_FROZEN);
