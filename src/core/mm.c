@@ -222,7 +222,7 @@ static uint32_t folios_take(struct sublet_mm *mm, uint32_t vpn, uint32_t pages, 
 	return done;
 }
 
-/* The folios of a segment become memory of the mm: state first, then the entries that lead to it. */
+/* The folios of a segment become memory of the mm: state first, then the entries that lead to it, then pins. */
 static void segment_publish(struct sublet_mm *mm, const struct sublet__segment *seg, uint32_t pte_flags,
 			    uint32_t word_flags)
 {
@@ -234,11 +234,15 @@ static void segment_publish(struct sublet_mm *mm, const struct sublet__segment *
 		a32_store_relaxed(&f->a, seg->vpn + i);
 		a32_store_relaxed(&f->b, mm->index);
 		a32_store_release(&f->word, frame_word(FRAME_MOVABLE, order, word_flags));
-		a32_store_release(&f->ref, 0); /* pairs with the acquire in sublet_pin */
 		i += 1u << order;
 	}
 	for (uint32_t i = 0; i < seg->pages; i++)
 		a32_store_release(&mm->pte[seg->vpn + i], pte_make(seg->dst_pfn + i, pte_flags));
+	for (uint32_t i = 0; i < seg->pages;) { /* last: as in run_publish */
+		struct sublet__frame *f = &arena->frames[seg->dst_pfn + i];
+		a32_store_release(&f->ref, 0); /* pairs with the acquire in sublet_pin */
+		i += 1u << word_order(a32_load_relaxed(&f->word));
+	}
 	if (word_flags & (FRAME_HELD | FRAME_PROTECTED))
 		sublet__account(arena, seg->dst_pfn, seg->pages, ACCOUNT_MOVABLE, ACCOUNT_HELD);
 }

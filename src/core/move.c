@@ -247,7 +247,10 @@ static uint32_t run_recopy(const struct run *r)
 	return copied;
 }
 
-/* From here on the entries lead to the new folios. */
+/*
+ * From here on the entries lead to the new folios. Nobody may pin one before all of its entries do: a pin looks at
+ * one entry of a folio, and answers for all.
+ */
 static void run_publish(struct run *r)
 {
 	struct sublet_arena *arena = r->arena;
@@ -264,10 +267,14 @@ static void run_publish(struct run *r)
 				a32_store_relaxed(&f->b, r->mm->index);
 				a32_store_release(&f->word,
 						  frame_word(FRAME_MOVABLE, word_order(word), r->word_flags));
-				a32_store_release(&f->ref, 0); /* pairs with ref_take */
 			}
 			a32_store_release(&r->mm->pte[vpn], pte_make(pfn, old & PTE_FLAGS & ~PTE_PRESENT));
 		}
+	for (uint32_t i = 0; i < r->pages;) {
+		struct sublet__frame *f = &arena->frames[pte_pfn(a32_load_relaxed(&r->mm->pte[r->vpn + i]))];
+		a32_store_release(&f->ref, 0); /* pairs with ref_take */
+		i += 1u << word_order(a32_load_relaxed(&f->word));
+	}
 }
 
 static void sources_put(struct run *r)
