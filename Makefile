@@ -17,7 +17,7 @@ build: deps-build $(BUILD)/build.ninja
 		meson configure $(BUILD) $(MESON_ARGS) && printf '%s\n' "$$MESON_ARGS" >$(BUILD)/meson-args; }
 	@ninja -C $(BUILD) $(NINJA_ARGS)
 
-## run       the demonstration: Redis in lent memory while a capture device claims buffers
+## run       the demonstration: Redis in lent memory while a capture device claims buffers; three kinds of buffers
 run: deps-run build
 	@$(BUILD)/sublet demo $(DEMO_ARGS)
 

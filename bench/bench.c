@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * The benchmark: `make bench`, or build/bench/sublet-bench [RESULTS.json].
+ * The benchmark: `make bench`, or build/bench/sublet-bench [RESULTS.json [SECTION...]], where a section is one of the
+ * names at the end of this file.
  *
  * Prints one row a figure with its reference and what it must reach, and writes the same as JSON.
  */
@@ -16,7 +17,7 @@
 #include <time.h>
 #include <unistd.h>
 
-#define ROWS_MAX 64
+#define ROWS_MAX 128
 
 static struct bench_row rows[ROWS_MAX];
 static uint32_t row_count;
@@ -53,8 +54,7 @@ struct sublet_arena *bench_arena(enum sublet_backing backing, uint64_t area_mib,
 	struct sublet_arena *arena;
 	struct sublet_arena_options options = { SUBLET_OPTIONS(sublet_arena_options),
 						.area_bytes = area_mib * SUBLET_MIB,
-						.normal_bytes = normal_mib * SUBLET_MIB,
-						.backing = backing };
+						.normal_bytes = normal_mib * SUBLET_MIB, .backing = backing };
 	int err = sublet_arena_create(&options, &arena);
 
 	if (!err)
@@ -142,22 +142,51 @@ int bench_write(const char *path)
 	return err;
 }
 
+static void bench_all_claims(void)
+{
+	bench_claims(SUBLET_BACKING_HUGETLB, "hugetlb");
+	bench_claims(SUBLET_BACKING_THP, "huge tmpfs");
+	bench_claims(SUBLET_BACKING_MEMFD, "memfd");
+}
+
+static const struct section {
+	const char *name;
+	const char *title;
+	void (*run)(void);
+} sections[] = {
+	{ "claims",
+	  "claim 64 MiB from a full area (each claim moves all of it), x libc memcpy of the same bytes",
+	  bench_all_claims },
+	{ "free", "claims that move nothing", bench_free_claims },
+	{ "fragmented", "claims from a fragmented arena: 256 MiB, half full", bench_fragmented },
+	{ "window", "choosing a window", bench_window },
+	{ "small", "small operations, in uncontended atomic adds", bench_small },
+	{ "notifiers", "notifiers: tiny ranges in random order", bench_notifiers },
+	{ "iopt", "device page tables, in uncontended atomic adds", bench_iopt },
+#ifdef BENCH_UCX
+	/* Last: it loads a library that patches libc. */
+	{ "ucx", "for comparison: UCX's registration cache, in uncontended atomic adds", bench_ucx },
+#endif
+};
+
+static bool is_wanted(const char *name, int argc, char **argv)
+{
+	for (int i = 2; i < argc; i++)
+		if (!strcmp(argv[i], name))
+			return true;
+	return argc <= 2;
+}
+
 int main(int argc, char **argv)
 {
 	const char *path = argc > 1 ? argv[1] : "results.json";
 
-	printf("claim 64 MiB from a full area (each claim moves all of it), x libc memcpy of the same bytes\n");
-	bench_claims(SUBLET_BACKING_HUGETLB, "hugetlb");
-	bench_claims(SUBLET_BACKING_THP, "huge tmpfs");
-	bench_claims(SUBLET_BACKING_MEMFD, "memfd");
-	printf("claims that move nothing\n");
-	bench_free_claims();
-	printf("claims from a fragmented arena: 256 MiB, half full\n");
-	bench_fragmented();
-	printf("choosing a window\n");
-	bench_window();
-	printf("small operations, in uncontended atomic adds\n");
-	bench_small();
+	for (size_t i = 0; i < sizeof sections / sizeof *sections; i++) {
+		if (!is_wanted(sections[i].name, argc, argv))
+			continue;
+		printf("%s\n", sections[i].title);
+		sections[i].run();
+	}
 	int err = bench_write(path);
 	if (err)
 		bench_fail(path, err);

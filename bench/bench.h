@@ -42,8 +42,11 @@ double bench_atomic_ns(void);
 void bench_claims(enum sublet_backing backing, const char *name);
 void bench_free_claims(void);
 void bench_fragmented(void);
+void bench_iopt(void);
 void bench_small(void);
+void bench_ucx(void); /* where UCX was there at build time */
 void bench_window(void);
+void bench_notifiers(void);
 
 /* Create an arena or say why not; NULL. */
 struct sublet_arena *bench_arena(enum sublet_backing backing, uint64_t area_mib, uint64_t normal_mib);

@@ -20,13 +20,14 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define AREA_MIB 128u   /* half of what the writer writes to is moved by each claim */
-#define NORMAL_MIB 64u  /* fills with the first claim; from then on all moves stay inside the area */
-#define HEAP_MIB 256u   /* of the fragmentation rows, as with the allocators they are compared with */
+#define AREA_MIB    128u /* half of what the writer writes to is moved by each claim */
+#define NORMAL_MIB  64u  /* fills with the first claim; from then on all moves stay inside the area */
+#define HEAP_MIB    256u /* of the fragmentation rows, as with the allocators they are compared with */
 #define CLAIM_BYTES (64 * SUBLET_MIB)
-#define REPEATS 25u
+#define REPEATS     25u
 
-static void claim_or_die(struct sublet_arena *arena, uint64_t bytes, uint32_t flags, struct sublet_claim *claim)
+static void claim_or_die(struct sublet_arena *arena, uint64_t bytes, uint32_t flags,
+			 struct sublet_claim *claim)
 {
 	struct sublet_claim_options options = { SUBLET_OPTIONS(sublet_claim_options), .flags = flags };
 	int err = sublet_claim(arena, bytes, &options, claim);
@@ -126,7 +127,10 @@ static void claims_row(struct sublet_arena *arena, const void *memory, struct wr
 		       const char *name, double must, double goal)
 {
 	double ratios[REPEATS], memcpy_ns[REPEATS];
-	struct bench_row row = { .name = name, .unit = "x memcpy", .must = must, .goal = goal,
+	struct bench_row row = { .name = name,
+				 .unit = "x memcpy",
+				 .must = must,
+				 .goal = goal,
 				 .reference = "libc memcpy of 64 MiB, cold, same backing, one thread" };
 
 	claims_timed(arena, memory, w, flags, ratios, memcpy_ns);
@@ -158,20 +162,35 @@ void bench_claims(enum sublet_backing backing, const char *name)
 	snprintf(zero, 80, "%s: nobody writing, zeroed too", name);
 	snprintf(busy, 80, "%s: a thread writing all over it", name);
 	snprintf(wait, 80, "%s: a write waits, p99.9", name);
-	claims_row(arena, memory, NULL, SUBLET_CLAIM_NOZERO, idle, huge ? 0.8 : thp ? 1.0 : 1.8,
-		   huge ? 0.6 : thp ? 0.65 : 1.3);
+	claims_row(arena, memory, NULL, SUBLET_CLAIM_NOZERO, idle,
+		   huge  ? 0.8
+		   : thp ? 1.0
+			 : 1.8,
+		   huge  ? 0.6
+		   : thp ? 0.65
+			 : 1.3);
 	claims_row(arena, memory, NULL, 0, zero, 0, 0);
 	w.words = memory;
 	w.count = AREA_MIB * SUBLET_MIB / sizeof *w.words;
 	if (pthread_create(&thread, NULL, writer_run, &w))
 		bench_fail("pthread_create", -1);
-	claims_row(arena, memory, &w, SUBLET_CLAIM_NOZERO, busy, huge ? 0.95 : thp ? 1.4 : 3.0,
-		   huge ? 0.75 : thp ? 1.0 : 2.0);
+	claims_row(arena, memory, &w, SUBLET_CLAIM_NOZERO, busy,
+		   huge  ? 0.95
+		   : thp ? 1.4
+			 : 3.0,
+		   huge  ? 0.75
+		   : thp ? 1.0
+			 : 2.0);
 	atomic_store(&w.stop, true);
 	pthread_join(thread, NULL);
 	double us = (double)sublet_histogram_percentile_ns(&w.waits, 999) / 1e3;
-	bench_add((struct bench_row){ .name = wait, .unit = "us", .must = huge ? 300 : thp ? 130 : 120,
-				      .goal = huge ? 150 : 60, .reference = "none: a time" },
+	bench_add((struct bench_row){ .name = wait,
+				      .unit = "us",
+				      .must = huge  ? 300
+					      : thp ? 130
+						    : 120,
+				      .goal = huge ? 150 : 60,
+				      .reference = "none: a time" },
 		  &us, 1);
 	sublet_arena_destroy(arena);
 }
@@ -191,7 +210,10 @@ void bench_free_claims(void)
 		free_us[i] = (double)claim.latency_ns / 1e3;
 		release_or_die(arena, &claim);
 	}
-	bench_add((struct bench_row){ .name = "64 MiB from free frames", .unit = "us", .must = 50, .goal = 10,
+	bench_add((struct bench_row){ .name = "64 MiB from free frames",
+				      .unit = "us",
+				      .must = 50,
+				      .goal = 10,
 				      .reference = "none: a time" },
 		  free_us, REPEATS);
 	for (uint32_t i = 0; i < REPEATS; i++) {
@@ -200,7 +222,8 @@ void bench_free_claims(void)
 		static void *maps[AREA_MIB * 16];
 		for (uint32_t m = 0; m < AREA_MIB * 16; m++)
 			if (sublet_map(mm, 64 * SUBLET_KIB, SUBLET_DISCARDABLE, &maps[m]) ||
-			    !memset(maps[m], 1, 64 * SUBLET_KIB) || sublet_unlock(mm, maps[m], 64 * SUBLET_KIB))
+			    !memset(maps[m], 1, 64 * SUBLET_KIB) ||
+			    sublet_unlock(mm, maps[m], 64 * SUBLET_KIB))
 				bench_fail("map discardable", -1);
 		claim_or_die(arena, CLAIM_BYTES, SUBLET_CLAIM_NOZERO | SUBLET_CLAIM_DEAREST, &claim);
 		double folios = (double)claim.dropped_bytes / (64.0 * 1024);
@@ -211,10 +234,15 @@ void bench_free_claims(void)
 			if (sublet_unmap(mm, maps[m], 64 * SUBLET_KIB))
 				bench_fail("unmap", -1);
 	}
-	bench_add((struct bench_row){ .name = "64 MiB from discardable folios of 64 KiB, the whole claim", .unit = "us",
-				      .must = 50 + 102.4, .goal = 10 + 30.7, .reference = "none: a time" },
+	bench_add((struct bench_row){ .name = "64 MiB from discardable folios of 64 KiB, the whole claim",
+				      .unit = "us",
+				      .must = 50 + 102.4,
+				      .goal = 10 + 30.7,
+				      .reference = "none: a time" },
 		  drop_us, REPEATS);
-	bench_add((struct bench_row){ .name = "the same, by folio dropped", .unit = "ns", .reference = "none: a time" },
+	bench_add((struct bench_row){ .name = "the same, by folio dropped",
+				      .unit = "ns",
+				      .reference = "none: a time" },
 		  drop_ns, REPEATS);
 	sublet_arena_destroy(arena);
 }
@@ -254,7 +282,8 @@ void bench_fragmented(void)
 	static const uint64_t want_mib[3] = { 16, 32, 64 };
 	static void *objects[OBJECTS];
 	static uint64_t sizes[OBJECTS];
-	static const char *const names[3] = { "claims of 16 MiB that succeed", "claims of 32 MiB that succeed",
+	static const char *const names[3] = { "claims of 16 MiB that succeed",
+					      "claims of 32 MiB that succeed",
 					      "claims of 64 MiB that succeed" };
 	double ok[3] = { 0 };
 	uint64_t seed = 1000;
@@ -276,7 +305,10 @@ void bench_fragmented(void)
 		sublet_arena_destroy(arena);
 	}
 	for (uint32_t k = 0; k < 3; k++)
-		bench_add((struct bench_row){ .name = names[k], .unit = "%", .must = 100, .goal = 100,
+		bench_add((struct bench_row){ .name = names[k],
+					      .unit = "%",
+					      .must = 100,
+					      .goal = 100,
 					      .reference = "DPDK, jemalloc, mimalloc, TLSF: 0" },
 			  &ok[k], 1);
 }

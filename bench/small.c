@@ -11,10 +11,11 @@
 
 #include <stdio.h>
 
-#define LOOPS 200000u
+#define LOOPS   200000u
 #define REPEATS 15u
 
-static void pin_row(struct sublet_arena *arena, uint64_t bytes, const char *name, double must, double goal)
+static void pin_row(struct sublet_arena *arena, uint64_t bytes, const char *owner, const char *name,
+		    double must, double goal)
 {
 	double adds[REPEATS], atomic = 0;
 	void *memory;
@@ -27,14 +28,19 @@ static void pin_row(struct sublet_arena *arena, uint64_t bytes, const char *name
 		uint64_t start = bench_now_ns();
 		for (uint32_t i = 0; i < LOOPS; i++) {
 			struct sublet_pin pin;
-			if (sublet_pin(sublet_arena_mm(arena), memory, bytes, SUBLET_PIN_WRITE, &pin) ||
+			if (sublet_pin(sublet_arena_mm(arena), memory, bytes, SUBLET_PIN_WRITE, owner,
+				       &pin) ||
 			    sublet_unpin(&pin))
 				bench_fail("pin", -1);
 		}
 		adds[r] = (double)(bench_now_ns() - start) / LOOPS / atomic;
 	}
-	bench_add((struct bench_row){ .name = name, .unit = "atomic adds", .must = must, .goal = goal,
-				      .reference = "an uncontended atomic add", .reference_ns = atomic },
+	bench_add((struct bench_row){ .name = name,
+				      .unit = "atomic adds",
+				      .must = must,
+				      .goal = goal,
+				      .reference = "an uncontended atomic add",
+				      .reference_ns = atomic },
 		  adds, REPEATS);
 	err = sublet_unmap(sublet_arena_mm(arena), memory, 2 * SUBLET_MIB);
 	if (err)
@@ -55,8 +61,12 @@ static void folio_row(struct sublet_arena *arena)
 		}
 		adds[r] = (double)(bench_now_ns() - start) / LOOPS / atomic;
 	}
-	bench_add((struct bench_row){ .name = "folio get + put, warm cache", .unit = "atomic adds", .must = 5, .goal = 3,
-				      .reference = "an uncontended atomic add", .reference_ns = atomic },
+	bench_add((struct bench_row){ .name = "folio get + put, warm cache",
+				      .unit = "atomic adds",
+				      .must = 5,
+				      .goal = 3,
+				      .reference = "an uncontended atomic add",
+				      .reference_ns = atomic },
 		  adds, REPEATS);
 }
 
@@ -67,14 +77,18 @@ void bench_small(void)
 
 	if (!arena)
 		return;
-	pin_row(arena, 4096, "pin + unpin, one page of a 2 MiB folio", 10, 5);
-	pin_row(arena, 2 * SUBLET_MIB, "pin + unpin, all of a 2 MiB folio", 10, 5);
+	pin_row(arena, 4096, NULL, "pin + unpin, one page of a 2 MiB folio", 10, 5);
+	pin_row(arena, 2 * SUBLET_MIB, NULL, "pin + unpin, all of a 2 MiB folio", 10, 5);
+	pin_row(arena, 4096, "owner tag", "pin + unpin, with an owner tag", 0, 0);
 	folio_row(arena);
 	int err = sublet_arena_info(arena, &info);
 	if (err)
 		bench_fail("sublet_arena_info", err);
 	double percent = 100.0 * (double)info.metadata_bytes / (double)(info.area_bytes + info.normal_bytes);
-	bench_add((struct bench_row){ .name = "metadata, of managed memory", .unit = "percent", .must = 0.8, .goal = 0.4,
+	bench_add((struct bench_row){ .name = "metadata, of managed memory",
+				      .unit = "percent",
+				      .must = 0.8,
+				      .goal = 0.4,
 				      .reference = "kernel struct page: 1.6" },
 		  &percent, 1);
 	sublet_arena_destroy(arena);

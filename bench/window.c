@@ -13,14 +13,15 @@
 #include <stdio.h>
 #include <sys/mman.h>
 
-#define COUNT 32u /* pageblocks of the window: 64 MiB */
+#define COUNT   32u /* pageblocks of the window: 64 MiB */
 #define REPEATS 15u
 #define CHOICES 200u
 
 static void *reserve(void *ctx, size_t bytes)
 {
 	(void)ctx;
-	void *p = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+	void *p =
+		mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
 	return p == MAP_FAILED ? NULL : p;
 }
 
@@ -66,9 +67,11 @@ static uint64_t scan(const struct sublet_arena *arena, uint32_t blocks)
 static void window_row(uint32_t blocks, bool full, const char *name)
 {
 	static const struct sublet__platform_ops ops = { .reserve = reserve, .unreserve = unreserve };
-	struct sublet__arena_config config = { .platform = { .ops = &ops, .frame_shift = 12, .run_pages_max = 512,
-							     .workers = 1 },
-					       .area_frames = blocks * 512, .normal_frames = 512 };
+	struct sublet__arena_config config = {
+		.platform = { .ops = &ops, .frame_shift = 12, .run_pages_max = 512, .workers = 1 },
+		.area_frames = blocks * 512,
+		.normal_frames = 512
+	};
 	double us[REPEATS], scan_us[REPEATS], excess[REPEATS];
 	struct sublet_arena *arena;
 	uint64_t seed = 88172645463325252ull, cost, sink = 0;
@@ -78,7 +81,8 @@ static void window_row(uint32_t blocks, bool full, const char *name)
 		bench_fail("engine", err);
 	for (uint32_t pb = 0; pb < blocks; pb++)
 		block_fill(arena, pb, full ? 512 : (uint32_t)(next_random(&seed) % 513));
-	(void)sublet__window_cheapest(arena, COUNT, 1, &cost); /* the first brings all of the tree up to date */
+	(void)sublet__window_cheapest(arena, COUNT, 1,
+				      &cost); /* the first brings all of the tree up to date */
 	for (uint32_t r = 0; r < REPEATS; r++) {
 		uint64_t start = bench_now_ns();
 		for (uint32_t i = 0; i < CHOICES; i++) {
@@ -96,10 +100,13 @@ static void window_row(uint32_t blocks, bool full, const char *name)
 		scan_us[r] = (double)(bench_now_ns() - start) / 1e3;
 	}
 	double reference = bench_quantile(scan_us, REPEATS, 500) * 1e3;
-	bench_add((struct bench_row){ .name = name, .unit = sink ? "us" : "us ", .reference = "a scan of all windows",
+	bench_add((struct bench_row){ .name = name,
+				      .unit = sink ? "us" : "us ",
+				      .reference = "a scan of all windows",
 				      .reference_ns = reference },
 		  us, REPEATS);
-	printf("    costs %.1f %% more than the cheapest window (median)\n", bench_quantile(excess, REPEATS, 500));
+	printf("    costs %.1f %% more than the cheapest window (median)\n",
+	       bench_quantile(excess, REPEATS, 500));
 	sublet__arena_fini(arena);
 }
 

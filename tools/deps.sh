@@ -7,7 +7,8 @@
 #
 # Each group contains the ones before it. Says nothing and starts nothing where all is there. On other
 # systems, or without the right to install, it names what is missing and leaves it at that: the build
-# goes on, because the tools may be there under other names.
+# goes on, because the tools may be there under other names. What only adds parts to the build (the
+# libraries that adapters talk to) is optional: where it is not to be had, those parts are left out.
 #
 # Redis and memcached come with a system service that their packages start. Nobody asked for that:
 # a policy-rc.d (Debian's own switch for this) forbids the start while they are installed, and a
@@ -18,11 +19,16 @@ build="gcc libc6-dev make meson ninja-build pkg-config python3 libjemalloc-dev l
 	liburing-dev libcjson-dev libcmocka-dev"
 run="redis-server redis-tools"
 test="clang libclang-rt-dev g++ git libcap2-bin memcached memtester socat sqlite3 xz-utils"
+test_optional="libfabric-dev libibverbs-dev libucx-dev"
 
+optional=""
 case "${1:-build}" in
 build) wanted=$build ;;
 run) wanted="$build $run" ;;
-test) wanted="$build $run $test" ;;
+test)
+	wanted="$build $run $test"
+	optional=$test_optional
+	;;
 *)
 	echo "usage: tools/deps.sh build|run|test" >&2
 	exit 2
@@ -41,19 +47,25 @@ if ! command -v dpkg >/dev/null 2>&1 || ! command -v apt-get >/dev/null 2>&1; th
 	exit 0
 fi
 
-missing=""
-for package in $wanted; do
-	case "$(dpkg-query -W -f '${Status}' "$package" 2>/dev/null)" in
-	"install ok installed") ;;
-	*) missing="$missing $package" ;;
-	esac
-done
-[ -n "$missing" ] || exit 0
+# missing_of PACKAGE... - those that are not installed, each with a space before it
+missing_of() {
+	for package in "$@"; do
+		case "$(dpkg-query -W -f '${Status}' "$package" 2>/dev/null)" in
+		"install ok installed") ;;
+		*) printf ' %s' "$package" ;;
+		esac
+	done
+}
+# shellcheck disable=SC2086
+missing=$(missing_of $wanted)
+# shellcheck disable=SC2086
+missing_optional=$(missing_of $optional)
+[ -n "$missing$missing_optional" ] || exit 0
 
 sudo=""
 if [ "$(id -u)" -ne 0 ]; then
 	if ! command -v sudo >/dev/null 2>&1; then
-		echo "sublet: these packages are missing, and there is no sudo to install them:$missing" >&2
+		echo "sublet: these packages are missing, and there is no sudo to install them:$missing$missing_optional" >&2
 		exit 0
 	fi
 	sudo="sudo"
@@ -69,23 +81,35 @@ cleanup() {
 trap cleanup EXIT
 trap 'exit 130' INT TERM
 
-echo "sublet: installing$missing"
+echo "sublet: installing$missing$missing_optional"
 if [ ! -e "$policy" ]; then
 	guard=yes
 	printf '#!/bin/sh\nexit 101\n' | $sudo tee "$policy" >/dev/null
 	$sudo chmod 755 "$policy"
 fi
-install_missing() {
-	# shellcheck disable=SC2086
-	$sudo env DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends $missing \
+log=$(mktemp)
+# apt_install PACKAGE... - all of them or none
+apt_install() {
+	[ $# -eq 0 ] || $sudo env DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends "$@" \
 		</dev/null >"$log" 2>&1
 }
-log=$(mktemp)
-if ! { $sudo apt-get update -q </dev/null >"$log" 2>&1 && install_missing; } && ! install_missing; then
-	tail -n 5 "$log" >&2
-	echo "sublet: could not install$missing; going on without" >&2
-fi
+# install_or_say PACKAGE... - where that fails, say why, and go on
+install_or_say() {
+	if ! apt_install "$@"; then
+		tail -n 5 "$log" >&2
+		echo "sublet: could not install $*; going on without" >&2
+	fi
+}
+$sudo apt-get update -q </dev/null >"$log" 2>&1 || true
+# shellcheck disable=SC2086
+install_or_say $missing
+# One by one: each is good for something without the others.
+for package in $missing_optional; do
+	install_or_say "$package"
+done
 rm -f "$log"
+# A build folder that was made without them looks again.
+[ -z "$missing_optional" ] || touch "$(dirname "$0")/../meson.build"
 
 for service in redis-server memcached; do
 	case " $missing " in

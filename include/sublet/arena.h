@@ -87,6 +87,17 @@ SUBLET_API void sublet_arena_destroy(struct sublet_arena *arena);
 /* The arena's first mm: the address space of the calling process. Lives as long as the arena. Never NULL. */
 SUBLET_API struct sublet_mm *sublet_arena_mm(struct sublet_arena *arena);
 
+/*
+ * Another address space of the calling process over the same arena: addresses, a page table, limits and notifiers of
+ * its own, as large as the first one's. It may use a 64th of the kernel mappings that the first may use. Lives as
+ * long as the arena.
+ * -EBUSY   the arena is served (sublet_arena_serve) already
+ * -ENOSPC  64 address spaces already
+ * -EAGAIN  another thread is in fork()
+ * -ENOMEM  no addresses or memory for it; or -errno of userfaultfd
+ */
+SUBLET_API SUBLET_NODISCARD int sublet_arena_mm_add(struct sublet_arena *arena, struct sublet_mm **mm);
+
 /* Fill in *info. -EINVAL: info->size_bytes is not set. */
 SUBLET_API SUBLET_NODISCARD int sublet_arena_info(struct sublet_arena *arena, struct sublet_arena_info *info);
 

@@ -40,6 +40,7 @@ enum sublet_blocker_kind {
 	SUBLET_BLOCKER_MAPPINGS,  /* the kernel-mapping budget is spent */
 	SUBLET_BLOCKER_NOROOM,    /* bytes that have nowhere to go */
 	SUBLET_BLOCKER_PLATFORM,  /* the system refused a step: error has its -errno */
+	SUBLET_BLOCKER_NOTIFIER,  /* somebody who was told declined up to the deadline: a device at work, say */
 };
 
 struct sublet_blocker {
@@ -96,6 +97,7 @@ SUBLET_API SUBLET_NODISCARD int sublet_claim(struct sublet_arena *arena, uint64_
  * Give a claim back: the window is lent again at once. The device must be done with it.
  * Only id is read from *claim, which becomes 0.
  * -EINVAL  the claim is not held (released twice, or of another arena)
+ * -EBUSY   a buffer object is over it (sublet/bo.h)
  */
 SUBLET_API SUBLET_NODISCARD int sublet_release(struct sublet_arena *arena, struct sublet_claim *claim);
 

@@ -14,7 +14,9 @@
 #define SUBLET_CLIENT_H
 
 #include <sublet/arena.h>
+#include <sublet/bo.h>
 #include <sublet/claim.h>
+#include <sublet/pin.h>
 #include <sublet/stats.h>
 
 #include <sys/types.h>
@@ -95,6 +97,18 @@ SUBLET_API SUBLET_NODISCARD int sublet_client_stats(struct sublet_client *client
 /* As sublet_arena_pageblocks; returns the number written or -errno. */
 SUBLET_API SUBLET_NODISCARD int sublet_client_pageblocks(struct sublet_client *client, size_t first, size_t count,
 							 struct sublet_pageblock *out);
+
+/*
+ * As sublet_pin_list: the pins from number *next (0 at first) on, at most `count`; *next becomes where to go on. Returns
+ * how many were written, 0 at the end, or -errno, with *next as it was. Owner tags come from other programs: here they
+ * are printable UTF-8, with a '?' for every other byte. Addresses mean something in the instance's process only.
+ */
+SUBLET_API SUBLET_NODISCARD int sublet_client_pins(struct sublet_client *client, uint64_t *next, size_t count,
+						   struct sublet_pin_info *out);
+
+/* The same for sublet_bo_list. */
+SUBLET_API SUBLET_NODISCARD int sublet_client_bos(struct sublet_client *client, uint64_t *next, size_t count,
+						  struct sublet_bo_info *out);
 
 /*
  * Time a plain libc memcpy of `bytes` in the instance's own process, cold, over memory of its

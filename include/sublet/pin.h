@@ -1,15 +1,20 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * sublet/pin.h: hold memory where it is for the time of one I/O.
+ * sublet/pin.h: hold memory where it is, for one I/O or for a session.
  *
- * The kernel takes references that nobody else sees (O_DIRECT, io_uring, vmsplice, ...): it keeps the
- * frame, not the address. Pin the range first, submit, wait for completion, unpin.
+ * The kernel and devices take references that nobody else sees (O_DIRECT, io_uring, vmsplice, RDMA, VFIO, ...): they
+ * keep the frame, not the address. Pin the range first, submit, wait for completion, unpin. Two classes:
  *
- * What a pin does not promise: that a claim waits for it for ever (a claim waits until its own
- * deadline, then names the pin), nor that the range is contiguous. A fork() waits up to a second for pins
- * to end, then fails with EAGAIN under `sublet run`, and ends a library program with a message: what a
- * device writes under a pin must not get lost in a snapshot. Memory must not be unmapped or decommitted
- * while it is pinned.
+ *   short       soon gone. Allowed anywhere; a claim waits for it up to the claim's deadline, then names it.
+ *   long-term   for a session. The memory is first moved out of every area, to the normal zone, so a long-term pin
+ *               is never in the way of a claim (G3). Counted against a limit per mm.
+ *
+ * What a pin does not promise: that the range is contiguous, nor that the memory may be unmapped meanwhile
+ * (sublet_unmap answers -EBUSY).
+ *
+ * fork(): it waits up to a second for short pins to end, then fails with EAGAIN under `sublet run`, and ends a library
+ * program with a message: what a device writes under a pin must not get lost in a snapshot. Memory with a long-term
+ * pin stays the parent's alone: the child does not have those addresses at all (MADV_DONTFORK, as RDMA does it).
  */
 #ifndef SUBLET_PIN_H
 #define SUBLET_PIN_H
@@ -21,36 +26,80 @@ extern "C" {
 #endif
 
 enum sublet_pin_flags {
-	SUBLET_PIN_READ = 1u << 0,   /* a device reads the memory */
-	SUBLET_PIN_WRITE = 1u << 1,  /* a device writes the memory */
-	SUBLET_PIN_NOWAIT = 1u << 2, /* -EAGAIN instead of waiting for a move in progress */
+	SUBLET_PIN_READ = 1u << 0,  /* a device reads the memory */
+	SUBLET_PIN_WRITE = 1u << 1, /* a device writes the memory */
+	SUBLET_PIN_NOWAIT =
+		1u << 2, /* -EAGAIN instead of waiting for a move in progress, or for short pins */
+	SUBLET_PIN_LONGTERM = 1u << 3, /* for a session: out of the area first */
 };
 
-/* A pin, in the caller's memory; opaque but for its size. Must not be copied while it is held. */
+/* A pin, in the caller's memory; opaque but for the two limits. Must not be copied while it is held. */
 struct sublet_pin {
 	struct sublet_mm *mm;
 	uint64_t first; /* page index in the mm */
 	uint64_t pages;
-	uint64_t reserved;
+	uint32_t record;
+	uint32_t flags;
+	uint64_t addr;
+	uint64_t bytes;
+	uint64_t longterm_bytes;       /* -ENOMEM: what this mm has long-term pinned, this pin not counted */
+	uint64_t longterm_limit_bytes; /* -ENOMEM: the limit; 0 where it was not the limit that refused */
 };
 
 /*
- * Pin every folio under [addr, addr + bytes). Takes no lock and makes no system call unless the
- * range is being moved at this moment. All or nothing.
+ * Pin every folio under [addr, addr + bytes). All or nothing.
+ * A short pin takes no lock and makes no system call unless the range is being moved at this moment. A long-term one
+ * moves what lies in an area, and waits up to a second for short pins in its way.
+ * owner is copied; it names the pin in sublet_pin_list, `sublet pins` and to claims that it blocks. NULL: a short
+ * pin is counted but not listed, which is cheaper; a long-term one is listed as "pin".
+ * May be called from any thread; not from a signal handler, nor from a notifier's callback if LONGTERM.
  *
  * -EINVAL  the range wraps, is empty, is not of this mm, or flags make no sense
- * -EFAULT  part of the range is not mapped, or discardable and unlocked, or begins a folio that is
- *          decommitted (a decommitted page in the middle of one is not noticed)
- * -EBUSY   a child of fork() still shares the memory, or the folio has too many pins
- * -EAGAIN  SUBLET_PIN_NOWAIT, and the range is being moved
+ * -EFAULT  part of the range is not mapped, or discardable and unlocked, or begins a folio that is decommitted (a
+ *          decommitted page in the middle of one is not noticed); LONGTERM: or is plain memory, not the arena's
+ * -EBUSY   a child of fork() still shares the memory, or the folio has too many pins; LONGTERM: or a short pin in
+ *          its way was not released for a second, or the memory may not move (its protection was changed)
+ * -ENOMEM  LONGTERM: over the limit of the mm (see the two members of *pin), or the normal zone is full
+ * -EAGAIN  NOWAIT, and the range is being moved, or LONGTERM would have to wait
+ * -ENOSPC  LONGTERM: more pins at once than can be listed (65,536 in an arena)
  */
-SUBLET_API SUBLET_NODISCARD int sublet_pin(struct sublet_mm *mm, const void *addr, uint64_t bytes, uint32_t flags,
-					   struct sublet_pin *pin);
+SUBLET_API SUBLET_NODISCARD int sublet_pin(struct sublet_mm *mm, const void *addr, uint64_t bytes,
+					   uint32_t flags, const char *owner, struct sublet_pin *pin);
 
 /*
  * Release a pin; any thread may. -EINVAL: the pin is not held (released twice).
  */
 SUBLET_API SUBLET_NODISCARD int sublet_unpin(struct sublet_pin *pin);
+
+/*
+ * Where the pinned bytes are: fill in at most `count` extents, adjacent ones merged, from byte `from_bytes` of the
+ * pinned range on. Returns how many were filled in (0: from_bytes is the end). Their bytes add up to what they cover,
+ * so the next call starts there. Valid until unpin.
+ * -EINVAL  the pin is not held, from_bytes is beyond the end, or count is 0
+ * -EFAULT  the next byte lies in plain memory, which has no frames in the backing
+ */
+SUBLET_API SUBLET_NODISCARD int sublet_pin_extents(const struct sublet_pin *pin, uint64_t from_bytes,
+						   struct sublet_extent *extents, uint32_t count);
+
+/* Limit of all long-term pins of the mm together; 0: none at all. Pins that are held already stay. */
+SUBLET_API void sublet_pin_limit(struct sublet_mm *mm, uint64_t bytes);
+
+/* One pin that carries an owner tag. */
+struct sublet_pin_info {
+	uint64_t addr;
+	uint64_t bytes;
+	uint64_t age_ns;
+	uint32_t flags; /* READ, WRITE, LONGTERM */
+	uint32_t mm;    /* index of the mm in its arena */
+	char owner[SUBLET_OWNER_BYTES];
+};
+
+/*
+ * Copy out the pins that are held, at most `count`, beginning with number *next (0 at first), and set *next to where
+ * to go on. Returns how many were written, 0 at the end. A snapshot that is not atomic.
+ */
+SUBLET_API size_t sublet_pin_list(struct sublet_arena *arena, uint64_t *next, size_t count,
+				  struct sublet_pin_info *out);
 
 #ifdef __cplusplus
 }

@@ -68,6 +68,15 @@ struct sublet_stats {
 
 	struct sublet_histogram claim_ns;   /* latency of successful claims */
 	struct sublet_histogram blocked_ns; /* how long a run of addresses was blocked */
+
+	/* Of all address spaces together. */
+	uint64_t longterm_bytes; /* under long-term pins, each pin counted on its own */
+	uint64_t
+		longterm_limit_bytes; /* the sum of their limits (sublet_pin_limit); UINT64_MAX: beyond that */
+	uint64_t notifiers;           /* registered now */
+	uint64_t invalidations;       /* that began: changes that notifiers were looked up for */
+	uint64_t
+		invalidations_declined; /* callbacks that could not at once; the memory was left alone until later */
 };
 
 /* Fill in *stats; a snapshot that is not atomic. -EINVAL: stats->size_bytes is not set. */

@@ -13,7 +13,11 @@
  *   mm        one address space: a window of reserved addresses and its page table
  *   movable   memory at a stable address whose frames may change at any time
  *   discardable  movable memory whose contents may be dropped instead of moved
- *   pin       a counted reference that stops a folio from moving
+ *   pin       a counted reference that stops a folio from moving; short: waited for; long-term: moved out of areas
+ *             first
+ *   notifier  a range with a callback that is told before frames under it change
+ *   iopt      a device's own table from iova to frames
+ *   bo        a device's view of some range; tracked: bound without a pin, evicted by a notifier
  *   claim     a contiguous window of an area, taken for a device
  *   blocker   whatever made a window unclaimable
  *
@@ -36,18 +40,18 @@
 extern "C" {
 #endif
 
-#define SUBLET_VERSION "0.1.0"
+#define SUBLET_VERSION       "0.1.0"
 #define SUBLET_VERSION_MAJOR 0
 #define SUBLET_VERSION_MINOR 1
 #define SUBLET_VERSION_PATCH 0
 
-#define SUBLET_API __attribute__((visibility("default")))
+#define SUBLET_API       __attribute__((visibility("default")))
 #define SUBLET_NODISCARD __attribute__((warn_unused_result))
 
 #define SUBLET_OPTIONS(type) .size_bytes = sizeof(struct type)
 
-#define SUBLET_US ((uint64_t)1000)
-#define SUBLET_MS ((uint64_t)1000000)
+#define SUBLET_US  ((uint64_t)1000)
+#define SUBLET_MS  ((uint64_t)1000000)
 #define SUBLET_SEC ((uint64_t)1000000000)
 
 #define SUBLET_KIB ((uint64_t)1 << 10)
@@ -55,11 +59,21 @@ extern "C" {
 #define SUBLET_GIB ((uint64_t)1 << 30)
 
 /* Longest names, in bytes with the final NUL. */
-#define SUBLET_NAME_BYTES 64
+#define SUBLET_NAME_BYTES  64
 #define SUBLET_OWNER_BYTES 32
 
 struct sublet_arena;
 struct sublet_mm;
+
+/*
+ * A piece of memory as a device sees it: `bytes` contiguous bytes of the arena's backing. The offset counts from
+ * the backing's first byte: the area comes first, the normal zone right behind it, and the linear map and whatever
+ * registered it have the same order. Fixed for as long as the memory is pinned or claimed.
+ */
+struct sublet_extent {
+	uint64_t offset_bytes;
+	uint64_t bytes;
+};
 
 /* Purpose: the version of the library that is loaded, as "major.minor.patch". Never NULL, never freed. */
 SUBLET_API const char *sublet_version(void);

@@ -24,6 +24,8 @@ int sublet__cli_run(int argc, char **argv);
 int sublet__cli_claim(int argc, char **argv);
 int sublet__cli_stat(int argc, char **argv);
 int sublet__cli_map(int argc, char **argv);
+int sublet__cli_pins(int argc, char **argv);
+int sublet__cli_bos(int argc, char **argv);
 int sublet__cli_list(int argc, char **argv);
 int sublet__cli_doctor(int argc, char **argv);
 int sublet__cli_demo(int argc, char **argv);
@@ -61,6 +63,10 @@ struct sublet__text {
 struct sublet__text sublet__bytes(uint64_t bytes);   /* "41.2 MiB", "0" */
 struct sublet__text sublet__duration(uint64_t ns);   /* "8.9 ms", "0" */
 struct sublet__text sublet__size_option(uint64_t bytes); /* as one types it: "512M" */
+
+/* A text in at least so many columns; printf counts the two bytes of a µ as two. */
+void sublet__print_left(int width, const char *text);
+void sublet__print_right(int width, const char *text);
 
 /* "        Try: sublet NAME --help" after an error line of your own; returns SUBLET__EXIT_USAGE. */
 int sublet__usage_error(const char *subcommand);

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * sublet demo: what lending is for, on one machine in about a minute.
+ * sublet demo: what lending is for, on one machine in a little more than a minute.
  *
  * Two Redis servers with the same data set: one on the plain heap, one, unmodified, in a lent area of
  * 512 MiB that a capture device, a process of its own, claims 64 MiB from ten times a second. The same
@@ -17,8 +17,11 @@
  *
  * Everything is checked: each value that Redis returns, each frame that the device gets, the digest of
  * the whole data set before and after, and that the claim of a driver that was killed is released.
+ *
+ * At the end, when all of that is gone, the three ways to give a device memory (demo_ways.c).
  */
-#include "cli/demo.h"
+#include "cli/demo_ways.h"
+#include "cli/json.h"
 
 #include <errno.h>
 #include <getopt.h>
@@ -29,6 +32,8 @@
 
 #define ROUNDS        8u
 #define ROUND_NS      (1500 * SUBLET_MS)
+#define WAYS_ROUNDS   3u
+#define WAYS_NS       (800 * SUBLET_MS)
 #define WARM_NS       (500 * SUBLET_MS)
 #define REFRESH_NS    (200 * SUBLET_MS)
 #define DEATH_NS      (10 * SUBLET_SEC)
@@ -37,6 +42,7 @@
 
 struct demo {
 	bool json;
+	bool ways_only;
 	uint32_t rounds;
 	uint64_t round_ns;
 	const char *parent_folder;
@@ -49,17 +55,25 @@ struct demo {
 	struct sublet__driver claiming; /* the device of the lent server */
 	struct sublet__driver beside;   /* the one with a buffer of its own */
 	struct sublet__demo_results results;
+	struct sublet__ways_results ways;
 };
 
 static const char help[] =
-	"Usage: sublet demo [--rounds N] [--each TIME] [--dir FOLDER] [--json]\n"
+	"Usage: sublet demo [--ways] [--rounds N] [--each TIME] [--dir FOLDER] [--json]\n"
 	"\n"
 	"Redis in lent memory under load, while a capture device claims 64 MiB buffers of that memory ten\n"
-	"times a second and has frames read into them from a disk. Takes about a minute and 2 GiB of "
-	"memory.\n"
+	"times a second and has frames read into them from a disk. Then the three ways to give a device\n"
+	"memory: claimed, pinned and tracked buffers, side by side. Takes little more than a minute and 2 "
+	"GiB\n"
+	"of memory.\n"
 	"\n"
-	"  --rounds N     rounds of four measurements each (default 8)\n"
-	"  --each TIME    length of one measurement (default 1.5s)\n"
+	"  --ways         only the three ways: half a minute at most, 500 MiB, no Redis\n"
+	"  --rounds N     rounds of four measurements each (default 8); of the three ways (default 3, and "
+	"no\n"
+	"                 more than that where they come last)\n"
+	"  --each TIME    length of one measurement (default 1.5s); of one way (default, and at most where "
+	"they\n"
+	"                 come last, 800ms)\n"
 	"  --dir FOLDER   where a folder for the frames (96 MiB) may be made; must be on a disk (default "
 	"/var/tmp)\n"
 	"  --json         print the results as JSON\n"
@@ -374,7 +388,8 @@ static int run(struct demo *demo)
 	return err;
 }
 
-static void clean_up(struct demo *demo)
+/* End all that runs; the folder stays. */
+static void stop_all(struct demo *demo)
 {
 	sublet__demo_line_clear();
 	sublet__load_fini(&demo->load);
@@ -383,10 +398,10 @@ static void clean_up(struct demo *demo)
 	sublet_client_close(demo->client);
 	sublet__redis_stop(&demo->lent);
 	sublet__redis_stop(&demo->plain);
-	sublet__demo_folder_remove(demo->folder);
 }
 
-static int demonstrate(struct demo *demo)
+/* Redis and the capture device, from nothing to nothing. */
+static int run_redis(struct demo *demo)
 {
 	uint64_t start_ns = sublet__demo_now_ns();
 	int version;
@@ -394,40 +409,85 @@ static int demonstrate(struct demo *demo)
 	demo->claiming.fd = demo->beside.fd = demo->plain.fd = demo->lent.fd = -1;
 	demo->results.driver = &demo->claiming;
 	demo->results.round_ns = demo->round_ns;
-	sublet__demo_catch_signals();
 	int err = check_machine(&version);
-	if (!err)
-		err = sublet__demo_folder_make(demo->parent_folder, demo->folder, sizeof(demo->folder));
 	if (!err)
 		err = sublet__load_init(&demo->load);
 	if (!err)
 		err = start_servers(demo, version);
 	if (!err)
 		err = run(demo);
-	clean_up(demo);
+	stop_all(demo);
 	demo->results.elapsed_ns = sublet__demo_now_ns() - start_ns;
+	return sublet__demo_interrupted() ? -EINTR : err;
+}
+
+static int run_ways(struct demo *demo)
+{
+	const struct sublet__ways_options options = {
+		.folder = demo->folder,
+		.rounds = demo->ways_only || demo->rounds < WAYS_ROUNDS ? demo->rounds : WAYS_ROUNDS,
+		.each_ns = demo->ways_only || demo->round_ns < WAYS_NS ? demo->round_ns : WAYS_NS,
+	};
+	int err = sublet__ways_run(&options, &demo->ways);
+	sublet__demo_line_clear();
+	return sublet__demo_interrupted() ? -EINTR : err;
+}
+
+static int print_json(struct demo *demo, bool good)
+{
+	cJSON *root = cJSON_CreateObject();
+	cJSON_AddStringToObject(root, "version", SUBLET_VERSION);
+	cJSON_AddBoolToObject(root, "good", good);
+	if (!demo->ways_only)
+		sublet__demo_json(root, &demo->results);
+	sublet__ways_json(cJSON_AddObjectToObject(root, "ways"), &demo->ways);
+	return sublet__json_print(root);
+}
+
+/* Each part shows what it found as soon as it is over. */
+static int run_all(struct demo *demo)
+{
+	int err = sublet__demo_folder_make(demo->parent_folder, demo->folder, sizeof(demo->folder));
+	if (!err && !demo->ways_only)
+		err = run_redis(demo);
+	if (!err && !demo->ways_only && !demo->json)
+		sublet__demo_print(&demo->results);
+	if (!err)
+		err = run_ways(demo);
+	if (!err && !demo->json)
+		sublet__ways_print(&demo->ways);
+	sublet__demo_folder_remove(demo->folder);
+	return err;
+}
+
+static int demonstrate(struct demo *demo)
+{
+	sublet__demo_catch_signals();
+	int err = run_all(demo);
 	if (sublet__demo_interrupted()) {
 		demo_error("interrupted; everything that was started is gone again");
 		return 128 + sublet__demo_interrupted();
 	}
 	if (err)
 		return SUBLET__EXIT_FAILED;
-	if (demo->json)
-		err = sublet__demo_print_json(&demo->results);
-	else
-		sublet__demo_print(&demo->results);
-	return err || !sublet__demo_good(&demo->results) ? SUBLET__EXIT_FAILED : SUBLET__EXIT_OK;
+	bool good = sublet__ways_good(&demo->ways) && (demo->ways_only || sublet__demo_good(&demo->results));
+	int code = demo->json ? print_json(demo, good) : SUBLET__EXIT_OK;
+	return code || good ? code : SUBLET__EXIT_FAILED;
 }
 
 /* 0 to go on, or an exit code + 1. */
 static int parse(int argc, char **argv, struct demo *demo)
 {
 	static const struct option options[] = {
-		{ "rounds", required_argument, NULL, 'r' }, { "each", required_argument, NULL, 'e' },
-		{ "dir", required_argument, NULL, 'd' },    { "json", no_argument, NULL, 'j' },
-		{ "help", no_argument, NULL, 'h' },         { NULL, 0, NULL, 0 },
+		{ "rounds", required_argument, NULL, 'r' },
+		{ "each", required_argument, NULL, 'e' },
+		{ "dir", required_argument, NULL, 'd' },
+		{ "json", no_argument, NULL, 'j' },
+		{ "ways", no_argument, NULL, 'w' },
+		{ "help", no_argument, NULL, 'h' },
+		{ NULL, 0, NULL, 0 },
 	};
-	uint64_t rounds = ROUNDS;
+	uint64_t rounds = 0;
 	int option;
 	opterr = 0;
 	while ((option = getopt_long(argc, argv, ":h", options, NULL)) != -1) {
@@ -445,6 +505,9 @@ static int parse(int argc, char **argv, struct demo *demo)
 		case 'j':
 			demo->json = true;
 			break;
+		case 'w':
+			demo->ways_only = true;
+			break;
 		case 'h':
 			fputs(help, stdout);
 			return 1 + sublet__finish(SUBLET__EXIT_OK);
@@ -454,6 +517,10 @@ static int parse(int argc, char **argv, struct demo *demo)
 		if (!good)
 			return 1 + SUBLET__EXIT_USAGE;
 	}
+	if (!rounds)
+		rounds = demo->ways_only ? WAYS_ROUNDS : ROUNDS;
+	if (!demo->round_ns)
+		demo->round_ns = demo->ways_only ? WAYS_NS : ROUND_NS;
 	demo->rounds = (uint32_t)rounds;
 	if (optind < argc) {
 		demo_error("demo takes no argument: %s", argv[optind]);
@@ -464,7 +531,7 @@ static int parse(int argc, char **argv, struct demo *demo)
 
 int sublet__cli_demo(int argc, char **argv)
 {
-	static struct demo demo = { .round_ns = ROUND_NS }; /* too large for a stack */
+	static struct demo demo; /* too large for a stack */
 	if (argc == 4 && strcmp(argv[1], "--capture-device") == 0)
 		return sublet__device_main(argv[2], argv[3]);
 	int stop = parse(argc, argv, &demo);

@@ -8,6 +8,8 @@
 #include <limits.h>
 #include <stdatomic.h>
 
+struct cJSON;
+
 #define SUBLET__DEMO_AREA_BYTES (512 * SUBLET_MIB)
 #define SUBLET__DEMO_NORMAL_BYTES (160 * SUBLET_MIB)
 #define SUBLET__DEMO_CLAIM_BYTES (64 * SUBLET_MIB)
@@ -242,7 +244,13 @@ const char *sublet__demo_mode_name(enum sublet__demo_mode mode);
 /* Whether everything that was promised held. */
 bool sublet__demo_good(const struct sublet__demo_results *results);
 void sublet__demo_print(struct sublet__demo_results *results);
-int sublet__demo_print_json(struct sublet__demo_results *results);
+/* Into an object that is there already. */
+void sublet__demo_json(struct cJSON *root, struct sublet__demo_results *results);
+
+/* Ascending. */
+void sublet__demo_sort(uint64_t *values, uint32_t count);
+/* The value below which so many of 1000 lie, of sorted ones; 0 where there are none. */
+uint64_t sublet__demo_permille(const uint64_t *values, uint32_t count, uint64_t permille);
 
 /* One line that is drawn over again on a terminal (stderr); elsewhere only `final` ones appear. */
 void sublet__demo_line(bool final, const char *format, ...) __attribute__((format(printf, 2, 3)));

@@ -177,7 +177,12 @@ static int by_u64(const void *a, const void *b)
 	return (x > y) - (x < y);
 }
 
-static uint64_t permille_of(const uint64_t *values, uint32_t count, uint64_t permille)
+void sublet__demo_sort(uint64_t *values, uint32_t count)
+{
+	qsort(values, count, sizeof(values[0]), by_u64);
+}
+
+uint64_t sublet__demo_permille(const uint64_t *values, uint32_t count, uint64_t permille)
 {
 	if (!count)
 		return 0;
@@ -191,13 +196,13 @@ static struct claim_summary summarise(const struct sublet__demo_results *results
 	uint32_t n = results->driver->claims_succeeded;
 	struct claim_summary s = { .memcpy_ns = median(results, SUBLET__MODE_CLAIMS, memcpy_ns) };
 	memcpy(sorted, results->driver->engine_ns, n * sizeof(sorted[0]));
-	qsort(sorted, n, sizeof(sorted[0]), by_u64);
-	s.engine_p50_ns = permille_of(sorted, n, 500);
+	sublet__demo_sort(sorted, n);
+	s.engine_p50_ns = sublet__demo_permille(sorted, n, 500);
 	memcpy(sorted, results->driver->latency_ns, n * sizeof(sorted[0]));
-	qsort(sorted, n, sizeof(sorted[0]), by_u64);
-	s.p50_ns = permille_of(sorted, n, 500);
-	s.p99_ns = permille_of(sorted, n, 990);
-	s.max_ns = permille_of(sorted, n, 1000);
+	sublet__demo_sort(sorted, n);
+	s.p50_ns = sublet__demo_permille(sorted, n, 500);
+	s.p99_ns = sublet__demo_permille(sorted, n, 990);
+	s.max_ns = sublet__demo_permille(sorted, n, 1000);
 	s.ratio = s.memcpy_ns > 0 ? (double)s.p50_ns / s.memcpy_ns : 0;
 	return s;
 }
@@ -376,13 +381,10 @@ static void json_claims(cJSON *root, const struct sublet__demo_results *results)
 	cJSON_AddNumberToObject(death, "released_after_ns", (double)results->death_ns);
 }
 
-int sublet__demo_print_json(struct sublet__demo_results *results)
+void sublet__demo_json(cJSON *root, struct sublet__demo_results *results)
 {
 	uint64_t checked, wrong;
 	totals(results, &checked, &wrong);
-	cJSON *root = cJSON_CreateObject();
-	cJSON_AddStringToObject(root, "version", SUBLET_VERSION);
-	cJSON_AddBoolToObject(root, "good", sublet__demo_good(results));
 	cJSON_AddNumberToObject(root, "elapsed_ns", (double)results->elapsed_ns);
 	cJSON_AddNumberToObject(root, "rounds", results->rounds);
 	cJSON_AddNumberToObject(root, "round_ns", (double)results->round_ns);
@@ -398,11 +400,4 @@ int sublet__demo_print_json(struct sublet__demo_results *results)
 	cJSON_AddBoolToObject(data, "equal", digests_equal(results));
 	cJSON_AddNumberToObject(data, "values_checked", (double)checked);
 	cJSON_AddNumberToObject(data, "values_wrong", (double)wrong);
-	char *text = cJSON_Print(root);
-	cJSON_Delete(root);
-	if (!text)
-		return -1;
-	puts(text);
-	cJSON_free(text);
-	return 0;
 }

@@ -123,6 +123,26 @@ struct sublet__text sublet__size_option(uint64_t bytes)
 	return t;
 }
 
+/* How many blanks fill up a text to `width` columns. */
+static int blanks(int width, const char *text)
+{
+	int columns = 0;
+
+	for (const char *p = text; *p; p++)
+		columns += ((unsigned char)*p & 0xc0) != 0x80;
+	return width > columns ? width - columns : 0;
+}
+
+void sublet__print_left(int width, const char *text)
+{
+	printf("%s%*s", text, blanks(width, text), "");
+}
+
+void sublet__print_right(int width, const char *text)
+{
+	printf("%*s%s", blanks(width, text), "", text);
+}
+
 int sublet__usage_error(const char *subcommand)
 {
 	sublet__advice("Try: sublet %s --help", subcommand);

@@ -4,7 +4,7 @@
  *
  * Each subcommand is a file of its own with its own options and help; what they share is in
  * cli.h. A misspelt name is answered with the nearest one, by edit distance, because a list of
- * seven names is longer than the reader needs.
+ * all names is longer than the reader needs.
  */
 #include "cli/cli.h"
 
@@ -22,6 +22,8 @@ static const struct command commands[] = {
 	{ "claim", "take contiguous memory of a running instance, and give it back", sublet__cli_claim },
 	{ "stat", "what an instance holds and what it did", sublet__cli_stat },
 	{ "map", "the area as a picture", sublet__cli_map },
+	{ "pins", "who holds memory where it is, and since when", sublet__cli_pins },
+	{ "bos", "what devices look at: buffers that are claimed, pinned or tracked", sublet__cli_bos },
 	{ "list", "running instances", sublet__cli_list },
 	{ "doctor", "what this machine offers, and what to do about the rest", sublet__cli_doctor },
 	{ "demo", "see it work on this machine", sublet__cli_demo },

@@ -80,16 +80,6 @@ static void print_bar(uint64_t part, uint64_t whole)
 	putchar('\n');
 }
 
-/* Right-aligned in `width` columns: printf counts the two bytes of a µ as two. */
-static void print_right(int width, const char *text)
-{
-	int columns = 0;
-
-	for (const char *p = text; *p; p++)
-		columns += ((unsigned char)*p & 0xc0) != 0x80;
-	printf("%*s%s", width > columns ? width - columns : 0, "", text);
-}
-
 static void print_state(const char *name, uint64_t bytes, uint64_t area)
 {
 	if (!bytes && strcmp(name, "free") != 0)
@@ -114,6 +104,8 @@ static void print_memory(const struct sublet_stats *s, const struct sublet_arena
 	printf("lent %s of the program's %s (%.1f %%); %s are plain memory\n", sublet__bytes(s->lent_bytes).text,
 	       sublet__bytes(s->lent_bytes + s->plain_bytes).text,
 	       percent(s->lent_bytes, s->lent_bytes + s->plain_bytes), sublet__bytes(s->plain_bytes).text);
+	printf("long-term pins %s of at most %s; %llu notifiers\n", sublet__bytes(s->longterm_bytes).text,
+	       sublet__bytes(s->longterm_limit_bytes).text, (unsigned long long)s->notifiers);
 	printf("kernel mappings %llu of %llu (%.1f %%)\n", (unsigned long long)s->mapping_count,
 	       (unsigned long long)s->mapping_limit, percent(s->mapping_count, s->mapping_limit));
 }
@@ -145,6 +137,8 @@ static void print_work(const struct sublet_stats *s)
 	       sublet__bytes(s->moved_bytes).text, (unsigned long long)s->moves,
 	       sublet__bytes(s->recopied_bytes).text, (unsigned long long)s->moves_refused,
 	       sublet__bytes(s->dropped_bytes).text, sublet__bytes(s->zeroed_bytes).text);
+	printf("invalidations %llu, %llu declined at first\n", (unsigned long long)s->invalidations,
+	       (unsigned long long)s->invalidations_declined);
 	printf("forks %llu, runs merged again %llu\n", (unsigned long long)s->forks,
 	       (unsigned long long)s->linearised_runs);
 }
@@ -183,7 +177,7 @@ static void print_histogram(const char *title, const struct sublet_histogram *h)
 	}
 	for (uint32_t p = first; p <= last; p++) {
 		fputs("  from ", stdout);
-		print_right(8, sublet__duration(sublet_histogram_floor_ns(4 * p)).text);
+		sublet__print_right(8, sublet__duration(sublet_histogram_floor_ns(4 * p)).text);
 		printf(" %9llu", (unsigned long long)power_count(h, p));
 		print_bar(power_count(h, p), most);
 	}
@@ -211,16 +205,40 @@ struct field {
 #define FIELD(member) { #member, offsetof(struct sublet_stats, member) }
 
 static const struct field fields[] = {
-	FIELD(area_bytes),          FIELD(area_free_bytes),    FIELD(area_movable_bytes),
-	FIELD(area_discardable_bytes), FIELD(area_claimed_bytes), FIELD(area_held_bytes),
-	FIELD(area_isolated_bytes), FIELD(normal_bytes),       FIELD(normal_free_bytes),
-	FIELD(normal_used_bytes),   FIELD(lent_bytes),         FIELD(plain_bytes),
-	FIELD(mapping_count),       FIELD(mapping_limit),      FIELD(children),
-	FIELD(claims),              FIELD(claims_succeeded),   FIELD(claims_busy),
-	FIELD(claims_noroom),       FIELD(claims_held),        FIELD(windows_tried),
-	FIELD(moves),               FIELD(moved_bytes),        FIELD(recopied_bytes),
-	FIELD(moves_refused),       FIELD(dropped_bytes),      FIELD(zeroed_bytes),
-	FIELD(linearised_runs),     FIELD(forks),
+	FIELD(area_bytes),
+	FIELD(area_free_bytes),
+	FIELD(area_movable_bytes),
+	FIELD(area_discardable_bytes),
+	FIELD(area_claimed_bytes),
+	FIELD(area_held_bytes),
+	FIELD(area_isolated_bytes),
+	FIELD(normal_bytes),
+	FIELD(normal_free_bytes),
+	FIELD(normal_used_bytes),
+	FIELD(lent_bytes),
+	FIELD(plain_bytes),
+	FIELD(mapping_count),
+	FIELD(mapping_limit),
+	FIELD(children),
+	FIELD(claims),
+	FIELD(claims_succeeded),
+	FIELD(claims_busy),
+	FIELD(claims_noroom),
+	FIELD(claims_held),
+	FIELD(windows_tried),
+	FIELD(moves),
+	FIELD(moved_bytes),
+	FIELD(recopied_bytes),
+	FIELD(moves_refused),
+	FIELD(dropped_bytes),
+	FIELD(zeroed_bytes),
+	FIELD(linearised_runs),
+	FIELD(forks),
+	FIELD(longterm_bytes),
+	FIELD(longterm_limit_bytes),
+	FIELD(notifiers),
+	FIELD(invalidations),
+	FIELD(invalidations_declined),
 };
 
 static int json_stat(const struct sublet_instance *in, const struct sublet_stats *s,

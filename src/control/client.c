@@ -13,6 +13,7 @@
  * looked for.
  */
 #include "control/instance.h"
+#include "control/owner.h"
 #include "control/wire.h"
 
 #include <errno.h>
@@ -240,7 +241,7 @@ int sublet_client_claim(struct sublet_client *client, uint64_t bytes,
 	if (claim->blocker_count > SUBLET_BLOCKERS_MAX)
 		claim->blocker_count = SUBLET_BLOCKERS_MAX;
 	for (uint32_t i = 0; i < SUBLET_BLOCKERS_MAX; i++)
-		claim->blockers[i].owner[SUBLET_OWNER_BYTES - 1] = '\0';
+		sublet__owner_clean(claim->blockers[i].owner);
 	return err;
 }
 
@@ -325,4 +326,78 @@ int sublet_client_memcpy_ns(struct sublet_client *client, uint64_t bytes, uint64
 					    .reply = elapsed_ns,
 					    .reply_bytes = sizeof(*elapsed_ns),
 					    .patience_ns = patience });
+}
+
+/* One request's worth of a list whose entries have entry_bytes each. *next changes only on success. */
+static int some_entries(struct sublet_client *client, uint16_t op, size_t entry_bytes, uint64_t *next,
+			size_t count, void *out)
+{
+	struct sublet__list_request request = { .next = *next, .count = (uint32_t)count };
+	union {
+		uint64_t next;
+		struct sublet__pins_reply pins;
+		struct sublet__bos_reply bos;
+	} reply;
+	uint32_t used = 0, head = sizeof(reply.next);
+	int err = call(client, &(struct call){ .op = op,
+					       .request = &request,
+					       .request_bytes = sizeof(request),
+					       .reply = &reply,
+					       .reply_bytes = head + (uint32_t)(count * entry_bytes),
+					       .reply_used = &used,
+					       .patience_ns = CALL_NS });
+
+	if (err)
+		return err;
+	if (used < head || (used - head) % entry_bytes)
+		return broken(client, -EPROTO);
+	if (used > head && reply.next <= *next) /* the same entries for ever */
+		return broken(client, -EPROTO);
+	memcpy(out, (const char *)&reply + head, used - head);
+	*next = reply.next;
+	return (int)((used - head) / entry_bytes);
+}
+
+/* As many requests as it takes. */
+static int all_entries(struct sublet_client *client, uint16_t op, size_t entry_bytes, size_t entries_max,
+		       uint64_t *next, size_t count, void *out)
+{
+	uint64_t at = *next;
+	size_t done = 0;
+
+	if (count > INT32_MAX)
+		return -EINVAL;
+	while (done < count) {
+		size_t want = count - done < entries_max ? count - done : entries_max;
+		int n = some_entries(client, op, entry_bytes, &at, want, (char *)out + done * entry_bytes);
+
+		if (n < 0)
+			return n;
+		if (!n)
+			break;
+		done += (size_t)n;
+	}
+	*next = at;
+	return (int)done;
+}
+
+int sublet_client_pins(struct sublet_client *client, uint64_t *next, size_t count,
+		       struct sublet_pin_info *out)
+{
+	int n = all_entries(client, SUBLET__OP_PINS, sizeof(*out), SUBLET__PINS_MAX, next, count, out);
+
+	for (int i = 0; i < n; i++)
+		sublet__owner_clean(out[i].owner);
+	return n;
+}
+
+int sublet_client_bos(struct sublet_client *client, uint64_t *next, size_t count, struct sublet_bo_info *out)
+{
+	int n = all_entries(client, SUBLET__OP_BOS, sizeof(*out), SUBLET__BOS_MAX, next, count, out);
+
+	for (int i = 0; i < n; i++) {
+		sublet__owner_clean(out[i].owner);
+		sublet__owner_clean(out[i].device);
+	}
+	return n;
 }

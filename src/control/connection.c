@@ -16,6 +16,7 @@
  * once where the reply cannot be sent, and where the peer closes its connection with the reply unread, which the
  * kernel tells by ECONNRESET.
  */
+#include "control/owner.h"
 #include "control/server.h"
 #include "control/wire.h"
 #include "linux/linux.h"
@@ -28,6 +29,7 @@
 union request {
 	struct sublet__claim_request claim;
 	struct sublet__pageblocks_request pageblocks;
+	struct sublet__list_request list;
 	uint64_t id;
 	uint64_t bytes;
 };
@@ -48,6 +50,9 @@ static int request_bytes(uint16_t op)
 		return (int)sizeof(uint64_t);
 	case SUBLET__OP_PAGEBLOCKS:
 		return (int)sizeof(struct sublet__pageblocks_request);
+	case SUBLET__OP_PINS:
+	case SUBLET__OP_BOS:
+		return (int)sizeof(struct sublet__list_request);
 	default:
 		return -1;
 	}
@@ -150,18 +155,14 @@ static int claim_in_slices(struct sublet__slot *slot, const struct sublet__claim
 	}
 }
 
-/* The owner shows up in other programs' terminals: printable, ended, never empty. */
-static void clean_owner(char owner[SUBLET_OWNER_BYTES], const char *asked, pid_t pid)
+/* What the peer wants to be called; never empty. */
+static void owner_of(char owner[SUBLET_OWNER_BYTES], const char asked[SUBLET_OWNER_BYTES], pid_t pid)
 {
 	size_t n = 0;
 
-	for (; n + 1 < SUBLET_OWNER_BYTES && asked[n]; n++) {
-		unsigned char c = (unsigned char)asked[n];
-
-		owner[n] = c < 0x20 || c == 0x7f ? '?' : asked[n];
-	}
-	owner[n] = '\0';
-	if (n)
+	memcpy(owner, asked, SUBLET_OWNER_BYTES);
+	sublet__owner_clean(owner);
+	if (owner[0])
 		return;
 	sublet__text_append(owner, SUBLET_OWNER_BYTES, &n, "pid ");
 	sublet__text_append_u64(owner, SUBLET_OWNER_BYTES, &n, (uint64_t)pid);
@@ -202,7 +203,7 @@ static int op_claim(struct sublet__slot *slot, const struct sublet__claim_reques
 	int err;
 
 	memset(claim, 0, sizeof(*claim));
-	clean_owner(owner, request->owner, slot->pid);
+	owner_of(owner, request->owner, slot->pid);
 	if (slot->pidfd.fd < 0) /* without it nobody could tell when the driver's I/O is over */
 		err = slot->pidfd_error;
 	else if (slot->claim_count == SUBLET__CLAIMS_PER_SLOT)
@@ -251,6 +252,38 @@ static int op_pageblocks(struct sublet__slot *slot, const struct sublet__pageblo
 	return reply(slot, SUBLET__OP_PAGEBLOCKS, 0, (uint32_t)(n * sizeof(struct sublet_pageblock)));
 }
 
+static int op_pins(struct sublet__slot *slot, const struct sublet__list_request *request)
+{
+	struct sublet__pins_reply *r = &slot->reply.pins;
+	size_t n;
+
+	if (request->count > SUBLET__PINS_MAX || request->reserved)
+		return reply(slot, SUBLET__OP_PINS, -EINVAL, 0);
+	r->next = request->next;
+	n = request->count ? sublet_pin_list(slot->server->arena, &r->next, request->count, r->pins) : 0;
+	for (size_t i = 0; i < n; i++)
+		sublet__owner_clean(r->pins[i].owner);
+	return reply(slot, SUBLET__OP_PINS, 0,
+		     (uint32_t)(offsetof(struct sublet__pins_reply, pins) + n * sizeof(r->pins[0])));
+}
+
+static int op_bos(struct sublet__slot *slot, const struct sublet__list_request *request)
+{
+	struct sublet__bos_reply *r = &slot->reply.bos;
+	size_t n;
+
+	if (request->count > SUBLET__BOS_MAX || request->reserved)
+		return reply(slot, SUBLET__OP_BOS, -EINVAL, 0);
+	r->next = request->next;
+	n = request->count ? sublet_bo_list(slot->server->arena, &r->next, request->count, r->bos) : 0;
+	for (size_t i = 0; i < n; i++) {
+		sublet__owner_clean(r->bos[i].owner);
+		sublet__owner_clean(r->bos[i].device);
+	}
+	return reply(slot, SUBLET__OP_BOS, 0,
+		     (uint32_t)(offsetof(struct sublet__bos_reply, bos) + n * sizeof(r->bos[0])));
+}
+
 static int op_memcpy(struct sublet__slot *slot, uint64_t bytes)
 {
 	uint64_t ns = 0;
@@ -282,6 +315,10 @@ static int dispatch(struct sublet__slot *slot, uint16_t op, const union request 
 		return op_pageblocks(slot, &request->pageblocks);
 	case SUBLET__OP_MEMCPY:
 		return op_memcpy(slot, request->bytes);
+	case SUBLET__OP_PINS:
+		return op_pins(slot, &request->list);
+	case SUBLET__OP_BOS:
+		return op_bos(slot, &request->list);
 	default:
 		return -EPROTO;
 	}

@@ -63,6 +63,8 @@ struct sublet__slot {
 		struct sublet_claim claim;
 		struct sublet_stats stats;
 		struct sublet_pageblock pageblocks[SUBLET__PAGEBLOCKS_MAX];
+		struct sublet__pins_reply pins;
+		struct sublet__bos_reply bos;
 		uint64_t ns;
 	} reply;
 };

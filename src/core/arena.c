@@ -31,6 +31,7 @@ static size_t arena_lay(struct sublet_arena *arena, char *base)
 
 	arena->frames = lay(base, &at, (size_t)arena->frames_total * sizeof *arena->frames);
 	arena->pageblocks = lay(base, &at, (size_t)pageblocks * sizeof *arena->pageblocks);
+	arena->pins = lay(base, &at, (size_t)arena->pins_max * sizeof *arena->pins);
 	arena->claim = lay(base, &at, ENGINE_CLAIMS_MAX * sizeof *arena->claim);
 	arena->tree_leaves = sublet__window_leaves(area_blocks);
 	words = ((size_t)arena->tree_leaves + 63) / 64;
@@ -60,6 +61,7 @@ int sublet__arena_init(const struct sublet__arena_config *config, struct sublet_
 	plan.order_max = min_u32(pageblock_order, log2_floor(p->run_pages_max));
 	plan.unit_order = min_u32(plan.unit_order, plan.order_max);
 	plan.linear = config->linear;
+	plan.pins_max = sublet__pins_max(plan.frames_total);
 	plan.zone[ZONE_AREA].frames = config->area_frames;
 	plan.metadata_bytes = arena_lay(&plan, NULL);
 
@@ -88,11 +90,19 @@ static size_t mm_lay(struct sublet_mm *mm, char *base)
 	return at;
 }
 
+void sublet__arena_exit(struct sublet_arena *arena)
+{
+	for (uint32_t i = 0; i < a32_load_acquire(&arena->mm_count); i++)
+		sublet__notifiers_exit(arena->mm[i]);
+}
+
 void sublet__arena_fini(struct sublet_arena *arena)
 {
 	struct sublet__platform p = arena->platform;
 
+	sublet__arena_exit(arena);
 	for (uint32_t i = 0; i < a32_load_acquire(&arena->mm_count); i++) {
+		sublet__notifier_memory_free(arena->mm[i]);
 		struct sublet_mm plan = *arena->mm[i];
 		p.ops->unreserve(p.ctx, arena->mm[i], mm_lay(&plan, NULL));
 	}
@@ -129,6 +139,7 @@ int sublet__mm_create(struct sublet_arena *arena, const struct sublet__mm_config
 		return -EINVAL;
 	plan.blocks = (config->pages + ENGINE_BLOCK_PAGES - 1) / ENGINE_BLOCK_PAGES;
 	plan.va_units = config->pages >> arena->unit_order;
+	plan.notifiers.nodes_used = NOTIFIER_NONE + 1;
 	size_t bytes = mm_lay(&plan, NULL);
 	char *memory = p->ops->reserve(p->ctx, bytes);
 	if (!memory)
@@ -136,6 +147,7 @@ int sublet__mm_create(struct sublet_arena *arena, const struct sublet__mm_config
 	struct sublet_mm *mm = (struct sublet_mm *)(void *)memory;
 	memcpy(mm, &plan, sizeof plan);
 	mm_lay(mm, memory);
+	a64_store_relaxed(&mm->longterm_limit_pages, arena->zone[ZONE_NORMAL].frames / 2);
 
 	engine_lock(arena, &arena->mm_lock);
 	mm->index = a32_load_relaxed(&arena->mm_count);
@@ -225,6 +237,8 @@ bool sublet__mm_note_protected(struct sublet_mm *mm, const void *addr, uint64_t 
 
 	if (!window_part(mm, addr, bytes, &vpn, &pages))
 		return false;
+	struct sublet__invalidation told;
+	(void)sublet__invalidate_begin(mm, &told, vpn, pages, SUBLET_NOTIFIER_PROTECT, true);
 	for_each_block(at, count, vpn, vpn + pages) {
 		engine_lock(mm->arena, block_lock_of(mm, at));
 		for (uint32_t i = at; i < at + count; i++) {
@@ -246,6 +260,7 @@ bool sublet__mm_note_protected(struct sublet_mm *mm, const void *addr, uint64_t 
 		sublet__mm_mappings_recount(mm, at / ENGINE_BLOCK_PAGES);
 		engine_unlock(mm->arena, block_lock_of(mm, at));
 	}
+	sublet__invalidate_end(mm, &told);
 	if (again)
 		a32_store_seq_cst(&mm->fork_held, 1); /* something to restore, for the next fork_restore */
 	return again;

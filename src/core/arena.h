@@ -23,7 +23,12 @@ struct sublet__arena_config {
 
 /* Create an engine over the frames. -EINVAL: sizes that do not fit. -ENOMEM: no memory for metadata. */
 int sublet__arena_init(const struct sublet__arena_config *config, struct sublet_arena **arena);
-/* Free the engine's memory. No mm op is called: the platform tears its mappings down itself. */
+/* The address spaces are about to go: notifiers are told, and removed. While their memory is still mapped. */
+void sublet__arena_exit(struct sublet_arena *arena);
+/*
+ * Free the engine's memory, after arena_exit where that was not called. No mm op is called: the platform tears its
+ * mappings down itself.
+ */
 void sublet__arena_fini(struct sublet_arena *arena);
 /* Worst-case size of the engine's structures. */
 uint64_t sublet__arena_metadata_bytes(const struct sublet_arena *arena);

@@ -92,10 +92,25 @@ static inline uint32_t a32_or_acq_rel(sublet__a32 *a, uint32_t v)
 	return atomic_fetch_or_explicit(a, v, memory_order_acq_rel);
 }
 
+static inline uint64_t a64_load_acquire(const sublet__a64 *a)
+{
+	return atomic_load_explicit(a, memory_order_acquire);
+}
+
+static inline void a64_store_release(sublet__a64 *a, uint64_t v)
+{
+	atomic_store_explicit(a, v, memory_order_release);
+}
+
 /* Statistics: each counter stands alone, so relaxed is enough. */
 static inline uint64_t a64_load_relaxed(const sublet__a64 *a)
 {
 	return atomic_load_explicit(a, memory_order_relaxed);
+}
+
+static inline void a64_store_relaxed(sublet__a64 *a, uint64_t v)
+{
+	atomic_store_explicit(a, v, memory_order_relaxed);
 }
 
 static inline uint64_t a64_add_relaxed(sublet__a64 *a, uint64_t v)

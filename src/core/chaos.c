@@ -37,7 +37,7 @@ static uint32_t page_pick(const struct sublet_mm *mm, uint64_t *random)
 
 static uint32_t linearise(struct sublet_mm *mm, uint32_t runs)
 {
-	struct sublet__window_range merge = { .dst_anywhere = true, .linearise = true };
+	struct sublet__window_range merge = { .to = MOVE_AREA_FIRST, .linearise = true };
 	uint32_t blocks = a32_load_acquire(&mm->blocks_used), merged = 0;
 
 	for (uint32_t block = 0; block < blocks && merged < runs; block++) {
@@ -66,13 +66,13 @@ void sublet__mm_relieve(struct sublet_mm *mm)
 
 uint64_t sublet__chaos_move(struct sublet_arena *arena, struct sublet_mm *mm, uint64_t random)
 {
-	struct sublet__window_range any = { .dst_anywhere = true };
+	struct sublet__window_range any = { .to = MOVE_AREA_FIRST };
 	uint32_t vpn = page_pick(mm, &random);
 
 	if (vpn == ENGINE_NONE)
 		return 0;
 	sublet__mm_relieve(mm);
-	any.dst_anywhere = mix(&random) & 1;
+	any.to = mix(&random) & 1 ? MOVE_AREA_FIRST : MOVE_NORMAL_FIRST;
 	int64_t moved = sublet__move_page(mm, vpn, &any);
 	return moved > 0 ? (uint64_t)moved << frames_bytes_shift(arena) : 0;
 }

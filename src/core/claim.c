@@ -57,14 +57,6 @@ struct claim_job {
 
 /* ---- blockers ---- */
 
-static void owner_copy(char *to, const char *from)
-{
-	size_t i = 0;
-	for (; i + 1 < SUBLET_OWNER_BYTES && from[i]; i++)
-		to[i] = from[i];
-	to[i] = 0;
-}
-
 /* Who has the frame at pfn. blockers_lock is held, and claim_lock is not. */
 static void claim_describe(struct sublet_arena *arena, uint32_t pfn, struct sublet_blocker *b)
 {
@@ -72,10 +64,29 @@ static void claim_describe(struct sublet_arena *arena, uint32_t pfn, struct subl
 	uint32_t word = a32_load_acquire(&arena->frames[pfn].word),
 		 slot = a32_load_relaxed(&arena->frames[pfn].a);
 	if ((word & FRAME_HEAD) && word_state(word) == FRAME_CLAIMED && slot < ENGINE_CLAIMS_MAX) {
-		owner_copy(b->owner, arena->claim[slot].owner);
+		sublet__owner_copy(b->owner, arena->claim[slot].owner);
 		b->age_ns = engine_now(arena) - arena->claim[slot].since_ns;
 	}
 	engine_unlock(arena, &arena->claim_lock);
+}
+
+/*
+ * Who has pinned the folio at pfn, if it is listed; or who declined when the run around it was to move. The folio may be
+ * gone by now: then nobody is named, or whoever is at its address.
+ */
+static bool user_find(struct sublet_arena *arena, uint32_t kind, uint32_t pfn, char owner[SUBLET_OWNER_BYTES],
+		      uint64_t *age_ns)
+{
+	const struct sublet__frame *f = &arena->frames[pfn];
+	uint32_t index = a32_load_relaxed(&f->b), vpn = a32_load_relaxed(&f->a), run = arena->platform.run_pages_max;
+
+	*age_ns = 0;
+	if (index >= a32_load_acquire(&arena->mm_count))
+		return false;
+	if (kind == SUBLET_BLOCKER_PIN)
+		return sublet__pin_owner(arena->mm[index], vpn, 1u << word_order(a32_load_relaxed(&f->word)), owner,
+					 age_ns);
+	return sublet__notifier_decliner(arena->mm[index], vpn & ~(run - 1), run, owner);
 }
 
 static void blocker_add(struct claim_job *job, uint32_t kind, uint32_t pfn, uint32_t frames, int error)
@@ -97,6 +108,8 @@ static void blocker_add(struct claim_job *job, uint32_t kind, uint32_t pfn, uint
 					      .bytes = (uint64_t)frames << shift };
 		if (kind == SUBLET_BLOCKER_CLAIM)
 			claim_describe(arena, pfn, b);
+		else if (kind == SUBLET_BLOCKER_PIN || kind == SUBLET_BLOCKER_NOTIFIER)
+			(void)user_find(arena, kind, pfn, b->owner, &b->age_ns);
 	}
 out:
 	engine_unlock(arena, &job->blockers_lock);
@@ -211,6 +224,20 @@ static int64_t folio_move(struct claim_job *job, uint32_t pfn)
 	return done;
 }
 
+/* A folio that would not move now: somebody has pinned it, or was told and declined. */
+static void busy_name(struct claim_job *job, uint32_t pfn, uint32_t word)
+{
+	struct sublet_arena *arena = job->arena;
+	bool pinned = a32_load_relaxed(&arena->frames[pfn].ref) & REF_COUNT_MASK;
+	char owner[SUBLET_OWNER_BYTES];
+	uint64_t age_ns;
+
+	if (!pinned && user_find(arena, SUBLET_BLOCKER_NOTIFIER, pfn, owner, &age_ns))
+		blocker_add(job, SUBLET_BLOCKER_NOTIFIER, pfn, 1u << word_order(word), 0);
+	else
+		blocker_add(job, SUBLET_BLOCKER_PIN, pfn, 1u << word_order(word), 0);
+}
+
 /* Deal with one folio of the window. False: something is still there, look again later. */
 static bool folio_empty(struct claim_job *job, uint32_t pfn, uint32_t word, bool name_pins)
 {
@@ -241,7 +268,7 @@ static bool folio_empty(struct claim_job *job, uint32_t pfn, uint32_t word, bool
 	if (done == -ENOMEM && room_is_coming(job))
 		return false;
 	if (done == -EAGAIN && name_pins)
-		blocker_add(job, SUBLET_BLOCKER_PIN, pfn, 1u << word_order(word), 0);
+		busy_name(job, pfn, word);
 	if (done >= 0 || done == -EAGAIN)
 		return done > 0;
 	if (done == -EBUSY)
@@ -340,6 +367,7 @@ static int window_wait(struct claim_job *job, uint64_t until_ns, uint32_t *stuck
 												     : -EBUSY;
 		wait_ns = wait_ns < until_ns - now ? wait_ns : until_ns - now;
 		p->ops->sleep_ns(p->ctx, wait_ns);
+		sublet__devices_check(arena); /* what hangs holds memory no longer than its job may take (G11) */
 		job->claim->waits++;
 		job->claim->waited_ns += engine_now(arena) - now;
 		wait_ns = 2 * wait_ns < WAIT_MOST_NS ? 2 * wait_ns : WAIT_MOST_NS;
@@ -623,7 +651,8 @@ static bool worth_waiting(const struct claim_job *job)
 	for (uint32_t i = 0; i < job->claim->blocker_count; i++) {
 		uint32_t kind = job->claim->blockers[i].kind;
 		if (kind == SUBLET_BLOCKER_PIN || kind == SUBLET_BLOCKER_CLAIM ||
-		    kind == SUBLET_BLOCKER_CHILD)
+		    kind == SUBLET_BLOCKER_CHILD ||
+		    kind == SUBLET_BLOCKER_NOTIFIER)
 			return true;
 	}
 	return false;
@@ -668,7 +697,7 @@ static struct sublet__claim_slot *slot_take(struct sublet_arena *arena, const ch
 		slot->id = ++arena->claim_generation * ENGINE_CLAIMS_MAX + i;
 		slot->frames = 0; /* not to be released before it is complete */
 		slot->since_ns = engine_now(arena);
-		owner_copy(slot->owner, owner ? owner : "claim");
+		sublet__owner_copy(slot->owner, owner ? owner : "claim");
 		break;
 	}
 	engine_unlock(arena, &arena->claim_lock);
@@ -785,6 +814,10 @@ int sublet_release(struct sublet_arena *arena, struct sublet_claim *claim)
 		engine_unlock(arena, &arena->claim_lock);
 		return -EINVAL;
 	}
+	if (slot->users) {
+		engine_unlock(arena, &arena->claim_lock);
+		return -EBUSY;
+	}
 	pfn = slot->first_pfn;
 	frames = slot->frames;
 	slot->frames = 0; /* a second release of it fails from here on */
@@ -797,4 +830,28 @@ int sublet_release(struct sublet_arena *arena, struct sublet_claim *claim)
 	a64_sub_relaxed(&arena->counters.claims_held, 1);
 	claim->id = 0;
 	return 0;
+}
+
+int sublet__claim_hold(struct sublet_arena *arena, uint64_t id, uint64_t *offset_bytes, uint64_t *bytes)
+{
+	uint32_t shift = frames_bytes_shift(arena);
+	int err = -EINVAL;
+
+	engine_lock(arena, &arena->claim_lock);
+	struct sublet__claim_slot *slot = &arena->claim[id % ENGINE_CLAIMS_MAX];
+	if (id && slot->id == id && slot->frames) {
+		slot->users++;
+		*offset_bytes = (uint64_t)slot->first_pfn << shift;
+		*bytes = (uint64_t)slot->frames << shift;
+		err = 0;
+	}
+	engine_unlock(arena, &arena->claim_lock);
+	return err;
+}
+
+void sublet__claim_drop(struct sublet_arena *arena, uint64_t id)
+{
+	engine_lock(arena, &arena->claim_lock);
+	arena->claim[id % ENGINE_CLAIMS_MAX].users--;
+	engine_unlock(arena, &arena->claim_lock);
 }

@@ -71,11 +71,17 @@ static int holes_free(struct sublet_mm *mm, uint32_t vpn, uint32_t pages)
 			(void)holes_free(mm, at, min_u32(unit, vpn + pages - at));
 		return 0;
 	}
+	struct sublet__invalidation told;
+	if (sublet__invalidate_begin(mm, &told, vpn, pages, SUBLET_NOTIFIER_DISCARD, true)) {
+		sublet__mm_unfreeze(mm, vpn, pages); /* in use by what cannot be stopped: like a pin */
+		return 0;
+	}
 	int err = mm->config.ops->unmap(mm->config.ctx, vpn, pages);
 	if (err)
 		sublet__mm_unfreeze(mm, vpn, pages);
 	else
 		sublet__mm_strip(mm, vpn, pages, PTE_GONE);
+	sublet__invalidate_end(mm, &told);
 	return err;
 }
 

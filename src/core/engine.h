@@ -14,19 +14,21 @@
 #include "core/atomic.h"
 #include "core/frame.h"
 #include "core/lock.h"
+#include "core/notifier.h"
 
 #include <sublet/map.h>
 
-#define ENGINE_NONE UINT32_MAX
-#define ENGINE_ORDER_MAX 9u          /* the buddy's largest folio: 512 frames */
-#define ENGINE_BLOCK_PAGES 512u      /* pages of one page-table block: one lock */
-#define ENGINE_PFN_MAX (1u << 27)    /* what a page-table entry can name: 512 GiB of 4 KiB frames */
-#define ENGINE_GIVE_SEGMENTS 64u     /* mapped by one call: small, for the stack of a thread inside malloc */
-#define ENGINE_MMS_MAX 64u
-#define ENGINE_CLAIMS_MAX 4096u
-#define ENGINE_CACHES 32u
-#define ENGINE_CACHE_FOLIOS 14u      /* one cache is 64 bytes */
-#define ENGINE_DEADLINE_NS (1000 * SUBLET_MS) /* where the caller gives none */
+#define ENGINE_NONE          UINT32_MAX
+#define ENGINE_ORDER_MAX     9u         /* the buddy's largest folio: 512 frames */
+#define ENGINE_BLOCK_PAGES   512u       /* pages of one page-table block: one lock */
+#define ENGINE_PFN_MAX       (1u << 27) /* what a page-table entry can name: 512 GiB of 4 KiB frames */
+#define ENGINE_GIVE_SEGMENTS 64u /* mapped by one call: small, for the stack of a thread inside malloc */
+#define ENGINE_MMS_MAX       64u
+#define ENGINE_CLAIMS_MAX    4096u
+#define ENGINE_DEVICES_MAX   16u
+#define ENGINE_CACHES        32u
+#define ENGINE_CACHE_FOLIOS  14u                /* one cache is 64 bytes */
+#define ENGINE_DEADLINE_NS   (1000 * SUBLET_MS) /* where the caller gives none */
 
 /* ---- page-table entries ---- */
 
@@ -44,7 +46,7 @@
 #define PTE_FRESH (1u << 3)  /* given anew for dropped contents, and no sublet_lock has said so yet;
 				of a hole: nobody wrote to it since it was zeroed */
 #define PTE_PROTECTED (1u << 4) /* the program changed its protection: its folio must not move */
-#define PTE_FLAGS 0x1fu
+#define PTE_FLAGS     0x1fu
 #define PTE_PFN_SHIFT 5
 #define PTE_GONE (1u << PTE_PFN_SHIFT)
 #define PTE_DROPPED (2u << PTE_PFN_SHIFT)
@@ -138,24 +140,27 @@ struct sublet_mm {
 	struct sublet__mm_config config;
 	uint32_t index;
 	uint32_t blocks;
-	sublet__a32 *pte;              /* [config.pages]; written under the block lock, read by pins without */
-	struct sublet__lock *block;    /* [blocks]: page-table entries and MOVABLE folios of 512 pages; several
+	sublet__a32 *pte;            /* [config.pages]; written under the block lock, read by pins without */
+	struct sublet__lock *block;  /* [blocks]: page-table entries and MOVABLE folios of 512 pages; several
 	                                  only by unmap, in ascending order */
-	sublet__a32 *block_mappings;   /* [blocks]; changed under the block lock, looked at without as a hint */
-	struct sublet__lock va_lock;   /* protects va_used, va_low; nests in nothing, holds nothing */
-	uint64_t *va_used;             /* a bit a unit of addresses */
+	sublet__a32 *block_mappings; /* [blocks]; changed under the block lock, looked at without as a hint */
+	struct sublet__lock va_lock; /* protects va_used, va_low; nests in nothing, holds nothing */
+	uint64_t *va_used;           /* a bit a unit of addresses */
 	uint32_t va_units;
-	uint32_t va_low;               /* all units below are in use */
-	sublet__a32 blocks_used;       /* blocks from here on were never mapped */
-	sublet__a32 mapping_count;     /* kernel mappings: sum of block_mappings */
-	sublet__a32 calm;              /* runs to move without pre-copy; a guess, so relaxed (move.c) */
-	sublet__a32 fork_pending;      /* fork_begin without fork_end */
+	uint32_t va_low;            /* all units below are in use */
+	sublet__a32 blocks_used;    /* blocks from here on were never mapped */
+	sublet__a32 mapping_count;  /* kernel mappings: sum of block_mappings */
+	sublet__a32 calm;           /* runs to move without pre-copy; a guess, so relaxed (move.c) */
+	sublet__a32 fork_pending;   /* fork_begin without fork_end */
 	sublet__a32 fork_epoch;     /* changes when a fork begins, and when it ends */
 	sublet__a32 restored_epoch; /* as of which no child shares anything */
-	sublet__a32 fork_held;         /* 1: something may be held */
-	sublet__a32 child_pid;         /* of the last fork that is not restored */
+	sublet__a32 fork_held;      /* 1: something may be held */
+	sublet__a32 child_pid;      /* of the last fork that is not restored */
+	sublet__a64 longterm_pages; /* under long-term pins, each pin counted on its own */
+	sublet__a64 longterm_limit_pages;
 	struct sublet__lock parked_lock; /* protects parked; nests in the block lock */
-	uint32_t parked;               /* list of PARKED folios by frame.a */
+	uint32_t parked;                 /* list of PARKED folios by frame.a */
+	struct sublet__notifiers notifiers;
 };
 
 /* ---- the arena ---- */
@@ -172,11 +177,32 @@ struct sublet__histogram {
 };
 
 struct sublet__claim_slot {
-	uint64_t id; /* 0: free */
+	uint64_t id;    /* 0: free */
+	uint32_t users; /* buffer objects over it: it is not released before they are gone */
 	uint32_t first_pfn;
 	uint32_t frames;
 	uint64_t since_ns;
 	char owner[SUBLET_OWNER_BYTES];
+};
+
+/*
+ * A pin that is listed. Taken by a compare-and-swap on state, read by anybody without a lock: a reader copies it, and
+ * looks whether state is still what it was (core/pins.c).
+ */
+struct sublet__pin_record {
+	sublet__a32 state; /* generation << 2 | PIN_FREE, PIN_WRITING, PIN_HELD */
+	sublet__a32 what;  /* flags | mm index << 8 */
+	sublet__a64 addr;
+	sublet__a64 bytes;
+	sublet__a64 since_ns;
+	sublet__a64 owner[SUBLET_OWNER_BYTES / 8];
+};
+
+_Static_assert(sizeof(struct sublet__pin_record) == 64, "one cache line a record");
+
+/* Where a thread found a free record last; a line each, so that threads do not share one. */
+struct sublet__pin_hint {
+	_Alignas(64) sublet__a32 at;
 };
 
 enum { ZONE_AREA = 0, ZONE_NORMAL = 1, ZONES = 2 };
@@ -184,8 +210,8 @@ enum { ZONE_AREA = 0, ZONE_NORMAL = 1, ZONES = 2 };
 struct sublet_arena {
 	struct sublet__platform platform;
 	uint32_t frames_total;
-	uint32_t unit_order;  /* log2 of pages in a unit: 64 KiB, or one frame */
-	uint32_t order_max;   /* largest folio that is mapped: fits in one run */
+	uint32_t unit_order; /* log2 of pages in a unit: 64 KiB, or one frame */
+	uint32_t order_max;  /* largest folio that is mapped: fits in one run */
 	uint32_t pageblock_order;
 	void *linear;
 	void *owner;
@@ -195,11 +221,16 @@ struct sublet_arena {
 	struct sublet__zone zone[ZONES];
 	struct sublet__cache cache[ENGINE_CACHES];
 
+	struct sublet__pin_record *pins; /* [pins_max] */
+	uint32_t pins_max;
+	sublet__a32 pins_high; /* no record from here on was ever taken */
+	struct sublet__pin_hint pin_hint[ENGINE_CACHES];
+
 	/* The window chooser (core/window.c): guarded by claim_lock but for the dirty bits. */
-	uint32_t tree_leaves; /* power of two >= pageblocks of the area */
-	uint64_t *tree_sum;   /* [2 * tree_leaves] */
-	uint64_t *tree_min;   /* [2 * tree_leaves] */
-	sublet__a64 *dirty;   /* a bit a pageblock */
+	uint32_t tree_leaves;   /* power of two >= pageblocks of the area */
+	uint64_t *tree_sum;     /* [2 * tree_leaves] */
+	uint64_t *tree_min;     /* [2 * tree_leaves] */
+	sublet__a64 *dirty;     /* a bit a pageblock */
 	sublet__a64 *dirty_top; /* a bit a word of dirty */
 
 	/* Choosing and isolating a window is one step; the claim table too. Outermost; never held while
@@ -212,11 +243,15 @@ struct sublet_arena {
 	sublet__a32 mm_count;
 	struct sublet_mm *mm[ENGINE_MMS_MAX];
 
-	sublet__a32 zero_wanted;  /* 1: memory was freed since somebody began to look for what to zero */
-	sublet__a32 zeroing;      /* folios taken out of the free lists to be zeroed */
-	sublet__a64 lent_frames;  /* mapped on frames: never more than the area has */
+	struct sublet__lock device_lock; /* protects device[] and each one's users; holds nothing */
+	struct sublet_device *device[ENGINE_DEVICES_MAX];
+
+	sublet__a32 zero_wanted; /* 1: memory was freed since somebody began to look for what to zero */
+	sublet__a32 zeroing;     /* folios taken out of the free lists to be zeroed */
+	sublet__a64 lent_frames; /* mapped on frames: never more than the area has */
 	sublet__a64 plain_pages;
 	sublet__a64 outside_bytes;
+	struct sublet__notifier_waits notifier_waits;
 	struct sublet__counters counters;
 	struct sublet__histogram claim_ns;
 	struct sublet__histogram blocked_ns;
@@ -282,13 +317,15 @@ static inline uint32_t order_fitting(uint32_t at, uint32_t count, uint32_t order
 }
 
 /* ---- core/zone.c ---- */
-void sublet__zone_init(struct sublet_arena *arena, uint32_t which, uint32_t first_pfn, uint32_t frames, bool zeroed);
+void sublet__zone_init(struct sublet_arena *arena, uint32_t which, uint32_t first_pfn, uint32_t frames,
+		       bool zeroed);
 /* Take a folio, BUSY, accounted MOVABLE, from the first zone in `zones` that has one. ENGINE_NONE: none. */
 uint32_t sublet__folio_take(struct sublet_arena *arena, uint32_t order, const uint32_t zones[ZONES]);
 /* The same for somebody who overwrites it: zeroed memory is left for those who want zeros. */
 uint32_t sublet__folio_take_any(struct sublet_arena *arena, uint32_t order, const uint32_t zones[ZONES]);
 /* Give back folios that lie end to end: all BUSY (or CLAIMED, PARKED), accounted `from`. */
 void sublet__frames_put(struct sublet_arena *arena, uint32_t pfn, uint32_t frames, enum sublet__account from);
+void sublet__owner_copy(char to[SUBLET_OWNER_BYTES], const char *from);
 /* Head of the folio that pfn lies in; ENGINE_NONE if none is to be seen (a race: look again). */
 static inline uint32_t sublet__frame_head(const struct sublet_arena *arena, uint32_t pfn)
 {
@@ -302,7 +339,8 @@ static inline uint32_t sublet__frame_head(const struct sublet_arena *arena, uint
 }
 
 /* The same, never into a cache; all frames lie in one zone. */
-void sublet__folios_free(struct sublet_arena *arena, uint32_t pfn, uint32_t frames, enum sublet__account from);
+void sublet__folios_free(struct sublet_arena *arena, uint32_t pfn, uint32_t frames,
+			 enum sublet__account from);
 void sublet__account(struct sublet_arena *arena, uint32_t pfn, uint32_t frames, enum sublet__account from,
 		     enum sublet__account to);
 uint32_t sublet__account_get(const struct sublet__pageblock *pb, enum sublet__account what);
@@ -325,11 +363,32 @@ void sublet__cache_recall(struct sublet_arena *arena, uint32_t first_pfn, uint32
 /* Inside core/zone.c, for the caches: zone lock taken once for a batch. */
 uint32_t sublet__zone_take_batch(struct sublet_arena *arena, uint32_t order, uint32_t *pfn, uint32_t count);
 
+/* ---- core/longterm.c ---- */
+/* Take, and give back, the references of a long-term pin, its pages moved out of areas before. As sublet_pin. */
+int sublet__longterm_pin(struct sublet_mm *mm, uint32_t vpn, uint32_t pages, uint32_t flags);
+void sublet__longterm_unpin(struct sublet_mm *mm, uint32_t vpn, uint32_t pages);
+
+/* ---- core/pins.c ---- */
+#define PIN_UNLISTED UINT32_MAX
+uint32_t sublet__pins_max(uint32_t frames);
+/* List a pin. Returns its record, or PIN_UNLISTED when all are taken. */
+uint32_t sublet__pin_list_add(struct sublet_mm *mm, uint64_t addr, uint64_t bytes, uint32_t flags,
+			      const char *owner);
+void sublet__pin_list_remove(struct sublet_arena *arena, uint32_t record);
+/* Who has pinned something of the pages, the oldest first; false: nobody who is listed. */
+bool sublet__pin_owner(struct sublet_mm *mm, uint32_t vpn, uint32_t pages, char owner[SUBLET_OWNER_BYTES],
+		       uint64_t *age_ns);
+
+/* ---- core/claim.c ---- */
+/* Keep a claim from being released, and say where it is; -EINVAL: it is not held. Once for each drop. */
+int sublet__claim_hold(struct sublet_arena *arena, uint64_t id, uint64_t *offset_bytes, uint64_t *bytes);
+void sublet__claim_drop(struct sublet_arena *arena, uint64_t id);
+
 /* ---- core/window.c ---- */
 uint32_t sublet__window_leaves(uint32_t pageblocks);
 void sublet__window_init(struct sublet_arena *arena);
 void sublet__window_touch(struct sublet_arena *arena, uint32_t pageblock);
-#define WINDOW_STUCK ((uint64_t)1 << 32)   /* cost of a pageblock where something was stuck just now */
+#define WINDOW_STUCK   ((uint64_t)1 << 32) /* cost of a pageblock where something was stuck just now */
 #define WINDOW_BLOCKED ((uint64_t)1 << 44) /* cost of a pageblock that cannot be emptied */
 /*
  * The cheapest window of `count` pageblocks that starts at a multiple of `step`; claim_lock held.
@@ -350,10 +409,25 @@ bool sublet__mm_is_restored(const struct sublet_mm *mm);
 /* Whether an entry of the range has the flag; block lock held. */
 bool sublet__mm_flagged(const struct sublet_mm *mm, uint32_t vpn, uint32_t pages, uint32_t flag);
 /* Check [addr, addr + bytes) and turn it into pages; -EINVAL. */
-int sublet__mm_range(const struct sublet_mm *mm, const void *addr, uint64_t bytes, uint32_t *vpn, uint32_t *pages);
+static inline int sublet__mm_range(const struct sublet_mm *mm, const void *addr, uint64_t bytes,
+				   uint32_t *vpn, uint32_t *pages)
+{
+	uint32_t shift = frames_bytes_shift(mm->arena);
+	uint64_t window = (uint64_t)mm->config.pages << shift;
+	uint64_t offset =
+		(uint64_t)(uintptr_t)addr - mm->config.base; /* wraps to something large below base */
+
+	if (bytes == 0 || offset >= window || bytes > window - offset)
+		return -EINVAL;
+	*vpn = (uint32_t)(offset >> shift);
+	*pages = (uint32_t)((offset + bytes - 1) >> shift) - *vpn + 1;
+	return 0;
+}
+
 /* Give [vpn, vpn + pages) of one block memory, as much as one call can; block lock held. Returns the
    pages done (> 0) or -errno; a page table entry of the range gets pte_flags, folios word_flags. */
-int sublet__mm_populate(struct sublet_mm *mm, uint32_t vpn, uint32_t pages, uint32_t pte_flags, uint32_t word_flags);
+int sublet__mm_populate(struct sublet_mm *mm, uint32_t vpn, uint32_t pages, uint32_t pte_flags,
+			uint32_t word_flags);
 /* Populate, or give ordinary memory where SUBLET_PLAIN_OK allows; one block, block lock held. -errno */
 int sublet__mm_give(struct sublet_mm *mm, uint32_t vpn, uint32_t pages, uint32_t flags);
 /* Freeze every folio of a range of one block, and cut those that reach beyond it; block lock held.
@@ -365,9 +439,9 @@ void sublet__mm_unfreeze(struct sublet_mm *mm, uint32_t vpn, uint32_t pages);
 void sublet__mm_strip(struct sublet_mm *mm, uint32_t vpn, uint32_t pages, uint32_t entry);
 
 /* Call body for the part of [vpn, end) in each block, with `at` and `count` set. */
-#define for_each_block(at, count, vpn, end)                                                                    \
-	for (uint32_t at = (vpn), count;                                                                      \
-	     at < (end) && (count = min_u32((end)-at, ENGINE_BLOCK_PAGES - at % ENGINE_BLOCK_PAGES), true);   \
+#define for_each_block(at, count, vpn, end)                                                                 \
+	for (uint32_t at = (vpn), count;                                                                    \
+	     at < (end) && (count = min_u32((end)-at, ENGINE_BLOCK_PAGES - at % ENGINE_BLOCK_PAGES), true); \
 	     at += count)
 
 static inline struct sublet__lock *block_lock_of(struct sublet_mm *mm, uint32_t vpn)
@@ -376,23 +450,63 @@ static inline struct sublet__lock *block_lock_of(struct sublet_mm *mm, uint32_t 
 }
 
 /* ---- core/move.c ---- */
+enum sublet__move_to {
+	MOVE_NORMAL_FIRST = 0, /* a claim's way: out of the area, as long as there is room */
+	MOVE_AREA_FIRST,       /* torture and linearising: anywhere */
+	MOVE_NORMAL_ONLY,      /* for a long-term pin (G3) */
+	MOVE_AREA_ONLY,        /* to make room for one */
+};
+
 struct sublet__window_range {
 	uint32_t first_pfn; /* only folios that overlap [first, end) are to move; first == end: any */
 	uint32_t end_pfn;
+	uint32_t first_vpn; /* only folios that lie in these pages as a whole; 0 and 0: any */
+	uint32_t end_vpn;
+	enum sublet__move_to to;
 	bool nowait;
-	bool dst_anywhere; /* torture and linearising: into the area too, before the normal zone */
-	bool linearise;    /* only if kernel mappings merge by it, else -ENOSPC */
+	bool linearise; /* only if kernel mappings merge by it, else -ENOSPC */
 };
 /*
  * Move the run around pfn (a MOVABLE folio) away. Returns frames moved, 0: the folio is not there
  * any more, or -EAGAIN (pinned, raced), -EBUSY (held or protected), -ENOMEM (no destination),
  * -ENOSPC (kernel mappings), -errno of the platform.
  */
-int64_t sublet__move_folio(struct sublet_arena *arena, uint32_t pfn, const struct sublet__window_range *range);
+int64_t sublet__move_folio(struct sublet_arena *arena, uint32_t pfn,
+			   const struct sublet__window_range *range);
 /* Drop the discardable folio at pfn. Returns frames dropped, 0: gone already, or -errno. */
-int64_t sublet__drop_folio(struct sublet_arena *arena, uint32_t pfn, const struct sublet__window_range *range);
+int64_t sublet__drop_folio(struct sublet_arena *arena, uint32_t pfn,
+			   const struct sublet__window_range *range);
 /* The same move for what is mapped at vpn. */
+int64_t sublet__move_locked(struct sublet_mm *mm, uint32_t vpn, const struct sublet__window_range *range);
 int64_t sublet__move_page(struct sublet_mm *mm, uint32_t vpn, const struct sublet__window_range *range);
+
+/* ---- core/device.c ---- */
+/* Reset the devices that have a job beyond its deadline: whoever waits for memory that a device uses calls it
+   now and then. No lock held. */
+void sublet__devices_check(struct sublet_arena *arena);
+
+/* ---- core/notifier.c ---- */
+/*
+ * Tell everybody whose range touches [vpn, vpn + pages) that it is about to change. 0: the change may be made, and
+ * sublet__invalidate_end must follow it. -EAGAIN where !may_block: somebody declined; -EBUSY where may_block, UNMAP and
+ * DISCARD only: somebody cannot stop a device. Then nothing is left to end, and the memory stays.
+ * Callbacks run here, on this thread. The block lock may be held; nothing of the range may be blocked (L1).
+ */
+int sublet__invalidate_begin(struct sublet_mm *mm, struct sublet__invalidation *inv, uint32_t vpn, uint32_t pages,
+			     uint32_t event, bool may_block);
+/*
+ * Between begin and end: tell once more all that are registered by now. -EAGAIN: somebody declined, and the change must
+ * not be made; end follows in either case.
+ */
+int sublet__invalidate_again(struct sublet_mm *mm, struct sublet__invalidation *inv);
+/* The change is visible in the page table, or was not made. */
+void sublet__invalidate_end(struct sublet_mm *mm, struct sublet__invalidation *inv);
+/* Who, of those whose range touches the pages, declined last: copies its owner tag. false: nobody ever did. */
+bool sublet__notifier_decliner(struct sublet_mm *mm, uint32_t vpn, uint32_t pages, char owner[SUBLET_OWNER_BYTES]);
+/* How many touch the pages. */
+uint32_t sublet__notifier_count(struct sublet_mm *mm, uint32_t vpn, uint32_t pages);
+/* The mm ends: tell everybody, then remove all. Nobody can be added any more. */
+void sublet__notifiers_exit(struct sublet_mm *mm);
 
 /* ---- core/chaos.c ---- */
 /* Merge kernel mappings of an mm that has used most of its budget; cheap when it has not. */

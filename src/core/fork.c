@@ -25,8 +25,8 @@
 
 #include <errno.h>
 
-#define PIN_WAIT_NS (1 * SUBLET_SEC) /* in one fork: a device write in flight must end before the snapshot */
-#define PIN_POLL_NS (100 * SUBLET_US)
+#define PIN_WAIT_NS  (1 * SUBLET_SEC) /* in one fork: a device write in flight must end before the snapshot */
+#define PIN_POLL_NS  (100 * SUBLET_US)
 #define RUN_SEGMENTS 64u /* of one call to the platform: small, for the stack of a thread that forks */
 
 struct fork_run {
@@ -37,16 +37,18 @@ struct fork_run {
 };
 
 typedef int (*run_fn)(struct fork_run *run);
-typedef bool (*folio_wanted)(uint32_t word);
+typedef bool (*folio_wanted)(uint32_t word, uint32_t ref);
 
-static bool wanted_shared(uint32_t word)
+static bool wanted_shared(uint32_t word, uint32_t ref)
 {
-	/* Unlocked discardable memory is not accessible: there is nothing that a child could see. */
-	return !(word & FRAME_HELD) && word_state(word) == FRAME_MOVABLE;
+	/* Unlocked discardable memory is not accessible: there is nothing that a child could see. Nor is memory under
+	   a long-term pin, which no child inherits (core/longterm.c). */
+	return !(word & FRAME_HELD) && word_state(word) == FRAME_MOVABLE && !(ref & REF_LONG_MASK);
 }
 
-static bool wanted_held(uint32_t word)
+static bool wanted_held(uint32_t word, uint32_t ref)
 {
+	(void)ref;
 	/* What the program protected stays private until it is unprotected: nobody may read through it. */
 	return (word & FRAME_HELD) && !(word & FRAME_PROTECTED);
 }
@@ -70,12 +72,14 @@ static int block_runs(struct fork_run *run, uint32_t vpn, uint32_t pages, folio_
 		uint32_t word = 0;
 		bool take = false;
 		if (pte & PTE_PRESENT) {
-			word = a32_load_relaxed(&arena->frames[pte_pfn(pte)].word);
+			const struct sublet__frame *f = &arena->frames[pte_pfn(pte)];
+			word = a32_load_relaxed(&f->word);
 			step = 1u << word_order(word);
-			take = wanted(word);
+			take = wanted(word, a32_load_relaxed(&f->ref));
 		}
-		uint32_t flags = (sublet__mm_flagged(run->mm, at, step, PTE_LOCKED) ? SUBLET__MAP_LOCKED : 0) |
-				 ((word & FRAME_PROTECTED) ? SUBLET__MAP_PROTECTED : 0);
+		uint32_t flags =
+			(sublet__mm_flagged(run->mm, at, step, PTE_LOCKED) ? SUBLET__MAP_LOCKED : 0) |
+			((word & FRAME_PROTECTED) ? SUBLET__MAP_PROTECTED : 0);
 		if (run->count && (!take || flags != run->flags || run->count == RUN_SEGMENTS))
 			err = run_flush(run, fn);
 		if (take && !err) {
@@ -126,14 +130,22 @@ static bool run_is_pinned(const struct fork_run *run)
 
 static int run_privatize(struct fork_run *run)
 {
+	const struct sublet__segment *last = &run->segs[run->count - 1];
+	struct sublet__invalidation told;
+	uint32_t vpn = run->segs[0].vpn;
+
+	/* Devices that look here without a pin must let go too. Declined: waited for, like a pin. */
+	if (sublet__invalidate_begin(run->mm, &told, vpn, last->vpn + last->pages - vpn, SUBLET_NOTIFIER_MOVE, false))
+		return -EAGAIN;
 	/* HELD first: no new pin from here on. What a device still writes under one that is there would be
 	   lost: it goes to the frame, and the page may be a copy by then. */
 	run_hold(run, true);
-	int err = run_is_pinned(run) ? -EAGAIN :
-				       run->mm->config.ops->privatize(run->mm->config.ctx, run->segs, run->count,
-								      run->flags);
+	int err = run_is_pinned(run) ? -EAGAIN
+				     : run->mm->config.ops->privatize(run->mm->config.ctx, run->segs,
+								      run->count, run->flags);
 	if (err)
 		run_hold(run, false);
+	sublet__invalidate_end(run->mm, &told);
 	return err;
 }
 
@@ -167,6 +179,7 @@ static int block_begin(struct fork_run *run, uint32_t at, uint32_t count, uint64
 		if (err != -EAGAIN || *waited_ns >= PIN_WAIT_NS)
 			return err;
 		p->ops->sleep_ns(p->ctx, PIN_POLL_NS);
+		sublet__devices_check(run->mm->arena); /* one that hangs declines until it is reset (G11) */
 	}
 }
 
@@ -179,7 +192,8 @@ int sublet__mm_fork_begin(struct sublet_mm *mm)
 	/* seq_cst with the load in sublet__mm_populate and fork_restore; see the picture above */
 	a32_add_seq_cst(&mm->fork_pending, 1);
 	a32_store_seq_cst(&mm->fork_held, 1);
-	for_each_block(at, count, 0, used_pages(mm)) {
+	for_each_block(at, count, 0, used_pages(mm))
+	{
 		int err = block_begin(&run, at, count, &waited_ns);
 		if (err)
 			return err;
@@ -243,7 +257,8 @@ int sublet__mm_fork_restore(struct sublet_mm *mm, uint32_t epoch)
 	/* Cleared first: a fork that begins meanwhile sets it again, and is not overlooked. */
 	if (!a32_exchange_acq_rel(&mm->fork_held, 0))
 		return 0;
-	for_each_block(at, count, 0, used_pages(mm)) {
+	for_each_block(at, count, 0, used_pages(mm))
+	{
 		engine_lock(mm->arena, block_lock_of(mm, at));
 		if (fork_since(mm, epoch) || block_runs(&run, at, count, wanted_held, run_restore))
 			again = true; /* pinned, or no memory: the other blocks can be restored meanwhile */

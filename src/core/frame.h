@@ -27,14 +27,18 @@
  *   ISOLATED     nothing but order; belongs to one isolation       zone lock
  *   CLAIMED      a: slot in the claim table                        claim lock
  *
- * ref counts pins. FROZEN keeps new ones out: while the folio moves, and in every state but MOVABLE,
+ * ref counts pins, short and long-term ones apart: a long-term one is only ever taken under the block lock, when
+ * the folio lies in the normal zone (G3). FROZEN keeps new ones out: while the folio moves, and in every state but MOVABLE,
  * so that a pin that raced with a move can never take a reference on somebody else's folio that is
- * not mapped. WRITTEN remembers that a pin for writing was there since the flag was cleared.
+ * not mapped. PINNED remembers that a pin was there since the flag was cleared, WRITTEN that one for
+ * writing was.
  */
 #ifndef SUBLET_CORE_FRAME_H
 #define SUBLET_CORE_FRAME_H
 
 #include "core/atomic.h"
+
+#include <errno.h>
 
 struct sublet__frame {
 	sublet__a32 ref;
@@ -56,18 +60,22 @@ enum sublet__frame_state {
 	FRAME_CLAIMED,
 };
 
-#define FRAME_STATE_MASK 0x7u
-#define FRAME_HEAD (1u << 3)
+#define FRAME_STATE_MASK  0x7u
+#define FRAME_HEAD        (1u << 3)
 #define FRAME_ORDER_SHIFT 4
-#define FRAME_ORDER_MASK (0xfu << FRAME_ORDER_SHIFT)
-#define FRAME_ZERO (1u << 8)      /* every byte is known to be 0; free memory only */
-#define FRAME_HELD (1u << 9)      /* a child of fork() shares it: must not move or be reused */
-#define FRAME_PROTECTED (1u << 10) /* the program changed its protection: must not move */
-#define FRAME_DROPPABLE (1u << 11) /* part of a discardable mapping, locked or not */
+#define FRAME_ORDER_MASK  (0xfu << FRAME_ORDER_SHIFT)
+#define FRAME_ZERO        (1u << 8)  /* every byte is known to be 0; free memory only */
+#define FRAME_HELD        (1u << 9)  /* a child of fork() shares it: must not move or be reused */
+#define FRAME_PROTECTED   (1u << 10) /* the program changed its protection: must not move */
+#define FRAME_DROPPABLE   (1u << 11) /* part of a discardable mapping, locked or not */
 
-#define REF_FROZEN (1u << 31)
-#define REF_WRITTEN (1u << 30)
-#define REF_COUNT_MASK (REF_WRITTEN - 1)
+#define REF_FROZEN     (1u << 31)
+#define REF_WRITTEN    (1u << 30)
+#define REF_PINNED     (1u << 29)
+#define REF_LONG_ONE   (1u << 19) /* long-term pins count from here, short ones from 1 */
+#define REF_SHORT_MASK (REF_LONG_ONE - 1)
+#define REF_COUNT_MASK (REF_PINNED - 1)
+#define REF_LONG_MASK  (REF_COUNT_MASK & ~REF_SHORT_MASK)
 
 /* Keep new pins out, unless there are some. The caller holds the folio's block lock. */
 static inline bool ref_freeze(struct sublet__frame *f)
@@ -75,6 +83,34 @@ static inline bool ref_freeze(struct sublet__frame *f)
 	uint32_t ref = a32_load_relaxed(&f->ref);
 	/* acquire: pairs with the release in sublet_unpin, so that the pin's user is done (G2, G6) */
 	return !(ref & (REF_FROZEN | REF_COUNT_MASK)) && a32_cas_seq_cst(&f->ref, &ref, ref | REF_FROZEN);
+}
+
+/* Take one more reference of a class. -EAGAIN: FROZEN; -EBUSY: no more of that class can be counted. */
+static inline int ref_take(struct sublet__frame *f, uint32_t one, uint32_t mask, uint32_t write)
+{
+	uint32_t ref = a32_load_relaxed(&f->ref);
+
+	do {
+		if (ref & REF_FROZEN)
+			return -EAGAIN;
+		if ((ref & mask) == mask)
+			return -EBUSY;
+		/* seq_cst: pairs with ref_freeze; acquire: pairs with segment_publish and run_publish */
+	} while (!a32_cas_seq_cst(&f->ref, &ref, (ref + one) | write | REF_PINNED));
+	return 0;
+}
+
+/*
+ * Give a reference back. Ordinary memory under a pin (the arena was full) has none; should its owner have
+ * replaced it meanwhile, against the rules, the folio there now is somebody's that we never took.
+ */
+static inline void ref_drop(struct sublet__frame *f, uint32_t one, uint32_t mask)
+{
+	uint32_t ref = a32_load_relaxed(&f->ref);
+
+	/* release: pairs with ref_freeze */
+	while (!(ref & REF_FROZEN) && (ref & mask) && !a32_cas_acq_rel(&f->ref, &ref, ref - one))
+		;
 }
 
 static inline uint32_t frame_word(enum sublet__frame_state state, uint32_t order, uint32_t flags)

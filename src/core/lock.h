@@ -49,21 +49,26 @@ struct sublet__spin {
 #define SPIN_LOOKS 100u
 #define SPIN_SLEEP_NS 20000u
 
+static inline bool spin_try(struct sublet__spin *spin)
+{
+	uint32_t free_word = 0;
+	/* acquire; pairs with spin_drop */
+	return !a32_load_relaxed(&spin->word) && a32_cas_acq_rel(&spin->word, &free_word, 1);
+}
+
 static inline void spin_take(const struct sublet__platform *platform, struct sublet__spin *spin)
 {
 	for (;;) {
-		for (uint32_t i = 0; i < SPIN_LOOKS; i++) {
-			uint32_t free_word = 0;
-			if (!a32_load_relaxed(&spin->word) && a32_cas_acq_rel(&spin->word, &free_word, 1))
-				return; /* acquire; pairs with spin_drop */
-		}
+		for (uint32_t i = 0; i < SPIN_LOOKS; i++)
+			if (spin_try(spin))
+				return;
 		platform->ops->sleep_ns(platform->ctx, SPIN_SLEEP_NS);
 	}
 }
 
 static inline void spin_drop(struct sublet__spin *spin)
 {
-	a32_store_release(&spin->word, 0); /* pairs with spin_take */
+	a32_store_release(&spin->word, 0); /* pairs with spin_try */
 }
 
 static inline bool lock_is_held(const struct sublet__lock *lock)

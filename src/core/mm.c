@@ -19,8 +19,8 @@
 #include <errno.h>
 #include <string.h>
 
-#define UNMAP_RETRIES 10u
-#define UNMAP_WAIT_NS (10 * SUBLET_US) /* doubles: 10 ms all together */
+#define UNMAP_RETRIES 15u
+#define UNMAP_WAIT_NS (10 * SUBLET_US) /* doubles: 330 ms all together */
 
 /* ---- addresses ---- */
 
@@ -93,19 +93,6 @@ static void va_put(struct sublet_mm *mm, uint32_t unit, uint32_t count)
 static void *mm_address(const struct sublet_mm *mm, uint32_t vpn)
 {
 	return (void *)(uintptr_t)(mm->config.base + ((uint64_t)vpn << frames_bytes_shift(mm->arena)));
-}
-
-int sublet__mm_range(const struct sublet_mm *mm, const void *addr, uint64_t bytes, uint32_t *vpn, uint32_t *pages)
-{
-	uint32_t shift = frames_bytes_shift(mm->arena);
-	uint64_t window = (uint64_t)mm->config.pages << shift;
-	uint64_t offset = (uint64_t)(uintptr_t)addr - mm->config.base; /* wraps to something large below base */
-
-	if (bytes == 0 || offset >= window || bytes > window - offset)
-		return -EINVAL;
-	*vpn = (uint32_t)(offset >> shift);
-	*pages = (uint32_t)((offset + bytes - 1) >> shift) - *vpn + 1;
-	return 0;
 }
 
 bool sublet__mm_contains(const struct sublet_mm *mm, const void *addr, uint64_t bytes)
@@ -491,19 +478,29 @@ static bool blocks_freeze(struct sublet_mm *mm, uint32_t vpn, uint32_t pages)
 	return true;
 }
 
-/* False: something is pinned. Else *err says how it went. */
+/*
+ * False: something is pinned. Else *err says how it went. Notifiers are told when it is certain that the memory goes, with
+ * the block locks held: a callback waits for its device at most, and no device's work waits for those locks.
+ */
 static bool range_unmap_once(struct sublet_mm *mm, uint32_t vpn, uint32_t pages, int *err)
 {
+	struct sublet__invalidation told;
+
 	blocks_lock(mm, vpn, pages);
 	bool frozen = blocks_freeze(mm, vpn, pages);
 	if (frozen) {
-		*err = mm->config.ops->unmap(mm->config.ctx, vpn, pages);
+		*err = sublet__invalidate_begin(mm, &told, vpn, pages, SUBLET_NOTIFIER_UNMAP, true);
+		bool is_told = !*err; /* else a device that cannot be stopped may still write there */
+		if (is_told)
+			*err = mm->config.ops->unmap(mm->config.ctx, vpn, pages);
 		for_each_block(at, count, vpn, vpn + pages) {
 			if (*err)
 				sublet__mm_unfreeze(mm, at, count);
 			else
 				sublet__mm_strip(mm, at, count, 0);
 		}
+		if (is_told)
+			sublet__invalidate_end(mm, &told);
 	}
 	blocks_unlock(mm, vpn, pages);
 	return frozen;

@@ -9,13 +9,16 @@
  *
  *   lock the block
  *     take destinations                  may refuse: -ENOMEM, -ENOSPC; nothing has happened yet
+ *     tell notifiers                     may refuse: -EAGAIN, a device is at work; no translation is left (G4)
  *     [track, copy]                      pre-copy, while the program goes on writing (run_tracks)
- *     block                              accesses wait from here on
  *     freeze the folios                  may refuse: -EAGAIN, somebody pinned one (G6)
+ *     [tell notifiers again]             where somebody pinned since they were told (L5)
+ *     block                              accesses wait from here on
  *     copy [only what was written since]
  *     remap                              may refuse: the platform leaves all as it was (G5)
  *     publish entries                    no turning back
  *     wake
+ *     notifiers: it is over
  *     put the old frames
  *   unlock the block
  *
@@ -25,6 +28,19 @@
  * (L2) A folio pinned for writing at any time since its pre-copy began is copied again whole: a
  * device's write leaves no mark in the page table. The mark is REF_WRITTEN, cleared before track and
  * looked at when the folio is frozen.
+ *
+ * (L5) A registration cache keeps what it looked up under a pin, and waits for its callback instead of
+ * asking read_retry. So when a pin came and went between the callbacks and the freeze, they are called again:
+ *
+ *   mover                          who uses the cache
+ *   -----                          ------------------
+ *   clear REF_PINNED
+ *   callback: cache forgets
+ *                                  pin (sets REF_PINNED), register, cache remembers, unpin
+ *   freeze; REF_PINNED is set
+ *   callback: cache forgets
+ *   block, copy, publish
+ *                                  pin: waits for the mover, and finds the new frames
  */
 #include "core/engine.h"
 
@@ -43,6 +59,8 @@ struct run {
 	uint32_t src_runs;   /* kernel mappings now, and after the move */
 	uint32_t dst_runs;
 	bool tracked;
+	bool pinned; /* a folio was, between run_move's look at it and the freeze */
+	struct sublet__invalidation told;
 	uint64_t blocked_at_ns;
 	uint64_t dirty[ENGINE_BLOCK_PAGES / 64];
 	uint32_t count;
@@ -69,7 +87,9 @@ static int page_check(const struct run *r, uint32_t at, const struct sublet__win
 	const struct sublet__frame *f = &r->arena->frames[*head];
 	uint32_t word = a32_load_relaxed(&f->word);
 	*order = word_order(word);
-	if (word_state(word) != FRAME_MOVABLE || !in_range(range, *head, *order))
+	uint32_t first = a32_load_relaxed(&f->a);
+	if (word_state(word) != FRAME_MOVABLE || !in_range(range, *head, *order) ||
+	    (range->end_vpn && (first < range->first_vpn || first + (1u << *order) > range->end_vpn)))
 		return -ENOENT;
 	if (word & (FRAME_HELD | FRAME_PROTECTED))
 		return -EBUSY;
@@ -149,11 +169,15 @@ static void segments_add(struct run *r, uint32_t vpn, uint32_t pages, uint32_t d
 	}
 }
 
-static int destinations_take(struct run *r, bool anywhere)
+static int destinations_take(struct run *r, enum sublet__move_to to)
 {
-	static const uint32_t normal_first[ZONES] = { ZONE_NORMAL, ZONE_AREA };
-	static const uint32_t area_first[ZONES] = { ZONE_AREA, ZONE_NORMAL };
-	const uint32_t *zones = anywhere ? area_first : normal_first;
+	static const uint32_t order_of[][ZONES] = {
+		[MOVE_NORMAL_FIRST] = { ZONE_NORMAL, ZONE_AREA },
+		[MOVE_AREA_FIRST] = { ZONE_AREA, ZONE_NORMAL },
+		[MOVE_NORMAL_ONLY] = { ZONE_NORMAL, ZONE_NORMAL },
+		[MOVE_AREA_ONLY] = { ZONE_AREA, ZONE_AREA },
+	};
+	const uint32_t *zones = order_of[to];
 
 	for (uint32_t done = 0; done < r->pages;) {
 		uint32_t order = order_fitting(r->vpn + done, r->pages - done, r->arena->order_max);
@@ -193,12 +217,12 @@ static bool sources_each(struct run *r, uint32_t pages,
 	return true;
 }
 
-static bool written_clear(struct run *r, uint32_t at, struct sublet__frame *f)
+static bool pinned_clear(struct run *r, uint32_t at, struct sublet__frame *f)
 {
 	(void)r, (void)at;
-	/* Pairs with ref_take: a pin from here on sets it again (L2). One that is there already may have set
-	   it for a write that is still to come, and would leave no trace: the folio is not to move now. */
-	return !(a32_and_acq_rel(&f->ref, ~REF_WRITTEN) & REF_COUNT_MASK);
+	/* Pairs with ref_take: a pin from here on sets them again (L2, L5). One that is there already may have set
+	   them for a write that is still to come, and would leave no trace: the folio is not to move now. */
+	return !(a32_and_acq_rel(&f->ref, ~(REF_WRITTEN | REF_PINNED)) & REF_COUNT_MASK);
 }
 
 static bool source_unfreeze(struct run *r, uint32_t at, struct sublet__frame *f)
@@ -215,7 +239,9 @@ static bool source_freeze(struct run *r, uint32_t at, struct sublet__frame *f)
 		sources_each(r, at, source_unfreeze);
 		return false;
 	}
-	if (a32_load_relaxed(&f->ref) & REF_WRITTEN)
+	uint32_t ref = a32_load_relaxed(&f->ref);
+	r->pinned = r->pinned || (ref & REF_PINNED);
+	if (ref & REF_WRITTEN)
 		for (uint32_t i = 0; i < 1u << word_order(a32_load_relaxed(&f->word)); i++)
 			r->dirty[(at + i) / 64] |= 1ull << ((at + i) % 64);
 	return true;
@@ -290,7 +316,21 @@ static void sources_put(struct run *r)
 	}
 }
 
-/* Block, freeze, copy, remap, wake. Nothing is changed when it fails. */
+/* Freeze; whoever keeps what was looked up under a pin has forgotten it when this returns 0 (L5). */
+static int run_freeze(struct run *r)
+{
+	for (uint32_t i = 0; i < ENGINE_BLOCK_PAGES / 64; i++)
+		r->dirty[i] = 0;
+	r->pinned = false;
+	if (!sources_each(r, r->pages, source_freeze))
+		return -EAGAIN;
+	int err = r->pinned ? sublet__invalidate_again(r->mm, &r->told) : 0;
+	if (err)
+		sources_each(r, r->pages, source_unfreeze);
+	return err;
+}
+
+/* Block, copy, remap, wake, all of it frozen. Nothing is changed when it fails. */
 static int run_switch(struct run *r)
 {
 	const struct sublet__mm_ops *ops = r->mm->config.ops;
@@ -301,12 +341,6 @@ static int run_switch(struct run *r)
 	err = ops->block(ctx, r->vpn, r->pages);
 	if (err)
 		goto unblock;
-	for (uint32_t i = 0; i < ENGINE_BLOCK_PAGES / 64; i++)
-		r->dirty[i] = 0;
-	if (!sources_each(r, r->pages, source_freeze)) {
-		err = -EAGAIN;
-		goto unblock;
-	}
 	if (r->tracked) {
 		ops->dirty(ctx, r->vpn, r->pages, r->dirty);
 		uint32_t copied = run_recopy(r);
@@ -316,10 +350,8 @@ static int run_switch(struct run *r)
 		run_copy(r);
 	}
 	err = ops->remap(ctx, r->segs, r->count, r->map_flags);
-	if (err) {
-		sources_each(r, r->pages, source_unfreeze);
+	if (err)
 		goto unblock;
-	}
 	run_publish(r);
 	ops->wake(ctx, r->vpn, r->pages);
 	sublet__histogram_add(&r->arena->blocked_ns, engine_now(r->arena) - r->blocked_at_ns);
@@ -327,6 +359,7 @@ static int run_switch(struct run *r)
 
 unblock:
 	ops->unblock(ctx, r->vpn, r->pages);
+	sources_each(r, r->pages, source_unfreeze);
 	return err;
 }
 
@@ -349,10 +382,35 @@ static bool run_tracks(const struct run *r)
 	return false;
 }
 
+/* Copy while the program goes on writing, where that pays. */
+static void run_precopy(struct run *r)
+{
+	struct sublet_mm *mm = r->mm;
+
+	if (!run_tracks(r))
+		return;
+	/* Without it the copy is made while blocked, which is always right. */
+	r->tracked = !mm->config.ops->track(mm->config.ctx, r->vpn, r->pages);
+	if (r->tracked)
+		run_copy(r);
+}
+
+/* Everybody is told: move, unless somebody pins a folio before it is frozen. */
+static int run_told(struct run *r)
+{
+	run_precopy(r);
+	int err = run_freeze(r);
+	if (!err)
+		return run_switch(r);
+	if (r->tracked)
+		r->mm->config.ops->unblock(r->mm->config.ctx, r->vpn, r->pages);
+	return err;
+}
+
 static int run_move(struct run *r, const struct sublet__window_range *range)
 {
 	struct sublet_mm *mm = r->mm;
-	int err = destinations_take(r, range->dst_anywhere);
+	int err = destinations_take(r, range->to);
 
 	if (err)
 		return err;
@@ -364,17 +422,14 @@ static int run_move(struct run *r, const struct sublet__window_range *range)
 		destinations_put(r);
 		return -ENOSPC;
 	}
-	if (run_tracks(r)) {
-		if (!sources_each(r, r->pages, written_clear)) {
-			destinations_put(r);
-			return -EAGAIN;
-		}
-		err = mm->config.ops->track(mm->config.ctx, r->vpn, r->pages);
-		r->tracked = !err; /* without it the copy is made while blocked, which is always right */
-		if (r->tracked)
-			run_copy(r);
+	/* Whoever declines is no worse than a pin: back out, come back later. */
+	err = sources_each(r, r->pages, pinned_clear) ? 0 : -EAGAIN;
+	if (!err)
+		err = sublet__invalidate_begin(mm, &r->told, r->vpn, r->pages, SUBLET_NOTIFIER_MOVE, false);
+	if (!err) {
+		err = run_told(r);
+		sublet__invalidate_end(mm, &r->told);
 	}
-	err = run_switch(r);
 	if (err) {
 		destinations_put(r);
 		return err;
@@ -395,7 +450,7 @@ static bool block_take(struct sublet_mm *mm, uint32_t vpn, bool nowait)
 }
 
 /* Block lock held: move the run around vpn. */
-static int64_t move_locked(struct sublet_mm *mm, uint32_t vpn, const struct sublet__window_range *range)
+int64_t sublet__move_locked(struct sublet_mm *mm, uint32_t vpn, const struct sublet__window_range *range)
 {
 	struct sublet_arena *arena = mm->arena;
 	struct run r;
@@ -422,7 +477,7 @@ int64_t sublet__move_page(struct sublet_mm *mm, uint32_t vpn, const struct suble
 {
 	if (!block_take(mm, vpn, range->nowait))
 		return -EAGAIN;
-	int64_t moved = move_locked(mm, vpn, range);
+	int64_t moved = sublet__move_locked(mm, vpn, range);
 	engine_unlock(mm->arena, block_lock_of(mm, vpn));
 	return moved;
 }
@@ -463,7 +518,7 @@ int64_t sublet__move_folio(struct sublet_arena *arena, uint32_t pfn, const struc
 
 	if (!mm)
 		return err;
-	int64_t moved = move_locked(mm, vpn, range);
+	int64_t moved = sublet__move_locked(mm, vpn, range);
 	engine_unlock(arena, block_lock_of(mm, vpn));
 	return moved;
 }
@@ -487,10 +542,14 @@ int64_t sublet__drop_folio(struct sublet_arena *arena, uint32_t pfn, const struc
 			break;
 		end += 1u << word_order(word);
 	}
-	if (end > vpn) {
+	struct sublet__invalidation told;
+	if (end > vpn)
+		err = sublet__invalidate_begin(mm, &told, vpn, end - vpn, SUBLET_NOTIFIER_DISCARD, false);
+	if (end > vpn && !err) {
 		sublet__mm_strip(mm, vpn, end - vpn, PTE_DROPPED);
 		a64_add_relaxed(&arena->counters.dropped_frames, end - vpn);
+		sublet__invalidate_end(mm, &told);
 	}
 	engine_unlock(arena, block_lock_of(mm, vpn));
-	return end - vpn;
+	return err ? err : (int64_t)(end - vpn);
 }

@@ -8,8 +8,8 @@
  *
  *   pin                                     move (block lock held)
  *   ---                                     ----
- *   read entry -> folio F                   block accesses
- *   F.ref: +1, unless FROZEN                F.ref: 0 -> FROZEN, unless there are pins
+ *   read entry -> folio F                   F.ref: 0 -> FROZEN, unless there are pins
+ *   F.ref: +1, unless FROZEN                block accesses
  *   read entry and F's head again           copy, remap, entry -> F'
  *
  *   +1 before FROZEN: the mover sees the pin, backs out, and comes back later.
@@ -23,36 +23,20 @@
  */
 #include "core/engine.h"
 
+#include <sublet/notifier.h>
 #include <sublet/pin.h>
 
 #include <errno.h>
 
-#define PIN_SLOW 1 /* the fast path could not decide */
-
-static bool ref_take(struct sublet__frame *f, uint32_t write, int *err)
-{
-	uint32_t ref = a32_load_relaxed(&f->ref);
-
-	do {
-		if (ref & REF_FROZEN) {
-			*err = PIN_SLOW;
-			return false;
-		}
-		if ((ref & REF_COUNT_MASK) == REF_COUNT_MASK) {
-			*err = -EBUSY;
-			return false;
-		}
-		/* seq_cst: pairs with ref_freeze; acquire: pairs with segment_publish and run_publish */
-	} while (!a32_cas_seq_cst(&f->ref, &ref, (ref + 1) | write));
-	return true;
-}
+#define PIN_FLAGS ((uint32_t)(SUBLET_PIN_READ | SUBLET_PIN_WRITE | SUBLET_PIN_NOWAIT | SUBLET_PIN_LONGTERM))
+#define PIN_SLOW  1 /* the fast path could not decide */
 
 /* Try to pin the folio under vpn; *next becomes the first page after it. 0, PIN_SLOW, -EFAULT, -EBUSY. */
 static int folio_pin(struct sublet_mm *mm, uint32_t vpn, uint32_t write, uint32_t *next)
 {
 	struct sublet_arena *arena = mm->arena;
 	uint32_t pte = a32_load_acquire(&mm->pte[vpn]); /* pairs with segment_publish and run_publish */
-	int err = 0;
+	int err;
 
 	if (!(pte & PTE_PRESENT) || (pte & PTE_HOLE))
 		return pte == PTE_PLAIN ? (*next = vpn + 1, 0) : -EFAULT;
@@ -60,8 +44,9 @@ static int folio_pin(struct sublet_mm *mm, uint32_t vpn, uint32_t write, uint32_
 	if (head == ENGINE_NONE)
 		return PIN_SLOW;
 	struct sublet__frame *f = &arena->frames[head];
-	if (!ref_take(f, write, &err))
-		return err;
+	err = ref_take(f, 1, REF_SHORT_MASK, write);
+	if (err)
+		return err == -EAGAIN ? PIN_SLOW : err;
 
 	uint32_t word = a32_load_acquire(&f->word);
 	if ((a32_load_seq_cst(&mm->pte[vpn]) & ~PTE_FLAGS) != (pte & ~PTE_FLAGS) || !(word & FRAME_HEAD) ||
@@ -94,19 +79,6 @@ static int folio_pin_slow(struct sublet_mm *mm, uint32_t vpn, uint32_t write, bo
 	return err == PIN_SLOW ? -EFAULT : err;
 }
 
-/*
- * Give a reference back. Ordinary memory under a pin (the arena was full) has none; should its owner have
- * replaced it meanwhile, against the rules, the folio there now is somebody's that we never took.
- */
-static void ref_drop(struct sublet__frame *f)
-{
-	uint32_t ref = a32_load_relaxed(&f->ref);
-
-	/* release: pairs with ref_freeze */
-	while (!(ref & REF_FROZEN) && (ref & REF_COUNT_MASK) && !a32_cas_acq_rel(&f->ref, &ref, ref - 1))
-		;
-}
-
 static void pages_unpin(struct sublet_mm *mm, uint32_t vpn, uint32_t end)
 {
 	struct sublet_arena *arena = mm->arena;
@@ -119,41 +91,179 @@ static void pages_unpin(struct sublet_mm *mm, uint32_t vpn, uint32_t end)
 		}
 		struct sublet__frame *f = &arena->frames[sublet__frame_head(arena, pte_pfn(pte))];
 		uint32_t next = a32_load_relaxed(&f->a) + (1u << word_order(a32_load_relaxed(&f->word)));
-		ref_drop(f);
+		ref_drop(f, 1, REF_SHORT_MASK);
 		vpn = next;
 	}
 }
 
-int sublet_pin(struct sublet_mm *mm, const void *addr, uint64_t bytes, uint32_t flags, struct sublet_pin *pin)
+/* All or nothing. */
+static int pages_pin(struct sublet_mm *mm, uint32_t vpn, uint32_t pages, uint32_t flags)
 {
-	uint32_t vpn, pages, write = (flags & SUBLET_PIN_WRITE) ? REF_WRITTEN : 0;
-	bool nowait = flags & SUBLET_PIN_NOWAIT;
+	uint32_t write = (flags & SUBLET_PIN_WRITE) ? REF_WRITTEN : 0;
 
-	*pin = (struct sublet_pin){ 0 };
-	if (!(flags & (SUBLET_PIN_READ | SUBLET_PIN_WRITE)) ||
-	    (flags & ~(uint32_t)(SUBLET_PIN_READ | SUBLET_PIN_WRITE | SUBLET_PIN_NOWAIT)) ||
-	    sublet__mm_range(mm, addr, bytes, &vpn, &pages))
-		return -EINVAL;
 	for (uint32_t at = vpn, next = vpn; at < vpn + pages; at = next) {
 		int err = folio_pin(mm, at, write, &next);
 		if (err == PIN_SLOW)
-			err = folio_pin_slow(mm, at, write, nowait, &next);
+			err = folio_pin_slow(mm, at, write, flags & SUBLET_PIN_NOWAIT, &next);
 		if (err) {
 			pages_unpin(mm, vpn, at);
 			return err;
 		}
 	}
-	*pin = (struct sublet_pin){ .mm = mm, .first = vpn, .pages = pages };
+	return 0;
+}
+
+static int pin_long(struct sublet_mm *mm, uint32_t vpn, uint32_t pages, struct sublet_pin *pin,
+		    const char *owner)
+{
+	uint32_t shift = frames_bytes_shift(mm->arena);
+	uint64_t limit = a64_load_relaxed(&mm->longterm_limit_pages);
+	uint64_t used = a64_add_relaxed(&mm->longterm_pages, pages);
+	int err = -ENOMEM;
+
+	if (used + pages > limit) {
+		pin->longterm_bytes = used << shift;
+		pin->longterm_limit_bytes = limit << shift;
+		goto uncharge;
+	}
+	err = -ENOSPC;
+	pin->record = sublet__pin_list_add(mm, pin->addr, pin->bytes, pin->flags, owner ? owner : "pin");
+	if (pin->record == PIN_UNLISTED)
+		goto uncharge;
+	err = sublet__longterm_pin(mm, vpn, pages, pin->flags);
+	if (!err)
+		return 0;
+	sublet__pin_list_remove(mm->arena, pin->record);
+uncharge:
+	a64_sub_relaxed(&mm->longterm_pages, pages);
+	return err;
+}
+
+int sublet_pin(struct sublet_mm *mm, const void *addr, uint64_t bytes, uint32_t flags, const char *owner,
+	       struct sublet_pin *pin)
+{
+	uint32_t vpn, pages;
+
+	pin->mm = NULL;
+	pin->longterm_bytes = pin->longterm_limit_bytes = 0;
+	if (!(flags & (SUBLET_PIN_READ | SUBLET_PIN_WRITE)) || (flags & ~PIN_FLAGS) ||
+	    sublet__mm_range(mm, addr, bytes, &vpn, &pages))
+		return -EINVAL;
+	*pin = (struct sublet_pin){ .first = vpn,
+				    .pages = pages,
+				    .record = PIN_UNLISTED,
+				    .flags = flags,
+				    .addr = (uint64_t)(uintptr_t)addr,
+				    .bytes = bytes };
+	int err = (flags & SUBLET_PIN_LONGTERM) ? pin_long(mm, vpn, pages, pin, owner)
+						: pages_pin(mm, vpn, pages, flags);
+	if (err)
+		return err;
+	if (owner && !(flags & SUBLET_PIN_LONGTERM))
+		pin->record = sublet__pin_list_add(mm, pin->addr, bytes, flags, owner);
+	pin->mm = mm;
 	return 0;
 }
 
 int sublet_unpin(struct sublet_pin *pin)
 {
 	struct sublet_mm *mm = pin->mm;
+	uint32_t vpn = (uint32_t)pin->first, pages = (uint32_t)pin->pages;
 
-	if (!mm || !pin->pages)
+	if (!mm || !pages)
 		return -EINVAL;
 	pin->mm = NULL;
-	pages_unpin(mm, (uint32_t)pin->first, (uint32_t)(pin->first + pin->pages));
+	if (pin->record != PIN_UNLISTED)
+		sublet__pin_list_remove(mm->arena, pin->record);
+	if (!(pin->flags & SUBLET_PIN_LONGTERM)) {
+		pages_unpin(mm, vpn, vpn + pages);
+		return 0;
+	}
+	sublet__longterm_unpin(mm, vpn, pages);
+	a64_sub_relaxed(&mm->longterm_pages, pages);
 	return 0;
+}
+
+void sublet_pin_limit(struct sublet_mm *mm, uint64_t bytes)
+{
+	a64_store_relaxed(&mm->longterm_limit_pages, bytes >> frames_bytes_shift(mm->arena));
+}
+
+/* ---- where the bytes are ---- */
+
+/*
+ * Where pages [vpn, end) begin to be, for as long as nothing moves them: *pfn, and as the answer how many of them are
+ * one after the other in one folio; or -errno.
+ */
+static int pages_find(struct sublet_mm *mm, uint32_t vpn, uint32_t end, uint32_t *pfn)
+{
+	struct sublet_arena *arena = mm->arena;
+	uint32_t pte = a32_load_acquire(&mm->pte[vpn]),
+		 n = 1; /* pairs with segment_publish and run_publish */
+
+	if (!(pte & PTE_PRESENT) || (pte & PTE_HOLE))
+		return -EFAULT;
+	*pfn = pte_pfn(pte);
+	uint32_t head = sublet__frame_head(arena, *pfn);
+	if (head == ENGINE_NONE)
+		return -EAGAIN;
+	uint32_t word = a32_load_acquire(&arena->frames[head].word),
+		 ref = a32_load_acquire(&arena->frames[head].ref);
+	if (word_state(word) == FRAME_DISCARDABLE)
+		return -EFAULT;
+	if (word_state(word) != FRAME_MOVABLE || (ref & REF_FROZEN))
+		return -EAGAIN;
+	if (word & FRAME_HELD)
+		return -EBUSY;
+	uint32_t most = min_u32(end - vpn, max_u32(head + (1u << word_order(word)), *pfn + 1) - *pfn);
+	while (n < most && (a32_load_acquire(&mm->pte[vpn + n]) & ~(PTE_FLAGS & ~(PTE_PRESENT | PTE_HOLE))) ==
+				   pte_make(*pfn + n, 0))
+		n++;
+	return (int)n;
+}
+
+/* Fill in extents of [addr + from, addr + bytes). What is in the way of the first one is the answer. */
+static int extents_fill(struct sublet_mm *mm, uint64_t addr, uint64_t bytes, uint64_t from,
+			struct sublet_extent *extents, uint32_t count)
+{
+	uint32_t shift = frames_bytes_shift(mm->arena), n = 0, pfn;
+	uint64_t page_bytes = 1ull << shift, base = mm->config.base, end = addr + bytes;
+	uint32_t end_vpn = (uint32_t)((end - base + page_bytes - 1) >> shift);
+
+	for (uint64_t at = addr + from; at < end;) {
+		uint32_t vpn = (uint32_t)((at - base) >> shift);
+		int pages = pages_find(mm, vpn, end_vpn, &pfn);
+		if (pages < 0)
+			return n ? (int)n : pages;
+		uint64_t next = base + ((uint64_t)(vpn + (uint32_t)pages) << shift);
+		uint64_t offset = ((uint64_t)pfn << shift) + (at & (page_bytes - 1));
+		next = next < end ? next : end;
+		if (n && extents[n - 1].offset_bytes + extents[n - 1].bytes == offset)
+			extents[n - 1].bytes += next - at;
+		else if (n < count)
+			extents[n++] = (struct sublet_extent){ offset, next - at };
+		else
+			break;
+		at = next;
+	}
+	return (int)n;
+}
+
+int sublet_pin_extents(const struct sublet_pin *pin, uint64_t from_bytes, struct sublet_extent *extents,
+		       uint32_t count)
+{
+	if (!pin->mm || from_bytes > pin->bytes || !count || count > INT32_MAX)
+		return -EINVAL;
+	return extents_fill(pin->mm, pin->addr, pin->bytes, from_bytes, extents, count);
+}
+
+int sublet_mm_extents(struct sublet_mm *mm, const void *addr, uint64_t bytes, uint64_t from_bytes,
+		      struct sublet_extent *extents, uint32_t count)
+{
+	uint32_t vpn, pages;
+
+	if (sublet__mm_range(mm, addr, bytes, &vpn, &pages) || from_bytes > bytes || !count ||
+	    count > INT32_MAX)
+		return -EINVAL;
+	return extents_fill(mm, (uint64_t)(uintptr_t)addr, bytes, from_bytes, extents, count);
 }

@@ -44,6 +44,7 @@ enum sublet__map_flags {
 struct sublet__platform_ops {
 	/* ---- time and waiting ---- */
 	uint64_t (*now_ns)(void *ctx); /* monotonic */
+	uint64_t (*coarse_ns)(void *ctx); /* the same clock, some milliseconds late, but cheap */
 	void (*sleep_ns)(void *ctx, uint64_t ns);
 	/*
 	 * Sleep while *word == expected, at most timeout_ns (UINT64_MAX: no limit). May return early for
@@ -133,6 +134,11 @@ struct sublet__mm_ops {
 	 */
 	int (*privatize)(void *mm, const struct sublet__segment *segs, uint32_t count, uint32_t flags);
 	int (*restore)(void *mm, const struct sublet__segment *segs, uint32_t count, uint32_t flags);
+	/*
+	 * Whether a child of fork() has the range at all (it has from the start, and again after every map, remap
+	 * and privatize). -ENOMEM: no kernel mapping left; as before.
+	 */
+	int (*inherit)(void *mm, uint32_t vpn, uint32_t pages, bool inherit);
 };
 
 enum sublet__mm_features {

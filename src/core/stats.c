@@ -7,6 +7,8 @@
  */
 #include "core/engine.h"
 
+#include <sublet/notifier.h>
+
 #include <errno.h>
 #include <string.h>
 
@@ -99,9 +101,34 @@ static void counters_read(struct sublet_arena *arena, struct sublet_stats *s)
 	s->forks = a64_load_relaxed(&n->forks);
 }
 
-int sublet_arena_stats(struct sublet_arena *arena, struct sublet_stats *stats)
+/* What is counted per address space. */
+static void mms_read(struct sublet_arena *arena, struct sublet_stats *s)
 {
 	uint32_t shift = frames_bytes_shift(arena), mms = a32_load_acquire(&arena->mm_count);
+
+	for (uint32_t i = 0; i < mms; i++) {
+		struct sublet_mm *mm = arena->mm[i];
+		struct sublet_notifier_stats n = { SUBLET_OPTIONS(sublet_notifier_stats) };
+		uint64_t limit = a64_load_relaxed(&mm->longterm_limit_pages) << shift;
+		int err = sublet_notifier_stats(mm, &n);
+
+		(void)err; /* refuses a size that is not set, and nothing else */
+		s->mapping_count += a32_load_relaxed(&mm->mapping_count);
+		s->mapping_limit += mm->config.mapping_limit;
+		s->children += a32_load_relaxed(&mm->child_pid) != 0;
+		s->longterm_bytes += a64_load_relaxed(&mm->longterm_pages) << shift;
+		s->longterm_limit_bytes += limit < UINT64_MAX - s->longterm_limit_bytes
+						   ? limit
+						   : UINT64_MAX - s->longterm_limit_bytes;
+		s->notifiers += n.registered;
+		s->invalidations += n.invalidations;
+		s->invalidations_declined += n.declined;
+	}
+}
+
+int sublet_arena_stats(struct sublet_arena *arena, struct sublet_stats *stats)
+{
+	uint32_t shift = frames_bytes_shift(arena);
 	uint64_t bytes[ACCOUNTS], size = stats->size_bytes;
 	struct sublet_stats s = { .size_bytes = size };
 
@@ -124,11 +151,7 @@ int sublet_arena_stats(struct sublet_arena *arena, struct sublet_stats *stats)
 	s.normal_used_bytes = s.normal_bytes - s.normal_free_bytes;
 	s.lent_bytes = a64_load_relaxed(&arena->lent_frames) << shift;
 	s.plain_bytes = (a64_load_relaxed(&arena->plain_pages) << shift) + a64_load_relaxed(&arena->outside_bytes);
-	for (uint32_t i = 0; i < mms; i++) {
-		s.mapping_count += a32_load_relaxed(&arena->mm[i]->mapping_count);
-		s.mapping_limit += arena->mm[i]->config.mapping_limit;
-		s.children += a32_load_relaxed(&arena->mm[i]->child_pid) != 0;
-	}
+	mms_read(arena, &s);
 	counters_read(arena, &s);
 	histogram_read(&arena->claim_ns, &s.claim_ns);
 	histogram_read(&arena->blocked_ns, &s.blocked_ns);

@@ -9,6 +9,7 @@
  *       mapped folio that knows it                                                            (G1, G9)
  *   V5  claims in the table cover exactly the CLAIMED frames
  *   V6  lent and plain counters equal the page tables
+ *   V7  each notifier is in the bin of its range, and quiet where no invalidation runs         (G4)
  *
  * Nothing else may run meanwhile, but for threads that only read and write memory.
  */
@@ -93,7 +94,10 @@ static bool mapped_check(struct verify *v, uint32_t pfn, uint32_t word)
 		if (!(pte & PTE_PRESENT) || pte_pfn(pte) != pfn + i)
 			return fail(v, "entry does not lead to its frame", pfn + i, pfn + i, pte_pfn(pte));
 	}
-	bool frozen = a32_load_relaxed(&arena->frames[pfn].ref) & REF_FROZEN;
+	uint32_t ref = a32_load_relaxed(&arena->frames[pfn].ref);
+	if ((ref & REF_LONG_MASK) && zone_of(arena, pfn) == &arena->zone[ZONE_AREA])
+		return fail(v, "long-term pin in the area (G3)", pfn, 0, 1);
+	bool frozen = ref & REF_FROZEN;
 	if (frozen != (word_state(word) == FRAME_DISCARDABLE))
 		return fail(v, "mapped folio frozen", pfn, !frozen, frozen);
 	return true;
@@ -237,6 +241,16 @@ static bool claims_check(struct verify *v)
 	return claimed == in_table ? true : fail(v, "claimed frames", 0, in_table, claimed);
 }
 
+static bool notifiers_check(struct verify *v)
+{
+	for (uint32_t i = 0; i < a32_load_relaxed(&v->arena->mm_count); i++) {
+		const char *what = sublet__notifier_index_check(v->arena->mm[i]);
+		if (what)
+			return fail(v, what, i, 0, 1);
+	}
+	return true;
+}
+
 int sublet__arena_verify(struct sublet_arena *arena, char *text, size_t bytes)
 {
 	struct verify v = { .arena = arena, .text = text, .bytes = bytes };
@@ -246,6 +260,6 @@ int sublet__arena_verify(struct sublet_arena *arena, char *text, size_t bytes)
 		ok = pageblock_check(&v, pb);
 	for (uint32_t z = 0; ok && z < ZONES; z++)
 		ok = zone_check(&v, &arena->zone[z]);
-	ok = ok && tables_check(&v) && claims_check(&v);
+	ok = ok && tables_check(&v) && claims_check(&v) && notifiers_check(&v);
 	return ok ? 0 : -EUCLEAN;
 }

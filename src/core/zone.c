@@ -188,7 +188,14 @@ static uint32_t folio_take_once(struct sublet_arena *arena, uint32_t order, cons
 
 static uint32_t folio_take(struct sublet_arena *arena, uint32_t order, const uint32_t zones[ZONES], bool zero_first)
 {
-	uint32_t pfn = folio_take_once(arena, order, zones, zero_first);
+	uint32_t pfn = ENGINE_NONE;
+
+	/* What allocators ask for, by the shortest way. */
+	if (zones[0] == ZONE_AREA && cache_holds(arena, 1u << order))
+		pfn = sublet__cache_take(arena);
+	if (pfn != ENGINE_NONE)
+		return pfn;
+	pfn = folio_take_once(arena, order, zones, zero_first);
 
 	/* The last free memory may lie in the caches of other threads. */
 	if (pfn == ENGINE_NONE && (order == arena->unit_order || order == 0)) {
@@ -271,15 +278,15 @@ static void heads_clear(struct sublet_arena *arena, uint32_t pfn, uint32_t end)
 void sublet__frames_put(struct sublet_arena *arena, uint32_t pfn, uint32_t frames, enum sublet__account from)
 {
 	struct sublet__zone *zone = zone_of(arena, pfn);
-	uint32_t zone_end = zone->first_pfn + zone->frames;
 
+	if (cache_holds(arena, frames) && !(pfn & (frames - 1)) && zone == &arena->zone[ZONE_AREA] &&
+	    from == ACCOUNT_MOVABLE && sublet__cache_put(arena, pfn))
+		return;
+	uint32_t zone_end = zone->first_pfn + zone->frames;
 	if (pfn + frames > zone_end) { /* the end of the area and the start of the normal zone, in one run */
 		sublet__frames_put(arena, zone_end, pfn + frames - zone_end, from);
 		frames = zone_end - pfn;
 	}
-	if (zone == &arena->zone[ZONE_AREA] && cache_holds(arena, frames) && pfn % frames == 0 &&
-	    from == ACCOUNT_MOVABLE && sublet__cache_put(arena, pfn))
-		return;
 	sublet__folios_free(arena, pfn, frames, from);
 }
 

@@ -123,7 +123,8 @@ static void undo(struct sublet__instance *in, enum step step)
 	if (step >= STEP_PLATFORM)
 		sublet__linux_platform_stop(&in->platform);
 	if (step >= STEP_MM)
-		sublet__linux_mm_close(&in->mm);
+		for (uint32_t i = in->mms; i-- > 0;)
+			sublet__linux_mm_close(&in->mm[i]);
 	if (step >= STEP_ENGINE)
 		sublet__arena_fini(in->arena);
 	if (step >= STEP_BACKING)
@@ -138,7 +139,7 @@ static int engine_open(struct sublet__instance *in, const struct sublet_arena_op
 			.ops = &sublet__linux_platform_ops,
 			.ctx = &in->platform,
 			.frame_shift = in->backing.frame_shift,
-			.run_pages_max = sublet__linux_mm_run_pages(&in->mm),
+			.run_pages_max = sublet__linux_mm_run_pages(&in->mm[0]),
 			.workers = in->platform.workers,
 		},
 		.area_frames = (uint32_t)(o->area_bytes >> in->backing.frame_shift),
@@ -151,7 +152,7 @@ static int engine_open(struct sublet__instance *in, const struct sublet_arena_op
 	if (err)
 		return err;
 	sublet__arena_set_owner(in->arena, in);
-	struct sublet__mm_config mm_config = sublet__linux_mm_config(&in->mm, (uint32_t)o->mapping_limit);
+	struct sublet__mm_config mm_config = sublet__linux_mm_config(&in->mm[0], (uint32_t)o->mapping_limit);
 	struct sublet_mm *mm;
 	err = sublet__mm_create(in->arena, &mm_config, &mm);
 	if (!err)
@@ -198,10 +199,11 @@ static int build(struct sublet__instance *in, const struct sublet_arena_options 
 	if (err)
 		goto out;
 	step = STEP_BACKING;
-	err = sublet__linux_mm_open(&in->mm, &in->backing, o->technique,
+	err = sublet__linux_mm_open(&in->mm[0], &in->backing, o->technique,
 				    window_is_given ? o->window_bytes : window_bytes_fitting(o));
 	if (err)
 		goto out;
+	in->mms = 1;
 	step = STEP_MM;
 	err = sublet__linux_platform_start(&in->platform, in->backing.linear, in->backing.frame_shift, o->workers);
 	if (err)
@@ -262,8 +264,45 @@ void sublet_arena_destroy(struct sublet_arena *arena)
 	sublet__chaos_stop(in);
 	sublet__zeroer_stop(in);
 	sublet__fork_remove(in);
+	sublet__arena_exit(in->arena);
 	undo(in, STEP_ENGINE);
 	pthread_setcancelstate(cancel_state, NULL);
+}
+
+/* ---- further address spaces ---- */
+
+/* Under the lock of fork.c: no fork sees half of it. */
+static int mm_create(struct sublet__instance *in)
+{
+	struct sublet__linux_mm *mm = &in->mm[in->mms];
+	struct sublet_mm *engine_mm;
+
+	if (in->mms == SUBLET__MMS_MAX)
+		return -ENOSPC;
+	int err = sublet__linux_mm_open(mm, &in->backing, in->mm[0].technique, in->mm[0].bytes);
+	if (err)
+		return err;
+	uint32_t limit = (uint32_t)(in->mapping_limit / SUBLET__MMS_MAX);
+	struct sublet__mm_config config = sublet__linux_mm_config(mm, limit);
+	err = sublet__mm_create(in->arena, &config, &engine_mm);
+	if (err)
+		sublet__linux_mm_close(mm);
+	return err;
+}
+
+int sublet_arena_mm_add(struct sublet_arena *arena, struct sublet_mm **mm)
+{
+	struct sublet__instance *in = sublet__instance_of(arena);
+	int err = -EBUSY;
+
+	/* Companions have a table of descriptors of their own, in which a new mm's would be missing. */
+	sublet__lock(&in->companion_lock);
+	if (!in->companions)
+		err = sublet__fork_add_mm(in, mm_create);
+	if (!err)
+		*mm = sublet__arena_mm(arena, in->mms - 1);
+	sublet__unlock(&in->companion_lock);
+	return err;
 }
 
 /* ---- questions ---- */
@@ -279,7 +318,7 @@ int sublet_arena_info(struct sublet_arena *arena, struct sublet_arena_info *info
 	all = (struct sublet_arena_info){
 		.size_bytes = info->size_bytes,
 		.backing = in->backing.kind,
-		.technique = in->mm.technique,
+		.technique = in->mm[0].technique,
 		.frame_bytes = (uint64_t)1 << in->backing.frame_shift,
 		.area_bytes = in->area_bytes,
 		.normal_bytes = in->normal_bytes,

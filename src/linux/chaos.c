@@ -11,6 +11,7 @@
 
 #include <errno.h>
 
+#define MMS_PICKED 4u
 #define CLAIM_EVERY 16u
 #define CLAIM_MIN_BYTES (64 * SUBLET_KIB)
 #define CLAIM_DEADLINE_NS (20 * SUBLET_MS)
@@ -39,16 +40,18 @@ static void claim_some(struct sublet__instance *in, uint64_t random)
 static void *chaos_main(void *arg)
 {
 	struct sublet__instance *in = arg;
-	struct sublet_mm *mm = sublet__arena_mm(in->arena, 0);
 	uint64_t state = in->chaos.seed;
 
 	/* Pairs with sublet__chaos_stop. */
 	while (a32_load_acquire(&in->chaos.running)) {
 		sublet__futex_wait(&in->chaos.running, 1, in->chaos.period_ns);
 		uint64_t random = next_random(&state);
-		if (random % CLAIM_EVERY)
+		if (random % CLAIM_EVERY) {
+			/* Any address space: the first one where the number is too large. */
+			struct sublet_mm *mm = sublet__arena_mm(in->arena, random >> 32 & (MMS_PICKED - 1));
+			mm = mm ? mm : sublet__arena_mm(in->arena, 0);
 			(void)sublet__chaos_move(in->arena, mm, random / CLAIM_EVERY);
-		else
+		} else
 			claim_some(in, next_random(&state));
 	}
 	return NULL;

@@ -27,6 +27,8 @@ static const char *kind_text(uint32_t kind)
 		return "no room to move to";
 	case SUBLET_BLOCKER_PLATFORM:
 		return "the system refused a step";
+	case SUBLET_BLOCKER_NOTIFIER:
+		return "a device, or whoever else was told, that did not let go in time";
 	default:
 		return "something unknown";
 	}

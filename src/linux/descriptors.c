@@ -14,7 +14,7 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
-#define KEEP_MAX 16u
+#define KEEP_MAX (16u + 3 * SUBLET__MMS_MAX)
 
 #ifndef CLOSE_RANGE_UNSHARE
 #define CLOSE_RANGE_UNSHARE (1u << 1)
@@ -41,9 +41,11 @@ int sublet__linux_fds_apart(struct sublet_arena *arena, const int *fds, uint32_t
 	for (uint32_t i = 0; i < count; i++)
 		keep_add(keep, &kept, fds[i]);
 	keep_add(keep, &kept, in->backing.fd);
-	keep_add(keep, &kept, in->mm.uffd_move);
-	keep_add(keep, &kept, in->mm.uffd_hold);
-	keep_add(keep, &kept, in->mm.pagemap);
+	for (uint32_t i = 0; i < in->mms; i++) {
+		keep_add(keep, &kept, in->mm[i].uffd_move);
+		keep_add(keep, &kept, in->mm[i].uffd_hold);
+		keep_add(keep, &kept, in->mm[i].pagemap);
+	}
 	keep_add(keep, &kept, in->platform.load_fd);
 
 	/* The first call makes the table ours; from then on nobody else sees what is closed. */

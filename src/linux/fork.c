@@ -100,11 +100,35 @@ static void unlock_from_program(void)
 
 /* ---- prepare ---- */
 
+/* The first `count` mms of an arena. Lock held. */
+static void mms_end(struct sublet__instance *in, uint32_t count, int32_t pid)
+{
+	for (uint32_t i = 0; i < count; i++)
+		sublet__mm_fork_end(sublet__arena_mm(in->arena, i), pid);
+}
+
+/* All mms of an arena or none. Lock held. */
+static int mms_begin(struct sublet__instance *in)
+{
+	in->fork_epoch++;
+	for (uint32_t i = 0; i < in->mms; i++) {
+		int err = sublet__mm_fork_begin(sublet__arena_mm(in->arena, i));
+		if (err) {
+			mms_end(in, i + 1, 0);
+			in->fork_epoch++;
+			return err;
+		}
+	}
+	return 0;
+}
+
 /* Lock held. */
 static void end_all(const struct sublet__instance *until, int32_t pid)
 {
-	for (struct sublet__instance *in = forks.first; in != until; in = in->next)
-		sublet__mm_fork_end(sublet__arena_mm(in->arena, 0), pid);
+	for (struct sublet__instance *in = forks.first; in != until; in = in->next) {
+		mms_end(in, in->mms, pid);
+		in->fork_epoch++;
+	}
 }
 
 /* Lock held. All arenas or none. */
@@ -113,9 +137,9 @@ static int begin_all(void)
 	for (struct sublet__instance *in = forks.first; in; in = in->next) {
 		if (in->fork_ticks == UINT64_MAX)
 			in->fork_ticks = sublet__ticks_now();
-		int err = sublet__mm_fork_begin(sublet__arena_mm(in->arena, 0));
+		int err = mms_begin(in);
 		if (err) {
-			end_all(in->next, 0);
+			end_all(in, 0);
 			return err;
 		}
 	}
@@ -228,7 +252,8 @@ static void abandon(struct sublet__instance *in)
 	for (uint32_t i = 0; i < in->companions; i++)
 		if (in->companion[i].fork_child)
 			in->companion[i].fork_child(in->companion[i].arg);
-	sublet__linux_mm_fork_child(&in->mm);
+	for (uint32_t i = 0; i < in->mms; i++)
+		sublet__linux_mm_fork_child(&in->mm[i]);
 	sublet__linux_platform_fork_child(&in->platform);
 	if (in->backing.owns_fd)
 		sublet__raw_close(in->backing.fd);
@@ -321,7 +346,10 @@ static bool is_shared(const struct sublet__instance *in, uint32_t pipes, bool lo
 static void ask_all(void)
 {
 	for (struct sublet__instance *in = forks.first; in; in = in->next) {
-		in->asked_epoch = sublet__mm_fork_epoch(sublet__arena_mm(in->arena, 0));
+		in->asked_epoch = in->fork_epoch;
+		in->asked_mms = in->mms;
+		for (uint32_t i = 0; i < in->mms; i++)
+			in->asked_mm_epoch[i] = sublet__mm_fork_epoch(sublet__arena_mm(in->arena, i));
 		in->asked_ticks = in->fork_ticks;
 		/* Pairs with sublet__linux_fork_again. */
 		if (a32_exchange_acq_rel(&in->again, 0) && in->asked_epoch == in->restored_epoch)
@@ -335,10 +363,20 @@ static bool all_restored(void)
 	bool all = true;
 
 	for (struct sublet__instance *in = forks.first; in; in = in->next)
-		if (in->restored_epoch == sublet__mm_fork_epoch(sublet__arena_mm(in->arena, 0)))
+		if (in->restored_epoch == in->fork_epoch)
 			in->fork_ticks = UINT64_MAX;
 		else
 			all = false;
+	return all;
+}
+
+/* Every mm that was there when the question was asked; those added since have seen no fork before it. */
+static bool mms_restore(struct sublet__instance *in)
+{
+	bool all = true;
+
+	for (uint32_t i = 0; i < in->asked_mms; i++)
+		all &= !sublet__mm_fork_restore(sublet__arena_mm(in->arena, i), in->asked_mm_epoch[i]);
 	return all;
 }
 
@@ -348,12 +386,10 @@ static bool restore_all(uint32_t pipes, bool lost_pipe)
 	bool left = false;
 
 	for (struct sublet__instance *in = forks.first; in; in = in->next) {
-		struct sublet_mm *mm = sublet__arena_mm(in->arena, 0);
-		uint32_t epoch = in->asked_epoch;
-		if (epoch == in->restored_epoch)
+		if (in->asked_epoch == in->restored_epoch)
 			continue;
-		if (!is_shared(in, pipes, lost_pipe) && !sublet__mm_fork_restore(mm, epoch))
-			in->restored_epoch = epoch;
+		if (!is_shared(in, pipes, lost_pipe) && mms_restore(in))
+			in->restored_epoch = in->asked_epoch;
 		else
 			left = true;
 	}
@@ -498,15 +534,26 @@ int sublet__fork_add(struct sublet__instance *instance)
 
 	lock_quiet();
 	err = start();
-	instance->restored_epoch = sublet__mm_fork_epoch(sublet__arena_mm(instance->arena, 0));
 	instance->fork_ticks = forks.pending ? sublet__ticks_now() : UINT64_MAX;
 	for (uint32_t i = 0; !err && i < forks.pending; i++)
-		err = sublet__mm_fork_begin(sublet__arena_mm(instance->arena, 0));
+		err = mms_begin(instance);
 	if (!err) {
 		instance->next = forks.first;
 		forks.first = instance;
 	}
 	sublet__unlock(&forks.lock);
+	return err;
+}
+
+int sublet__fork_add_mm(struct sublet__instance *instance, int (*create)(struct sublet__instance *instance))
+{
+	int err = -EAGAIN;
+
+	lock_from_program();
+	if (!forks.pending)
+		err = create(instance);
+	instance->mms += !err;
+	unlock_from_program();
 	return err;
 }
 

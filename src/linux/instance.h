@@ -14,6 +14,7 @@
 #include "linux/platform.h"
 
 #define SUBLET__COMPANIONS_MAX 4u
+#define SUBLET__MMS_MAX 64u /* as many as the engine takes */
 
 struct sublet__chaos {
 	sublet__a32 running; /* futex: 1 while the thread lives and is wanted */
@@ -30,7 +31,8 @@ struct sublet__zeroer {
 struct sublet__instance {
 	struct sublet_arena *arena; /* the engine */
 	struct sublet__backing backing;
-	struct sublet__linux_mm mm;
+	struct sublet__linux_mm mm[SUBLET__MMS_MAX];
+	uint32_t mms; /* guarded by the lock of fork.c, but only grows */
 	struct sublet__linux_platform platform;
 	uint64_t area_bytes;
 	uint64_t normal_bytes;
@@ -45,8 +47,11 @@ struct sublet__instance {
 
 	struct sublet__instance *next; /* guarded by the lock of fork.c */
 	uint64_t fork_ticks;           /* likewise: begin of the oldest fork since restored_epoch; UINT64_MAX: none */
+	uint32_t fork_epoch;           /* likewise: changes when a fork begins, and when it ends */
 	uint32_t restored_epoch;       /* of fork: all is shared as of then; the watcher's own */
 	uint32_t asked_epoch;          /* the watcher's own: what it looks into */
+	uint32_t asked_mms;
+	uint32_t asked_mm_epoch[SUBLET__MMS_MAX];
 	uint64_t asked_ticks;
 	sublet__a32 again;             /* restore once more, whatever restored_epoch says */
 

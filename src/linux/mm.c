@@ -74,11 +74,11 @@ static int map_fixed(uintptr_t addr, size_t bytes, int prot, int flags, int fd, 
 {
 	int err, tries = 0;
 
-	if (mmap((void *)addr, bytes, prot, flags | MAP_FIXED, fd, (off_t)offset) != MAP_FAILED)
+	if (sublet__raw_mmap((void *)addr, bytes, prot, flags | MAP_FIXED, fd, offset) != MAP_FAILED)
 		return 0;
 	err = -errno;
 	do {
-		if (mmap((void *)addr, bytes, prot, flags | MAP_FIXED_NOREPLACE, fd, (off_t)offset) != MAP_FAILED)
+		if (sublet__raw_mmap((void *)addr, bytes, prot, flags | MAP_FIXED_NOREPLACE, fd, offset) != MAP_FAILED)
 			return 0;
 		if (errno == EEXIST)
 			return err;
@@ -149,7 +149,7 @@ static int block_range(const struct sublet__linux_mm *mm, uintptr_t addr, size_t
 		return err;
 	if (mm->technique == SUBLET_TECHNIQUE_WRITEPROTECT)
 		err = sublet__uffd_protect(mm->uffd_move, addr, bytes);
-	else if (madvise((void *)addr, bytes, SUBLET__MADV_DONTNEED_LOCKED))
+	else if (sublet__raw_madvise((void *)addr, bytes, SUBLET__MADV_DONTNEED_LOCKED))
 		err = -errno;
 	if (err)
 		sublet__uffd_unregister(mm->uffd_move, addr, bytes);
@@ -329,6 +329,18 @@ static int mm_remap(void *ctx, const struct sublet__segment *segs, uint32_t coun
 	return 0;
 }
 
+static int mm_inherit(void *ctx, uint32_t vpn, uint32_t pages, bool inherit)
+{
+	const struct sublet__linux_mm *mm = ctx;
+
+	if (mm->in_child)
+		return -EPERM;
+	return sublet__raw_madvise((void *)sublet__mm_addr(mm, vpn), sublet__mm_bytes(mm, pages),
+				   inherit ? MADV_DOFORK : MADV_DONTFORK)
+		       ? -ENOMEM
+		       : 0;
+}
+
 const struct sublet__mm_ops sublet__linux_mm_ops = {
 	.map = mm_map,
 	.map_plain = mm_map_plain,
@@ -342,6 +354,7 @@ const struct sublet__mm_ops sublet__linux_mm_ops = {
 	.unblock = mm_unblock,
 	.privatize = sublet__mm_privatize,
 	.restore = sublet__mm_restore,
+	.inherit = mm_inherit,
 };
 
 /* ---- open, close ---- */

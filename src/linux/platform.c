@@ -115,6 +115,15 @@ static uint64_t op_now_ns(void *ctx)
 	return sublet__now_ns();
 }
 
+static uint64_t op_coarse_ns(void *ctx)
+{
+	struct timespec t;
+
+	(void)ctx;
+	clock_gettime(CLOCK_MONOTONIC_COARSE, &t);
+	return (uint64_t)t.tv_sec * NS_PER_S + (uint64_t)t.tv_nsec;
+}
+
 static void op_sleep_ns(void *ctx, uint64_t ns)
 {
 	(void)ctx;
@@ -305,6 +314,7 @@ static void op_parallel(void *ctx, uint32_t threads, void (*fn)(void *arg, uint3
 
 const struct sublet__platform_ops sublet__linux_platform_ops = {
 	.now_ns = op_now_ns,
+	.coarse_ns = op_coarse_ns,
 	.sleep_ns = op_sleep_ns,
 	.park = op_park,
 	.unpark = op_unpark,

@@ -51,28 +51,30 @@ static int hold(const struct sublet__linux_mm *mm, uintptr_t addr, size_t bytes)
 /* Whether the addresses still are what they were: a failed mremap may have unmapped them. They are reserved again. */
 static bool still_mapped(uintptr_t addr, size_t bytes)
 {
-	return mmap((void *)addr, bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED_NOREPLACE,
-		    -1, 0) == MAP_FAILED && errno == EEXIST;
+	int flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED_NOREPLACE;
+
+	return sublet__raw_mmap((void *)addr, bytes, PROT_NONE, flags, -1, 0) == MAP_FAILED && errno == EEXIST;
 }
 
 int sublet__mm_map_copy(const struct sublet__linux_mm *mm, const struct sublet__segment *seg, uint32_t pfn, int prot)
 {
 	uintptr_t addr = sublet__mm_addr(mm, seg->vpn);
 	size_t bytes = sublet__mm_bytes(mm, seg->pages);
+	int flags = MREMAP_MAYMOVE | MREMAP_FIXED;
 	bool gone = false;
 
 	/* Ordinary memory comes from the OOM killer's side of the house: look before. */
 	if (sublet__memory_available() < bytes + SPARE_BYTES)
 		return -ENOMEM;
-	char *copy = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	char *copy = sublet__raw_mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 	if (copy == MAP_FAILED)
 		return -ENOMEM;
-	if (madvise(copy, bytes, SUBLET__MADV_POPULATE_WRITE))
+	if (sublet__raw_madvise(copy, bytes, SUBLET__MADV_POPULATE_WRITE))
 		goto no_memory;
 	sublet__copy(copy, sublet__mm_frame(mm, pfn), bytes);
-	if (prot != (PROT_READ | PROT_WRITE) && mprotect(copy, bytes, prot))
+	if (prot != (PROT_READ | PROT_WRITE) && sublet__raw_mprotect(copy, bytes, prot))
 		goto no_memory;
-	for (int tries = 0; mremap(copy, bytes, bytes, MREMAP_MAYMOVE | MREMAP_FIXED, (void *)addr) == MAP_FAILED;) {
+	for (int tries = 0; sublet__raw_mremap(copy, bytes, flags, (void *)addr) == MAP_FAILED;) {
 		int err = -errno;
 		gone = gone || !still_mapped(addr, bytes);
 		if (gone && sublet__mm_must_wait(&tries))
@@ -81,13 +83,13 @@ int sublet__mm_map_copy(const struct sublet__linux_mm *mm, const struct sublet__
 			sublet__complain("the kernel took memory away and refuses to map it again", err);
 			abort();
 		}
-		munmap(copy, bytes);
+		sublet__raw_munmap(copy, bytes);
 		return err;
 	}
 	return 0;
 
 no_memory:
-	munmap(copy, bytes);
+	sublet__raw_munmap(copy, bytes);
 	return -ENOMEM;
 }
 
@@ -198,7 +200,7 @@ static void must_share(struct sublet__linux_mm *mm, const struct piece *piece, u
 		return;
 	}
 	int err = sublet__mm_restore(mm, &piece->seg, 1, flags);
-	if (!err && piece->prot != (PROT_READ | PROT_WRITE) && mprotect((void *)addr, bytes, piece->prot))
+	if (!err && piece->prot != (PROT_READ | PROT_WRITE) && sublet__raw_mprotect((void *)addr, bytes, piece->prot))
 		err = -errno;
 	if (err) {
 		sublet__complain("cannot undo half a fork; stopping before data is lost", err);
@@ -209,7 +211,8 @@ static void must_share(struct sublet__linux_mm *mm, const struct piece *piece, u
 static int privatize_protected(struct sublet__linux_mm *mm, const struct sublet__segment *segs, uint32_t count,
 			       uint32_t flags)
 {
-	struct pieces *p = mmap(NULL, sizeof *p, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	int flags_own = MAP_PRIVATE | MAP_ANONYMOUS;
+	struct pieces *p = sublet__raw_mmap(NULL, sizeof *p, PROT_READ | PROT_WRITE, flags_own, -1, 0);
 	uint32_t done = 0;
 
 	if (p == MAP_FAILED)
@@ -221,7 +224,7 @@ static int privatize_protected(struct sublet__linux_mm *mm, const struct sublet_
 	}
 	while (err && done-- > 0)
 		must_share(mm, &p->piece[done], flags);
-	munmap(p, sizeof *p);
+	sublet__raw_munmap(p, sizeof *p);
 	return err;
 }
 
@@ -313,7 +316,7 @@ static void copy_written(const struct sublet__linux_mm *mm, const struct sublet_
 	if (!mm->is_hugetlb) {
 		size_t bytes = sublet__mm_bytes(mm, seg->pages);
 		/* See the essay: only to have fewer doubts, so it may fail. */
-		(void)madvise((void *)sublet__mm_addr(mm, seg->vpn), bytes, SUBLET__MADV_POPULATE_READ);
+		(void)sublet__raw_madvise((void *)sublet__mm_addr(mm, seg->vpn), bytes, SUBLET__MADV_POPULATE_READ);
 		if (!copy_by_scan(mm, seg) || !copy_by_pagemap(mm, seg))
 			return;
 	}
@@ -333,7 +336,7 @@ int sublet__mm_restore(void *ctx, const struct sublet__segment *segs, uint32_t c
 	flags &= ~(uint32_t)SUBLET__MAP_PRIVATE;
 	sublet__signals_block();
 	/* Holes of ordinary memory cannot be protected before 6.4, so there are none. */
-	(void)madvise((void *)addr, bytes, SUBLET__MADV_POPULATE_READ);
+	(void)sublet__raw_madvise((void *)addr, bytes, SUBLET__MADV_POPULATE_READ);
 	err = hold(mm, addr, bytes);
 	if (err) {
 		sublet__signals_unblock();

@@ -1,10 +1,14 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * linux/raw.h: system calls that libc would make cancellation points.
+ * linux/raw.h: system calls past libc.
  *
- * What runs on a thread of the program must not end there: a thread that is cancelled between block
- * and wake, or inside fork(), leaves memory behind that nobody wakes. These are not interposed
- * either. Every error is -errno.
+ * What runs on a thread of the program must not end at a cancellation point: a thread that is cancelled
+ * between block and wake, or inside fork(), leaves memory behind that nobody wakes. Every error is -errno.
+ *
+ * Nor may what changes mappings of lent memory come by a function that somebody patched. UCX and others lead mmap,
+ * munmap, mremap and madvise of the whole process through handlers that take locks and touch their own memory, and
+ * these calls come from between block and wake (L1). sublet/notifier.h is how to hear of a move. These have libc's
+ * way of failing: MAP_FAILED or -1, and errno.
  */
 #ifndef SUBLET_LINUX_RAW_H
 #define SUBLET_LINUX_RAW_H
@@ -16,6 +20,31 @@
 #include <sys/syscall.h>
 #include <time.h>
 #include <unistd.h>
+
+static inline void *sublet__raw_mmap(void *addr, size_t bytes, int prot, int flags, int fd, uint64_t offset)
+{
+	return (void *)syscall(SYS_mmap, addr, bytes, prot, flags, fd, offset);
+}
+
+static inline int sublet__raw_munmap(void *addr, size_t bytes)
+{
+	return (int)syscall(SYS_munmap, addr, bytes);
+}
+
+static inline void *sublet__raw_mremap(void *from, size_t bytes, int flags, void *to)
+{
+	return (void *)syscall(SYS_mremap, from, bytes, bytes, flags, to);
+}
+
+static inline int sublet__raw_mprotect(void *addr, size_t bytes, int prot)
+{
+	return (int)syscall(SYS_mprotect, addr, bytes, prot);
+}
+
+static inline int sublet__raw_madvise(void *addr, size_t bytes, int advice)
+{
+	return (int)syscall(SYS_madvise, addr, bytes, advice);
+}
 
 static inline int sublet__raw_open(int dir, const char *path, int flags)
 {

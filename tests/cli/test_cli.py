@@ -39,8 +39,8 @@ class Cli(unittest.TestCase):
             p.stdout.close()
         shutil.rmtree(self.dir)
 
-    def start(self, name="web"):
-        p = subprocess.Popen([FAKE, name], env=self.env, stdout=subprocess.PIPE)
+    def start(self, name="web", entries=3):
+        p = subprocess.Popen([FAKE, name, str(entries)], env=self.env, stdout=subprocess.PIPE)
         self.instances.append(p)
         self.assertEqual(p.stdout.readline(), b"ready\n")
         return p
@@ -66,7 +66,7 @@ class Cli(unittest.TestCase):
     def test_help_and_version(self):
         self.assertRegex(self.sublet("--version").stdout, r"^sublet \d+\.\d+\.\d+$")
         self.assertIn("exit status", self.sublet("help").stdout)
-        for name in ("run", "claim", "stat", "map", "list", "doctor", "demo"):
+        for name in ("run", "claim", "stat", "map", "pins", "bos", "list", "doctor", "demo"):
             for r in (self.sublet(name, "--help"), self.sublet("help", name)):
                 self.assertEqual((r.returncode, r.stderr), (0, ""), name)
                 self.assertTrue(r.stdout.lower().startswith(f"usage: sublet {name}"), r.stdout)
@@ -92,7 +92,7 @@ class Cli(unittest.TestCase):
         self.refused(2, "see `sublet help`", "")
         self.refused(2, "'--bogus'", "--bogus")
         self.refused(2, "x" * 50, "help", "x" * 50)
-        for name in ("run", "claim", "stat", "map", "list", "doctor", "demo"):
+        for name in ("run", "claim", "stat", "map", "pins", "bos", "list", "doctor", "demo"):
             self.refused(2, "no option '--bogus'", name, "--bogus")
             self.refused(2, "no option '-Z'", name, "-Z")
             flag = "--follow" if name == "run" else "--json"
@@ -133,7 +133,7 @@ class Cli(unittest.TestCase):
     def test_no_instance(self):
         self.assertEqual(self.sublet("list").stdout, "no instance is running\n")
         self.assertEqual(json.loads(self.sublet("list", "--json").stdout), {"instances": []})
-        for args in (("stat",), ("map",), ("claim", "4K")):
+        for args in (("stat",), ("map",), ("pins",), ("bos",), ("claim", "4K")):
             self.refused(3, self.dir, *args)
             self.refused(3, "no instance 'web'", *args, "-n", "web")
         p = self.start()
@@ -263,9 +263,13 @@ class Cli(unittest.TestCase):
         self.assertEqual(out["area_bytes"], 64 << 20)
         self.assertEqual((out["backing"], out["technique"]), ("memfd", "zap"))
         self.assertIsNone(out["lent_ratio"])
+        self.assertEqual((out["longterm_bytes"], out["longterm_limit_bytes"]), (4 << 20, 8 << 20))
+        self.assertEqual((out["notifiers"], out["invalidations"], out["invalidations_declined"]), (5, 6, 7))
         text = self.sublet("stat", "web").stdout
         self.assertIn("area 64 MiB (memfd, frames of 4 KiB, moved by zap)", text)
         self.assertIn("claims 1:", text)
+        self.assertIn("long-term pins 4 MiB of at most 8 MiB; 5 notifiers\n", text)
+        self.assertIn("invalidations 6, 7 declined at first\n", text)
 
     def test_map(self):
         self.start()
@@ -276,6 +280,62 @@ class Cli(unittest.TestCase):
         out = json.loads(self.sublet("map", "--json").stdout)
         self.assertEqual(len(out["blocks"]), 33)
         self.assertEqual(out["blocks"][7]["held_frames"], 7)
+
+    def test_pins(self):
+        p = self.start(entries=9)
+        lines = self.sublet("pins", "-n", "web").stdout.splitlines()
+        self.assertEqual(lines[0], f"web (pid {p.pid})")
+        self.assertEqual(lines[2].split(), ["CLASS", "AGE", "BYTES", "ACCESS", "ADDRESS", "OWNER"])
+        rows = [line.split(None, 7) for line in lines[3:12]]
+        self.assertEqual(rows[0], ["long-term", "8", "s", "36", "KiB", "rw", "0x7f0000800000", "pin 8"])
+        self.assertEqual(rows[7], ["short", "1", "s", "8", "KiB", "r", "0x7f0000100000", "pin 1"])
+        self.assertEqual(lines[13], "5 long-term, 100 KiB; 4 short, 80 KiB")
+        self.assertEqual(len(lines), 14)
+        out = json.loads(self.sublet("pins", "web", "--json").stdout)
+        self.assertEqual(out["instance"], {"name": "web", "pid": p.pid})
+        self.assertEqual([pin["age_ns"] for pin in out["pins"]], [i * 10**9 for i in range(8, -1, -1)])
+        self.assertEqual(out["pins"][0], {"class": "long-term", "owner": "pin 8", "age_ns": 8 * 10**9, "bytes": 36864,
+                                          "read": True, "write": True, "addr": 0x7f0000800000, "mm": 2})
+        self.assertEqual(out["pins"][7]["class"], "short")
+        self.assertFalse(out["pins"][7]["write"])
+
+    def test_bos(self):
+        self.start(entries=9)
+        lines = self.sublet("bos").stdout.splitlines()
+        self.assertEqual(lines[2].split(), ["DEVICE", "KIND", "AGE", "SIZE", "BOUND", "JOBS", "BINDS", "EVICTED",
+                                            "ACCESS", "OWNER"])
+        self.assertEqual(lines[3].split(), "soft 8 claimed 8 ms 9 MiB 0 8 18 13 rw bo 8".split())
+        self.assertEqual(lines[10].split(), "soft 1 pinned 1 ms 2 MiB 2 MiB 1 11 6 r bo 1".split())
+        self.assertEqual(lines[11].split(), "soft 0 tracked 0 1 MiB 0 0 10 5 rw bo 0".split())
+        self.assertEqual(lines[13], "9 buffers, 45 MiB, 20 MiB of it bound")
+        out = json.loads(self.sublet("bos", "-j", "-n", "web").stdout)
+        self.assertEqual([bo["bound_bytes"] >> 20 for bo in out["bos"]], [0, 8, 0, 6, 0, 4, 0, 2, 0])
+        self.assertEqual(out["bos"][7], {"device": "soft 1", "kind": "pinned", "owner": "bo 1", "age_ns": 10**6,
+                                         "bytes": 2 << 20, "bound_bytes": 2 << 20, "jobs": 1, "binds": 11,
+                                         "evictions": 6, "readonly": True, "addr": 0x7f0000100000, "mm": 1})
+
+    def test_lists_of_other_sizes(self):
+        self.start(entries=0)
+        for name, text in (("pins", "no pin with an owner tag is held"), ("bos", "no device has a buffer object")):
+            self.assertIn(text, self.sublet(name).stdout)
+            self.assertEqual(json.loads(self.sublet(name, "--json").stdout)[name], [])
+            self.refused(2, "'surplus'", name, "web", "surplus")
+        self.start("one", entries=1)
+        self.assertIn("\n1 buffer, 1 MiB, 0 of it bound\n", self.sublet("bos", "one").stdout)
+        self.start("many", entries=3000)
+        for name in ("pins", "bos"):
+            ages = [entry["age_ns"] for entry in json.loads(self.sublet(name, "--json", "many").stdout)[name]]
+            self.assertEqual(ages, sorted(set(ages), reverse=True))
+            self.assertEqual(len(ages), 3000)
+
+    def test_hostile_tags(self):
+        self.start(entries=8)
+        for name in ("pins", "bos"):
+            text = self.sublet(name).stdout
+            self.assertIn("a?[2J??b???\u00e9cdefghijklmnopqr??\n", text)
+            self.assertTrue(all(c == "\n" or c.isprintable() for c in text))
+            self.assertEqual(json.loads(self.sublet(name, "--json").stdout)[name][0]["owner"],
+                             "a?[2J??b???\u00e9cdefghijklmnopqr??")
 
     def on_terminal(self, columns, **env):
         """What `sublet map` writes to a terminal of so many columns."""

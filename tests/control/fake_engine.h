@@ -3,21 +3,26 @@
  * An engine that only pretends: what the control server calls, and nothing behind it.
  *
  * Requests choose what happens: a claim of FAKE_BUSY, FAKE_CROWDED, FAKE_NOROOM or FAKE_TOO_BIG bytes
- * fails that way, one of FAKE_SLOW waits until its deadline first. Everything else succeeds. Included by one .c file.
+ * fails that way, one of FAKE_SLOW waits until its deadline first. Everything else succeeds. Pins and buffer objects are
+ * numbered with gaps, as in a table of which others were given back, and the tags of every eighth are what a hostile
+ * program would choose. Included by one .c file.
  */
 #ifndef SUBLET_TESTS_FAKE_ENGINE_H
 #define SUBLET_TESTS_FAKE_ENGINE_H
 
 #include "linux/linux.h"
 
+#include <sublet/bo.h>
 #include <sublet/claim.h>
 #include <sublet/client.h>
+#include <sublet/pin.h>
 #include <sublet/stats.h>
 
 #include <errno.h>
 #include <fcntl.h>
 #include <signal.h>
 #include <stdatomic.h>
+#include <stdio.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <time.h>
@@ -41,11 +46,15 @@ struct sublet_arena {
 	char last_owner[SUBLET_OWNER_BYTES];
 	struct sublet__linux_companion companions[4];
 	uint32_t companion_count;
+	uint32_t pins;
+	uint32_t bos;
 };
 
 static inline void fake_create(struct sublet_arena *arena)
 {
 	memset(arena, 0, sizeof(*arena));
+	arena->pins = 3;
+	arena->bos = 3;
 	pthread_mutex_init(&arena->lock, NULL);
 	arena->fd = memfd_create("fake", MFD_CLOEXEC);
 	if (arena->fd >= 0 && ftruncate(arena->fd, (off_t)FAKE_AREA))
@@ -135,6 +144,11 @@ int sublet_arena_stats(struct sublet_arena *arena, struct sublet_stats *stats)
 	stats->area_free_bytes = FAKE_AREA;
 	stats->claims = arena->claims;
 	stats->claims_held = arena->held;
+	stats->longterm_bytes = 4 * SUBLET_MIB;
+	stats->longterm_limit_bytes = 8 * SUBLET_MIB;
+	stats->notifiers = 5;
+	stats->invalidations = 6;
+	stats->invalidations_declined = 7;
 	return 0;
 }
 
@@ -146,6 +160,81 @@ size_t sublet_arena_pageblocks(struct sublet_arena *arena, size_t first, size_t 
 	(void)arena;
 	for (; n < count && first + n < FAKE_BLOCKS; n++)
 		out[n] = (struct sublet_pageblock){ .free_frames = 512, .held_frames = (uint16_t)(first + n) };
+	return n;
+}
+
+/* A tag that is not ended, reaches for the terminal, and is cut off inside a character; and what becomes of it. */
+#define FAKE_HOSTILE          \
+	"a\033[2J\xc2\x9b"    \
+	"b\xff\x7f\n\xc3\xa9" \
+	"cdefghijklmnopqr\xe2\x82\xac"
+#define FAKE_HARMLESS         \
+	"a?[2J??b???\xc3\xa9" \
+	"cdefghijklmnopqr??"
+
+static inline void fake_tag(char tag[SUBLET_OWNER_BYTES], const char *name, uint32_t i)
+{
+	memset(tag, 0, SUBLET_OWNER_BYTES);
+	if (i % 8 == 7)
+		memcpy(tag, FAKE_HOSTILE, SUBLET_OWNER_BYTES);
+	else
+		snprintf(tag, SUBLET_OWNER_BYTES, "%s %u", name, i);
+}
+
+/* Number 2 i + 1 is entry i, for all i < held. Returns whether number *next is one; steps on. */
+static inline bool fake_step(uint64_t *next, uint32_t held, uint32_t *i)
+{
+	*i = (uint32_t)(*next / 2);
+	return (*next)++ % 2 && *i < held;
+}
+
+size_t sublet_pin_list(struct sublet_arena *arena, uint64_t *next, size_t count, struct sublet_pin_info *out)
+{
+	size_t n = 0;
+
+	while (n < count && *next < 2 * (uint64_t)arena->pins) {
+		uint32_t i;
+
+		if (!fake_step(next, arena->pins, &i))
+			continue;
+		out[n] = (struct sublet_pin_info){
+			.addr = 0x7f0000000000 + i * SUBLET_MIB,
+			.bytes = (i + 1) * 4096,
+			.age_ns = i * SUBLET_SEC,
+			.flags = i % 2 ? SUBLET_PIN_READ
+				       : SUBLET_PIN_READ | SUBLET_PIN_WRITE | SUBLET_PIN_LONGTERM,
+			.mm = i % 3,
+		};
+		fake_tag(out[n++].owner, "pin", i);
+	}
+	return n;
+}
+
+size_t sublet_bo_list(struct sublet_arena *arena, uint64_t *next, size_t count, struct sublet_bo_info *out)
+{
+	static const uint32_t kinds[] = { SUBLET_BO_TRACKED, SUBLET_BO_PINNED | SUBLET_BO_READONLY,
+					  SUBLET_BO_CLAIMED };
+	size_t n = 0;
+
+	while (n < count && *next < 2 * (uint64_t)arena->bos) {
+		uint32_t i;
+
+		if (!fake_step(next, arena->bos, &i))
+			continue;
+		out[n] = (struct sublet_bo_info){
+			.addr = 0x7f0000000000 + i * SUBLET_MIB,
+			.bytes = (i + 1) * SUBLET_MIB,
+			.age_ns = i * SUBLET_MS,
+			.binds = i + 10,
+			.evictions = i + 5,
+			.bound_bytes = i % 2 ? (i + 1) * SUBLET_MIB : 0,
+			.flags = kinds[i % 3],
+			.jobs = i,
+			.mm = i % 3,
+		};
+		fake_tag(out[n].owner, "bo", i);
+		fake_tag(out[n++].device, "soft", i);
+	}
 	return n;
 }
 

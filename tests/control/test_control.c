@@ -121,6 +121,7 @@ static void test_statistics(void **state)
 	c = connect_to("web");
 	assert_int_equal(sublet_client_stats(c, &stats), 0);
 	assert_int_equal(stats.area_bytes, FAKE_AREA);
+	assert_int_equal(stats.invalidations_declined, 7);
 	assert_int_equal(sublet_client_pageblocks(c, 0, FAKE_BLOCKS + 10, blocks), FAKE_BLOCKS);
 	for (uint32_t i = 0; i < FAKE_BLOCKS; i++)
 		assert_int_equal(blocks[i].held_frames, (uint16_t)i);

@@ -59,8 +59,8 @@ static void test_random_requests(void **state)
 {
 	static const uint16_t ops[] = { SUBLET__OP_HELLO,   SUBLET__OP_INFO,  SUBLET__OP_CLAIM,
 					SUBLET__OP_RELEASE, SUBLET__OP_STATS, SUBLET__OP_PAGEBLOCKS,
-					SUBLET__OP_MEMCPY };
-	static const uint32_t bytes[] = { 0, 0, sizeof(struct sublet__claim_request), 8, 0, 8, 8 };
+					SUBLET__OP_MEMCPY,  SUBLET__OP_PINS,  SUBLET__OP_BOS };
+	static const uint32_t bytes[] = { 0, 0, sizeof(struct sublet__claim_request), 8, 0, 8, 8, 16, 16 };
 	static char reply[SUBLET__REPLY_BYTES_MAX];
 	struct world *w = *state;
 	unsigned int seed = 2;
@@ -93,7 +93,7 @@ static void test_malformed(void **state)
 					 0, 0 };
 
 	serve(w, "web");
-	for (int i = 0; i < 7; i++) {
+	for (int i = 0; i < 8; i++) {
 		struct sublet__message m = hello;
 		int fd = connect_raw("web");
 
@@ -122,6 +122,10 @@ static void test_malformed(void **state)
 		case 6:
 			m.op = SUBLET__OP_RELEASE;
 			m.bytes = 7;
+			break;
+		case 7:
+			m.op = SUBLET__OP_PINS;
+			m.bytes = 8;
 			break;
 		}
 		assert_int_equal(send(fd, &m, sizeof(m), MSG_NOSIGNAL), sizeof(m));

@@ -62,6 +62,9 @@ class Demo(unittest.TestCase):
         self.assertEqual(len(found["data_set"]["digest_before"]), 40)
         self.assertGreater(found["data_set"]["values_checked"], 0)
         self.assertEqual(found["data_set"]["values_wrong"], 0)
+        self.assertTrue(found["ways"]["good"])
+        self.assertEqual(found["ways"]["rounds"], 1)
+        self.assertEqual(found["ways"]["each_ns"], 700000000)
         self.assert_gone()
 
     def interrupt_after(self, seconds, number):

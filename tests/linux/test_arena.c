@@ -263,7 +263,7 @@ static void busy_device(void)
 {
 	struct sublet_pin pin;
 
-	assert_int_equal(sublet_pin(sublet_arena_mm(arena), heap, 4096, SUBLET_PIN_WRITE, &pin), 0);
+	assert_int_equal(sublet_pin(sublet_arena_mm(arena), heap, 4096, SUBLET_PIN_WRITE, NULL, &pin), 0);
 	assert_int_equal(sublet__linux_fork_prepare(), -EAGAIN);
 	assert_int_equal(sublet_unpin(&pin), 0);
 	assert_true(shared_again());
@@ -350,7 +350,7 @@ static void test_cancellation(void **state)
 	assert_true(pid > 0);
 	wait_for(pid);
 	assert_true(shared_again());
-	assert_int_equal(sublet_pin(sublet_arena_mm(arena), heap, 4096, SUBLET_PIN_WRITE, &pin), 0);
+	assert_int_equal(sublet_pin(sublet_arena_mm(arena), heap, 4096, SUBLET_PIN_WRITE, NULL, &pin), 0);
 	run_thread(cancelled_claimer_main, &err);
 	assert_int_equal(err, -EBUSY);
 	assert_int_equal(sublet_unpin(&pin), 0);

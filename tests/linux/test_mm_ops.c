@@ -16,16 +16,18 @@
 #include <stdint.h>
 #include <cmocka.h>
 
+#include "linux/raw.h"
+
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 
-static void *test_mmap(void *addr, size_t bytes, int prot, int flags, int fd, off_t offset);
+static void *test_mmap(void *addr, size_t bytes, int prot, int flags, int fd, uint64_t offset);
 static int test_ioctl(int fd, unsigned long request, void *arg);
-#define mmap test_mmap
+#define sublet__raw_mmap test_mmap
 #define ioctl test_ioctl
 #include "linux/mm.c"
 #include "linux/private.c"
-#undef mmap
+#undef sublet__raw_mmap
 #undef ioctl
 
 #include <pthread.h>
@@ -46,7 +48,7 @@ static int test_ioctl(int fd, unsigned long request, void *arg);
 static __thread int mmap_fails_in; /* 1: the next one; 0: none */
 static bool mmap_unmaps; /* before it fails, as kernels before 6.12 may */
 
-static void *test_mmap(void *addr, size_t bytes, int prot, int flags, int fd, off_t offset)
+static void *test_mmap(void *addr, size_t bytes, int prot, int flags, int fd, uint64_t offset)
 {
 	if (mmap_fails_in && flags & MAP_FIXED && --mmap_fails_in == 0) {
 		if (mmap_unmaps)
@@ -54,7 +56,7 @@ static void *test_mmap(void *addr, size_t bytes, int prot, int flags, int fd, of
 		errno = ENOMEM;
 		return MAP_FAILED;
 	}
-	return mmap(addr, bytes, prot, flags, fd, offset);
+	return sublet__raw_mmap(addr, bytes, prot, flags, fd, offset);
 }
 
 static bool scan_fails; /* as on kernels before 6.7 */
@@ -360,6 +362,8 @@ back_out:
 	W.backed_out++;
 }
 
+#define MOVES_LEAST 20u
+
 static void move_for_ms(uint64_t ms, uint32_t flags)
 {
 	struct timespec t;
@@ -370,7 +374,8 @@ static void move_for_ms(uint64_t ms, uint32_t flags)
 		clock_gettime(CLOCK_MONOTONIC, &t);
 		now = (uint64_t)t.tv_sec * 1000 + (uint64_t)t.tv_nsec / 1000000;
 		end = end ? end : now + ms;
-	} while (now < end);
+		/* On a machine that is busy with something else it takes longer, up to a bound. */
+	} while (now < end || (W.moves <= MOVES_LEAST && now < end + 20000));
 }
 
 /* ---- tests ---- */
@@ -410,7 +415,7 @@ static void moves_with_programs(void)
 	move_for_ms(700, SUBLET__MAP_SHARED);
 	programs_stop();
 	report("moves");
-	assert_true(W.moves > 20);
+	assert_true(W.moves > MOVES_LEAST);
 	check_all();
 }
 

@@ -3,7 +3,7 @@
 """An include points only downwards.
 
 include/sublet is the bottom; src/core stands on it, src/linux and src/sim on core, and so on up to
-the command. The engine (src/core) takes nothing from libc but types, atomics, errno and string.h,
+the command; src/adapters on include/sublet alone. The engine (src/core) takes nothing from libc but types, atomics, errno and string.h,
 and public headers take nothing but what a program would have anyway.
 """
 import os
@@ -12,10 +12,13 @@ import sys
 
 import tree
 
-RANK = {"sublet": 0, "core": 1, "linux": 2, "sim": 2, "dev": 3, "control": 4, "bridge": 5, "cli": 6}
+RANK = {"sublet": 0, "core": 1, "linux": 2, "sim": 2, "dev": 3, "control": 4, "bridge": 5, "cli": 6, "adapters": 7}
 
 # linux and sim are two answers to one question, and know nothing of each other.
 NEVER = {("linux", "sim"), ("sim", "linux")}
+
+# Adapters are programs of ours that use the library, as others do: nobody stands on them, they on nothing hidden.
+NEVER |= {("adapters", layer) for layer in RANK if layer not in ("sublet", "adapters")}
 
 TYPES = {"stdint.h", "stddef.h", "stdbool.h"}
 SYSTEM_ALLOWED = {
@@ -66,7 +69,7 @@ def check_line(root, path, layer, line):
     if RANK[target] > RANK[layer]:
         return f"{layer} may not include {name}: {target} is above it"
     if (layer, target) in NEVER:
-        return f"{layer} may not include {name}: {target} stands beside it"
+        return f"{layer} may not include {name}: {target} is not for it"
     return None
 
 

@@ -58,6 +58,13 @@ class Layers(Tree):
     def test_beside(self):
         self.assertEqual(len(self.complaints("src/sim/a.c", '#include "linux/linux.h"')), 1)
 
+    def test_adapters_use_the_public_api_alone(self):
+        self.put("src/adapters/adapter.h", HEAD)
+        self.assertEqual(len(self.complaints("src/adapters/a.c", '#include "linux/linux.h"')), 1)
+        self.assertEqual(self.complaints("src/adapters/a.c", '#include "adapters/adapter.h"'), [])
+        self.assertEqual(self.complaints("src/adapters/a.c", "#include <sublet/types.h>"), [])
+        self.assertEqual(len(self.complaints("src/cli/a.c", '#include "adapters/adapter.h"')), 1)
+
     def test_downwards(self):
         self.assertEqual(self.complaints("src/cli/a.c", '#include "linux/linux.h"'), [])
         self.assertEqual(self.complaints("src/core/a.c", "#include <sublet/types.h>"), [])
@@ -108,6 +115,16 @@ class Symbols(Tree):
         where, complaints = check_symbols.declared(self.root)
         self.assertEqual(set(where), {"sublet_one", "sublet_two"})
         self.assertEqual(len(complaints), 1)  # the second has no comment
+
+
+    def test_each_header_has_its_script(self):
+        self.put("src/sublet.map", "{ global:\n\tsublet_one;\n};\n")
+        self.put("src/adapters/a.map", "{ global:\n\tsublet_a_two;\n};\n")
+        self.put("include/sublet/b.h", HEAD + "/* One. */\nSUBLET_API int sublet_one(void);\n")
+        self.put("include/sublet/a.h", HEAD + "/* Two. */\nSUBLET_API int sublet_a_two(void);\n")
+        self.assertEqual(check_symbols.check(self.root, []), [])
+        self.put("src/adapters/a.map", "{ global:\n\tsublet_one;\n};\n")
+        self.assertEqual(len(check_symbols.check(self.root, [])), 2)
 
 
 class Headers(Tree):

@@ -10,7 +10,8 @@ import tempfile
 import unittest
 
 BUILD = os.environ["SUBLET_BUILD"]
-MESON = sys.argv.pop(1)
+MESON = sys.argv[1]
+ADAPTERS = sys.argv[2:]
 
 PROGRAM = r"""
 #include <sublet/arena.h>
@@ -29,6 +30,13 @@ int main(void)
 """
 
 
+# Refused before the library that the adapter is for is asked anything.
+ADAPTER_PROGRAMS = {
+    "ofi": "#include <sublet/ofi.h>\nint main(void) { return sublet_ofi_close(0); }\n",
+    "ucx": "#include <sublet/ucx.h>\nint main(void) { sublet_ucx_unwatch(0); return 0; }\n",
+}
+
+
 class Install(unittest.TestCase):
     @classmethod
     def setUpClass(cls):
@@ -43,32 +51,37 @@ class Install(unittest.TestCase):
     def tearDownClass(cls):
         cls.folder.cleanup()
 
-    def flags(self, *which):
+    def flags(self, *which, package="sublet"):
         environment = dict(os.environ, PKG_CONFIG_PATH=self.config, PKG_CONFIG_SYSROOT_DIR=self.root)
-        return subprocess.run(["pkg-config", *which, "sublet"], check=True, capture_output=True, text=True,
+        return subprocess.run(["pkg-config", *which, package], check=True, capture_output=True, text=True,
                               env=environment).stdout.split()
 
-    def build_and_run(self, compiler, suffix):
+    def build_and_run(self, compiler, suffix, text=PROGRAM, package="sublet"):
         if not shutil.which(compiler):
             self.skipTest(f"no {compiler}")
-        source = os.path.join(self.root, "program" + suffix)
+        source = os.path.join(self.root, package + suffix)
         with open(source, "w", encoding="utf-8") as f:
-            f.write(PROGRAM)
-        program = os.path.join(self.root, "program" + suffix + ".out")
-        subprocess.run([compiler, "-Wall", "-Werror", "-o", program, source, *self.flags("--cflags", "--libs")],
-                       check=True)
-        result = subprocess.run([program], check=True, capture_output=True, text=True,
-                                env=dict(os.environ, LD_LIBRARY_PATH=self.library))
-        self.assertEqual(result.stdout.strip(), self.flags("--modversion")[0])
+            f.write(text)
+        program = source + ".out"
+        subprocess.run([compiler, "-Wall", "-Werror", "-o", program, source,
+                        *self.flags("--cflags", "--libs", package=package)], check=True)
+        return subprocess.run([program], check=True, capture_output=True, text=True,
+                              env=dict(os.environ, LD_LIBRARY_PATH=self.library)).stdout.strip()
 
     def test_c(self):
-        self.build_and_run("cc", ".c")
+        self.assertEqual(self.build_and_run("cc", ".c"), self.flags("--modversion")[0])
 
     def test_cxx(self):
-        self.build_and_run("c++", ".cc")
+        self.assertEqual(self.build_and_run("c++", ".cc"), self.flags("--modversion")[0])
+
+    def test_adapters(self):
+        for name in ADAPTERS:
+            with self.subTest(name):
+                self.build_and_run("cc", ".c", ADAPTER_PROGRAMS[name], "sublet-" + name)
+                self.build_and_run("c++", ".cc", ADAPTER_PROGRAMS[name], "sublet-" + name)
 
     def test_files(self):
-        for name in ("libsublet.so.0", "libsublet-bridge.so"):
+        for name in ["libsublet.so.0", "libsublet-bridge.so"] + [f"libsublet-{name}.so.0" for name in ADAPTERS]:
             self.assertTrue(os.path.exists(os.path.join(self.library, name)), name)
         commands = glob.glob(self.root + "/**/bin/sublet", recursive=True)
         self.assertEqual(len(commands), 1)
@@ -112,4 +125,4 @@ class Make(unittest.TestCase):
 
 
 if __name__ == "__main__":
-    unittest.main()
+    unittest.main(argv=sys.argv[:1])

@@ -354,7 +354,7 @@ static int op_remap(void *ctx, const struct sublet__segment *segs, uint32_t coun
 				fake_violation(mm->fake, "remap loses a lock", segs[s].vpn + i);
 			frame_unmap(mm, "remap from a frame of another page", p->pfn, segs[s].vpn + i);
 			p->pfn = segs[s].dst_pfn + i;
-			p->tracked = p->dirty = false;
+			p->tracked = p->dirty = p->uninherited = false;
 			p->locked = flags & SUBLET__MAP_LOCKED;
 			frame_map(mm, "remap to a frame in use", p->pfn, segs[s].vpn + i);
 		}
@@ -416,6 +416,7 @@ static int op_privatize(void *ctx, const struct sublet__segment *segs, uint32_t 
 			if (p->locked && !(flags & SUBLET__MAP_LOCKED))
 				fake_violation(mm->fake, "privatize loses a lock", segs[s].vpn + i);
 			p->kind = FAKE_PRIVATE;
+			p->uninherited = false;
 		}
 	pthread_mutex_unlock(&b->lock);
 	return 0;
@@ -449,6 +450,23 @@ static int op_restore(void *ctx, const struct sublet__segment *segs, uint32_t co
 	return 0;
 }
 
+static int op_inherit(void *ctx, uint32_t vpn, uint32_t pages, bool inherit)
+{
+	struct fake_mm *mm = ctx;
+	int err = fake_enter(mm->fake, FAKE_INHERIT, mm, vpn, pages);
+
+	if (err || !range_ok(mm, "inherit: range", vpn, pages))
+		return err;
+	struct fake_block *b = lock_block(mm, vpn);
+	for (uint32_t at = vpn; at < vpn + pages; at++) {
+		if (mm->page[at].kind == FAKE_NONE)
+			fake_violation(mm->fake, "inherit of a page that is not there", at);
+		mm->page[at].uninherited = !inherit;
+	}
+	pthread_mutex_unlock(&b->lock);
+	return 0;
+}
+
 void fake_child_fork(struct fake_child *child, struct fake_mm *mm)
 {
 	child->mm = mm;
@@ -458,7 +476,7 @@ void fake_child_fork(struct fake_child *child, struct fake_mm *mm)
 		lock_block(mm, block * BLOCK_PAGES); /* one instant for all, as fork has it */
 	for (uint32_t vpn = 0; vpn < mm->pages; vpn++) {
 		const struct fake_page *p = &mm->page[vpn];
-		if (p->kind == FAKE_NONE)
+		if (p->kind == FAKE_NONE || p->uninherited)
 			continue;
 		if (p->kind == FAKE_SHARED)
 			fake_violation(mm->fake, "fork with a shared page", vpn);
@@ -511,6 +529,7 @@ const struct sublet__mm_ops fake_mm_ops = {
 	.unblock = op_unblock,
 	.privatize = op_privatize,
 	.restore = op_restore,
+	.inherit = op_inherit,
 };
 
 int fake_mm_open(struct fake *fake, uint32_t index)

@@ -6,10 +6,13 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <time.h>
 
 #define PARK_BUCKETS 64u
 #define WORKERS_MAX  8u
+#define RESERVE_MAPPED (1u << 20) /* bytes from which on a reservation is committed on first touch, as it should */
+#define PARK_VIRTUAL_NS 2000000u /* of real time, for others to wake us; then the clock goes on */
 
 _Thread_local int fake_thread_blocked;
 _Thread_local int fake_thread_slot = -1;
@@ -107,6 +110,7 @@ static uint32_t bucket_of_word(const void *word)
 static void ops_park(void *ctx, const void *word, uint32_t expected, uint64_t timeout_ns)
 {
 	const _Atomic uint32_t *at = word;
+	struct fake *fake = ctx;
 	uint32_t b = bucket_of_word(word);
 
 	if (fake_thread_blocked)
@@ -116,9 +120,14 @@ static void ops_park(void *ctx, const void *word, uint32_t expected, uint64_t ti
 		if (timeout_ns == UINT64_MAX) {
 			pthread_cond_wait(&park_bucket[b].wake, &park_bucket[b].lock);
 		} else {
-			uint64_t until = real_now_ns() + timeout_ns;
+			bool is_virtual = fake->options.virtual_time;
+			uint64_t wait = is_virtual && timeout_ns > PARK_VIRTUAL_NS ? PARK_VIRTUAL_NS : timeout_ns;
+			uint64_t until = real_now_ns() + wait;
 			struct timespec ts = { (time_t)(until / 1000000000u), (long)(until % 1000000000u) };
-			pthread_cond_timedwait(&park_bucket[b].wake, &park_bucket[b].lock, &ts);
+			int timed_out =
+				pthread_cond_timedwait(&park_bucket[b].wake, &park_bucket[b].lock, &ts);
+			if (is_virtual && timed_out)
+				atomic_fetch_add(&fake->clock_ns, timeout_ns);
 		}
 	}
 	pthread_mutex_unlock(&park_bucket[b].lock);
@@ -158,11 +167,16 @@ static void *ops_reserve(void *ctx, size_t bytes)
 		return NULL;
 	if (fake_thread_blocked)
 		fake_violation(fake, "memory reserved between block and wake (L1)", 0);
-	memory = aligned_alloc(64, rounded);
-	if (memory) {
-		memset(memory, 0, rounded);
-		atomic_fetch_add(&fake->reserved_bytes, (int64_t)bytes);
+	if (bytes >= RESERVE_MAPPED) {
+		memory = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+		memory = memory == MAP_FAILED ? NULL : memory;
+	} else {
+		memory = aligned_alloc(64, rounded);
+		if (memory)
+			memset(memory, 0, rounded);
 	}
+	if (memory)
+		atomic_fetch_add(&fake->reserved_bytes, (int64_t)bytes);
 	return memory;
 }
 
@@ -170,7 +184,10 @@ static void ops_unreserve(void *ctx, void *memory, size_t bytes)
 {
 	struct fake *fake = ctx;
 	atomic_fetch_sub(&fake->reserved_bytes, (int64_t)bytes);
-	free(memory);
+	if (bytes >= RESERVE_MAPPED)
+		munmap(memory, bytes);
+	else
+		free(memory);
 }
 
 /* ---- frames ---- */
@@ -284,6 +301,7 @@ static void ops_parallel(void *ctx, uint32_t threads, void (*fn)(void *arg, uint
 
 static const struct sublet__platform_ops platform_ops = {
 	.now_ns = ops_now_ns,
+	.coarse_ns = ops_now_ns,
 	.sleep_ns = ops_sleep_ns,
 	.park = ops_park,
 	.unpark = ops_unpark,

@@ -36,6 +36,7 @@ enum fake_op {
 	FAKE_UNBLOCK,
 	FAKE_PRIVATIZE,
 	FAKE_RESTORE,
+	FAKE_INHERIT,
 	FAKE_COPY,
 	FAKE_ZERO,
 	FAKE_SLEEP,
@@ -46,7 +47,7 @@ enum fake_op {
 
 #define FAKE_CAN_FAIL                                                                                     \
 	(1u << FAKE_MAP | 1u << FAKE_MAP_PLAIN | 1u << FAKE_UNMAP | 1u << FAKE_TRACK | 1u << FAKE_BLOCK | \
-	 1u << FAKE_REMAP | 1u << FAKE_PRIVATIZE | 1u << FAKE_RESTORE | 1u << FAKE_RESERVE)
+	 1u << FAKE_REMAP | 1u << FAKE_PRIVATIZE | 1u << FAKE_RESTORE | 1u << FAKE_INHERIT | 1u << FAKE_RESERVE)
 
 enum fake_kind { FAKE_NONE = 0, FAKE_SHARED, FAKE_PRIVATE, FAKE_COPIED, FAKE_PLAIN };
 
@@ -57,6 +58,7 @@ struct fake_page {
 	bool dirty;
 	bool blocked;
 	bool block_failed;
+	bool uninherited; /* no child gets it */
 	uint32_t pfn;
 	uint64_t *copy; /* FAKE_COPIED, FAKE_PLAIN: the words */
 };

@@ -127,7 +127,7 @@ static void claim_deadline(void **unused)
 	fixture_open(&f, &(struct fake_options){ .virtual_time = true });
 	uint32_t area = f.options.area_frames, vpn = map_pages(&f, 512, SUBLET_MOVABLE);
 	fill(&f, 0, vpn, 512, 1);
-	assert_int_equal(sublet_pin(f.engine_mm[0], addr_of(&f, 0, vpn + 100), PAGE, SUBLET_PIN_READ, &pin),
+	assert_int_equal(sublet_pin(f.engine_mm[0], addr_of(&f, 0, vpn + 100), PAGE, SUBLET_PIN_READ, NULL, &pin),
 			 0);
 	fake_device_hold(&f.mm[0], vpn + 100, 1, 1);
 	uint64_t offset = fake_pfn_of(&f.mm[0], vpn + 100) * PAGE, start = atomic_load(&f.clock_ns);
@@ -187,7 +187,7 @@ static void claim_pins_around(void **unused)
 		fixture_open(&f, &(struct fake_options){ .virtual_time = true });
 		uint32_t vpn = map_pages(&f, 512, SUBLET_MOVABLE);
 		struct unpin_later u = { .f = &f, .vpn = vpn + n, .sleeps = 3 };
-		assert_int_equal(sublet_pin(f.engine_mm[0], addr_of(&f, 0, vpn + n), PAGE, SUBLET_PIN_READ,
+		assert_int_equal(sublet_pin(f.engine_mm[0], addr_of(&f, 0, vpn + n), PAGE, SUBLET_PIN_READ, NULL,
 					    &u.pin),
 				 0);
 		fake_device_hold(&f.mm[0], vpn + n, 1, 1);
@@ -219,7 +219,7 @@ static void claim_small_beside_pin(void **unused)
 	uint32_t vpn = map_pages(&f, 256, SUBLET_MOVABLE);
 	for (uint32_t i = 0; i < 256 / 16; i++)
 		assert_int_equal(sublet_pin(f.engine_mm[0], addr_of(&f, 0, vpn + i * 16), PAGE,
-					    SUBLET_PIN_READ, &pin[i]),
+					    SUBLET_PIN_READ, NULL, &pin[i]),
 				 0);
 	for (uint32_t frames = 1; frames <= 256; frames *= 2) {
 		assert_int_equal(claim_take(&f, frames * PAGE, OPTIONS(.flags = SUBLET_CLAIM_NOWAIT), &claim),

@@ -163,11 +163,11 @@ static void commit_pins(void **unused)
 	fixture_open(&f, NULL);
 	uint32_t area = f.options.area_frames, vpn = map_pages(&f, area, SUBLET_MOVABLE);
 	char *a = addr_of(&f, 0, vpn);
-	assert_int_equal(sublet_pin(f.engine_mm[0], a, PAGE, SUBLET_PIN_WRITE, &pin), 0);
+	assert_int_equal(sublet_pin(f.engine_mm[0], a, PAGE, SUBLET_PIN_WRITE, NULL, &pin), 0);
 	fake_device_hold(&f.mm[0], vpn, 1, 1);
 	assert_int_equal(sublet_decommit(f.engine_mm[0], a, UNIT), 0);
 	assert_int_equal(stats_of(&f).lent_bytes, area * PAGE);
-	assert_int_equal(sublet_pin(f.engine_mm[0], a, PAGE, SUBLET_PIN_READ, &none), -EFAULT);
+	assert_int_equal(sublet_pin(f.engine_mm[0], a, PAGE, SUBLET_PIN_READ, NULL, &none), -EFAULT);
 	fake_device_hold(&f.mm[0], vpn, 1, -1);
 	assert_int_equal(sublet_unpin(&pin), 0);
 	assert_int_equal(sublet_decommit(f.engine_mm[0], a, UNIT), 0); /* again: now they go */
@@ -176,8 +176,8 @@ static void commit_pins(void **unused)
 
 	assert_int_equal(sublet_map(f.engine_mm[0], UNIT, SUBLET_MOVABLE | SUBLET_PLAIN_OK, &plain), 0);
 	assert_int_equal(sublet_decommit(f.engine_mm[0], plain, PAGE), 0);
-	assert_int_equal(sublet_pin(f.engine_mm[0], plain, PAGE, SUBLET_PIN_READ, &none), -EFAULT);
-	assert_int_equal(sublet_pin(f.engine_mm[0], (char *)plain + PAGE, PAGE, SUBLET_PIN_READ, &pin), 0);
+	assert_int_equal(sublet_pin(f.engine_mm[0], plain, PAGE, SUBLET_PIN_READ, NULL, &none), -EFAULT);
+	assert_int_equal(sublet_pin(f.engine_mm[0], (char *)plain + PAGE, PAGE, SUBLET_PIN_READ, NULL, &pin), 0);
 	assert_int_equal(sublet_unpin(&pin), 0);
 	assert_int_equal(sublet_decommit(f.engine_mm[0], plain, UNIT), 0);
 	assert_int_equal(stats_of(&f).plain_bytes, 0);

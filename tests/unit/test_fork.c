@@ -40,7 +40,7 @@ static void fork_snapshot(void **unused)
 	assert_int_equal(claim.blockers[0].error, CHILD);
 	assert_int_equal(sublet__chaos_move(f.arena, f.engine_mm[0], 12345), 0);
 	struct sublet_pin pin;
-	assert_int_equal(sublet_pin(f.engine_mm[0], addr_of(&f, 0, vpn), PAGE, SUBLET_PIN_READ, &pin),
+	assert_int_equal(sublet_pin(f.engine_mm[0], addr_of(&f, 0, vpn), PAGE, SUBLET_PIN_READ, NULL, &pin),
 			 -EBUSY);
 	assert_int_equal(fake_child_changed(&child), 0);
 	fake_child_exit(&child);
@@ -162,7 +162,7 @@ static void fork_pins(void **unused)
 	fixture_open(&f, &(struct fake_options){ .virtual_time = true });
 	uint32_t vpn = map_pages(&f, 1000, SUBLET_MOVABLE);
 	fill(&f, 0, vpn, 1000, 1);
-	assert_int_equal(sublet_pin(f.engine_mm[0], addr_of(&f, 0, vpn), PAGE, SUBLET_PIN_WRITE, &pin), 0);
+	assert_int_equal(sublet_pin(f.engine_mm[0], addr_of(&f, 0, vpn), PAGE, SUBLET_PIN_WRITE, NULL, &pin), 0);
 	uint64_t start = atomic_load(&f.clock_ns);
 	assert_int_equal(sublet__mm_fork_begin(f.engine_mm[0]), -EAGAIN);
 	sublet__mm_fork_end(f.engine_mm[0], 0);

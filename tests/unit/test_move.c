@@ -95,7 +95,7 @@ static void act_release(struct act *a)
 static void act_pin(struct act *a)
 {
 	int err = sublet_pin(a->f->engine_mm[0], addr_of(a->f, 0, a->vpn), PAGE,
-			     SUBLET_PIN_WRITE | SUBLET_PIN_NOWAIT, &a->pin);
+			     SUBLET_PIN_WRITE | SUBLET_PIN_NOWAIT, NULL, &a->pin);
 	a->pinned = !err;
 	if (err)
 		assert_int_equal(err, -EAGAIN);
@@ -150,7 +150,7 @@ static void move_act_everywhere(void **unused)
 			struct act a = {
 				.f = &f, .vpn = vpn + 5, .what = mode % ACTS, .at = at, .value = 0xabcdef
 			};
-			struct sublet__window_range area = { .dst_anywhere = true };
+			struct sublet__window_range area = { .to = MOVE_AREA_FIRST };
 			f.hook_arg = &a;
 			f.hook = act_hook;
 			uint32_t before = fake_pfn_of(&f.mm[0], vpn + 5);

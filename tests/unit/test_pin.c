@@ -2,12 +2,13 @@
 /* core/pin.c: G2 (a pinned folio stays), G6 (of a pin and a move one wins), G7 (NOWAIT never sleeps). */
 #include "fixture.h"
 
+#include <sched.h>
 #include <signal.h>
 #include <time.h>
 
 static int pin_pages(struct fake *f, uint32_t vpn, uint32_t pages, uint32_t flags, struct sublet_pin *pin)
 {
-	return sublet_pin(f->engine_mm[0], addr_of(f, 0, vpn), pages * PAGE, flags, pin);
+	return sublet_pin(f->engine_mm[0], addr_of(f, 0, vpn), pages * PAGE, flags, NULL, pin);
 }
 
 static void pin_bad_arguments(void **unused)
@@ -20,21 +21,21 @@ static void pin_bad_arguments(void **unused)
 	uint32_t vpn = map_pages(&f, 100, SUBLET_MOVABLE);
 	char *a = addr_of(&f, 0, vpn);
 	struct sublet_mm *mm = f.engine_mm[0];
-	assert_int_equal(sublet_pin(mm, a, 0, SUBLET_PIN_READ, &pin), -EINVAL);
-	assert_int_equal(sublet_pin(mm, a, PAGE, 0, &pin), -EINVAL);
-	assert_int_equal(sublet_pin(mm, a, PAGE, SUBLET_PIN_NOWAIT, &pin), -EINVAL);
-	assert_int_equal(sublet_pin(mm, a, PAGE, SUBLET_PIN_READ | 1u << 9, &pin), -EINVAL);
-	assert_int_equal(sublet_pin(mm, a, UINT64_MAX, SUBLET_PIN_READ, &pin), -EINVAL);
-	assert_int_equal(sublet_pin(mm, NULL, PAGE, SUBLET_PIN_READ, &pin), -EINVAL);
-	assert_int_equal(sublet_pin(mm, a - 1 - vpn * PAGE, 2, SUBLET_PIN_READ, &pin), -EINVAL);
-	assert_int_equal(sublet_pin(mm, a, 101 * PAGE, SUBLET_PIN_READ, &pin), -EFAULT);
+	assert_int_equal(sublet_pin(mm, a, 0, SUBLET_PIN_READ, NULL, &pin), -EINVAL);
+	assert_int_equal(sublet_pin(mm, a, PAGE, 0, NULL, &pin), -EINVAL);
+	assert_int_equal(sublet_pin(mm, a, PAGE, SUBLET_PIN_NOWAIT, NULL, &pin), -EINVAL);
+	assert_int_equal(sublet_pin(mm, a, PAGE, SUBLET_PIN_READ | 1u << 9, NULL, &pin), -EINVAL);
+	assert_int_equal(sublet_pin(mm, a, UINT64_MAX, SUBLET_PIN_READ, NULL, &pin), -EINVAL);
+	assert_int_equal(sublet_pin(mm, NULL, PAGE, SUBLET_PIN_READ, NULL, &pin), -EINVAL);
+	assert_int_equal(sublet_pin(mm, a - 1 - vpn * PAGE, 2, SUBLET_PIN_READ, NULL, &pin), -EINVAL);
+	assert_int_equal(sublet_pin(mm, a, 101 * PAGE, SUBLET_PIN_READ, NULL, &pin), -EFAULT);
 	assert_int_equal(sublet_unpin(&pin), -EINVAL);
 	/* All or nothing: the failure above left no reference. */
 	struct sublet_claim claim;
 	assert_int_equal(claim_take(&f, bytes_of(&f, f.options.area_frames), NULL, &claim), 0);
 	claim_give(&f, &claim);
 	/* One byte is enough; two times unpinned is an error. */
-	assert_int_equal(sublet_pin(mm, a + 5, 1, SUBLET_PIN_READ, &pin), 0);
+	assert_int_equal(sublet_pin(mm, a + 5, 1, SUBLET_PIN_READ, NULL, &pin), 0);
 	assert_int_equal(pin.pages, 1);
 	assert_int_equal(sublet_unpin(&pin), 0);
 	assert_int_equal(sublet_unpin(&pin), -EINVAL);
@@ -120,7 +121,7 @@ struct race {
 	struct fake *f;
 	uint32_t vpn;
 	_Atomic bool stop;
-	_Atomic uint64_t pins, moves;
+	_Atomic uint64_t pins, moves, rounds;
 };
 
 /* A device that writes through pins; its frames must stay what they were. */
@@ -131,12 +132,20 @@ static void *race_main(void *arg)
 
 	for (uint64_t n = 1; !atomic_load(&r->stop); n++) {
 		struct sublet_pin pin;
+		struct sublet_extent extent;
 		uint32_t first = below(&state, RACE_PAGES),
 			 pages = 1 + below(&state, min_u32(40, RACE_PAGES - first));
 		uint32_t word = below(&state, FAKE_WORDS);
 		int err = pin_pages(r->f, r->vpn + first, pages, SUBLET_PIN_WRITE, &pin);
 		if (err)
 			fail_msg("pin: %d", err);
+		/* At once, all of it, and where it stays: the entries behind the first are as good as that (G2). */
+		uint64_t covered = 0;
+		for (; covered < pin.bytes; covered += extent.bytes) {
+			err = sublet_pin_extents(&pin, covered, &extent, 1);
+			if (err != 1)
+				fail_msg("where pinned memory is: %d", err);
+		}
 		fake_device_hold(&r->f->mm[0], r->vpn + first, pages, 1);
 		uint32_t pfn = fake_pfn_of(&r->f->mm[0], r->vpn + first);
 		fake_frame_write(r->f, pfn, word, rng(&state));
@@ -242,7 +251,7 @@ static void pin_reuse_race(void **unused)
 	for (uint32_t i = 0; i < REUSE_THREADS; i++)
 		assert_int_equal(pthread_create(&thread[i], NULL, reuse_main, &race), 0);
 	while (wall_ns() < until) {
-		struct sublet__window_range anywhere = { .dst_anywhere = true };
+		struct sublet__window_range anywhere = { .to = MOVE_AREA_FIRST };
 		pthread_kill(thread[signals++ % REUSE_THREADS], SIGUSR1);
 		for (uint32_t i = 0; i < 20; i++)
 			sublet__move_page(f.engine_mm[0], race.vpn + below(&state, REUSE_UNITS * 16),
@@ -260,12 +269,132 @@ static void pin_reuse_race(void **unused)
 	fixture_close(&f);
 }
 
+/* ---- a pin of a folio that is being cut ---- */
+
+static _Atomic bool cutter_stopped;
+
+static void stop_cutter(int signal)
+{
+	struct timespec ts = { 0, 10000 };
+	int saved = errno;
+
+	(void)signal;
+	atomic_store(&cutter_stopped, true);
+	nanosleep(&ts, NULL);
+	atomic_store(&cutter_stopped, false);
+	errno = saved;
+}
+
+static void *cut_pin_main(void *arg)
+{
+	struct race *r = arg;
+	struct sublet_mm *mm = r->f->engine_mm[0];
+	uint64_t state = wall_ns();
+
+	while (!atomic_load(&r->stop)) {
+		struct sublet_pin pin;
+		uint32_t vpn = r->vpn + below(&state, 64);
+		atomic_fetch_add(&r->rounds, 1);
+		int err = pin_pages(r->f, vpn, 1, SUBLET_PIN_READ | SUBLET_PIN_NOWAIT, &pin);
+		if (err == -EAGAIN)
+			continue;
+		/* The cutter was stopped somewhere: hold the pin until it has gone on. */
+		for (uint64_t until = 0; atomic_load(&cutter_stopped) || until > wall_ns();)
+			until = until ? until : wall_ns() + 5000;
+		uint32_t head = sublet__frame_head(r->f->arena, pte_pfn(a32_load_relaxed(&mm->pte[vpn])));
+		if (err || head == ENGINE_NONE ||
+		    !(a32_load_relaxed(&r->f->arena->frames[head].ref) & REF_COUNT_MASK))
+			fail_msg("a pin that holds nothing: %d", err);
+		if (sublet_unpin(&pin))
+			fail_msg("unpin");
+		atomic_fetch_add_explicit(&r->pins, 1, memory_order_relaxed);
+		/* Nothing is pinned for a while: the cutter needs all of the folio. */
+		for (uint64_t until = wall_ns() + 2000; wall_ns() < until;)
+			;
+	}
+	return NULL;
+}
+
+/* Block lock held: one folio of order 6 again, as if it had just come from a larger one. */
+static bool cut_undo(struct race *r)
+{
+	struct sublet_mm *mm = r->f->engine_mm[0];
+	uint32_t pfn = pte_pfn(a32_load_relaxed(&mm->pte[r->vpn]));
+	struct sublet__frame *f = &r->f->arena->frames[pfn];
+
+	if (!sublet__mm_freeze(mm, r->vpn, 64))
+		return false;
+	for (uint32_t i = 1; i < 64; i++)
+		a32_store_release(&f[i].word, 0);
+	a32_store_release(&f->word, frame_word(FRAME_MOVABLE, 6, 0));
+	/* Nobody may be left who found one of them as a folio's first: the pinner has begun anew twice. */
+	for (uint64_t rounds = atomic_load(&r->rounds); atomic_load(&r->rounds) < rounds + 2 && !atomic_load(&r->stop);)
+		sched_yield();
+	for (uint32_t i = 1; i < 64; i++)
+		a32_store_relaxed(&f[i].ref, 0); /* as of a frame that never was one */
+	a32_store_release(&f->ref, 0);
+	return true;
+}
+
+/* Cuts the folio at random places; interrupted at any instruction of it. */
+static void *cut_main(void *arg)
+{
+	struct race *r = arg;
+	struct sublet_mm *mm = r->f->engine_mm[0];
+	uint64_t state = wall_ns();
+
+	while (!atomic_load(&r->stop)) {
+		uint32_t first = below(&state, 64), pages = 1 + below(&state, 64 - first);
+		engine_lock(r->f->arena, block_lock_of(mm, r->vpn));
+		if (cut_undo(r) && sublet__mm_freeze(mm, r->vpn + first, pages)) {
+			sublet__mm_unfreeze(mm, r->vpn + first, pages);
+			atomic_fetch_add_explicit(&r->moves, 1, memory_order_relaxed);
+		}
+		engine_unlock(r->f->arena, block_lock_of(mm, r->vpn));
+	}
+	return NULL;
+}
+
+/* G2, G6: whoever pins a page while its folio is cut into pieces has pinned the piece. */
+static void pin_cut_race(void **unused)
+{
+	static struct fake f;
+	struct race race = { .f = &f };
+	struct sigaction action = { .sa_handler = stop_cutter, .sa_flags = SA_RESTART }, old;
+	pthread_t pinner, cutter;
+	uint64_t until = wall_ns() + soak_ns(1.5);
+	(void)unused;
+
+	assert_int_equal(sigaction(SIGUSR1, &action, &old), 0);
+	fixture_open(&f, NULL);
+	race.vpn = map_pages(&f, 64, SUBLET_MOVABLE);
+	threads_begin();
+	assert_int_equal(pthread_create(&pinner, NULL, cut_pin_main, &race), 0);
+	assert_int_equal(pthread_create(&cutter, NULL, cut_main, &race), 0);
+	while (wall_ns() < until || (!atomic_load(&race.moves) && wall_ns() < until + 20 * SUBLET_SEC)) {
+		struct timespec ts = { 0, 50000 };
+		pthread_kill(cutter, SIGUSR1);
+		nanosleep(&ts, NULL);
+	}
+	atomic_store(&race.stop, true);
+	pthread_join(pinner, NULL);
+	pthread_join(cutter, NULL);
+	threads_end();
+	sigaction(SIGUSR1, &old, NULL);
+	print_message("%llu pins, %llu cuts\n", (unsigned long long)atomic_load(&race.pins),
+		      (unsigned long long)atomic_load(&race.moves));
+	assert_true(atomic_load(&race.pins) > 0 && atomic_load(&race.moves) > 0);
+	counts_are_zero(&f, race.vpn, 64);
+	fixture_close(&f);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(pin_bad_arguments), cmocka_unit_test(pin_holds),
 		cmocka_unit_test(pin_nowait),        cmocka_unit_test(pin_move_race),
 		cmocka_unit_test(pin_reuse_race),
+		cmocka_unit_test(pin_cut_race),
 	};
 	return cmocka_run_group_tests(tests, NULL, NULL);
 }

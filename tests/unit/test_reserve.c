@@ -52,7 +52,7 @@ static void reserve_addresses(void **unused)
 	assert_int_equal(f.calls[FAKE_MAP], calls);
 	assert_int_equal(lent_pages(&f), 0);
 	addr = addr_of(&f, 0, vpn);
-	assert_int_equal(sublet_pin(mm, addr, PAGE, SUBLET_PIN_READ, &pin), -EFAULT);
+	assert_int_equal(sublet_pin(mm, addr, PAGE, SUBLET_PIN_READ, NULL, &pin), -EFAULT);
 	decommit(&f, vpn, BLOCK);
 	fixture_verify(&f);
 	assert_int_equal(sublet_unmap(mm, addr, 3ull * f.options.area_frames * PAGE), 0);

@@ -177,7 +177,7 @@ static void step_pin(struct actor *a, struct map *m)
 
 	for (uint32_t i = first; i < first + pages; i++)
 		holes |= m->state[i] == PAGE_HOLE;
-	int err = sublet_pin(mm_of(a), at(a, m, first), pages * PAGE, SUBLET_PIN_WRITE | nowait, &pin);
+	int err = sublet_pin(mm_of(a), at(a, m, first), pages * PAGE, SUBLET_PIN_WRITE | nowait, NULL, &pin);
 	if (err) {
 		bool fork_or_move = (err == -EBUSY && !a->devices) || (err == -EAGAIN && nowait);
 		if (!fork_or_move && !(err == -EFAULT && holes))

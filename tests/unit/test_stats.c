@@ -2,6 +2,8 @@
 /* core/stats.c: histograms against sorted lists, snapshots of older and newer callers, pageblocks. */
 #include "fixture.h"
 
+#include <sublet/notifier.h>
+
 #include <string.h>
 
 static int compare_u64(const void *a, const void *b)
@@ -159,12 +161,86 @@ static void stats_pageblocks(void **unused)
 	fixture_close(&f);
 }
 
+static int decline(void *ctx, const struct sublet_invalidation *inv)
+{
+	(void)ctx;
+	return inv->may_block ? 0 : -EAGAIN;
+}
+
+/* Pins, limits, notifiers and invalidations are the sums over all address spaces. */
+static void stats_of_all_mms(void **unused)
+{
+	static const struct sublet_notifier_ops ops = { SUBLET_OPTIONS(sublet_notifier_ops),
+							.invalidate = decline };
+	struct fake_options options = { .mms = 2 };
+	static struct fake f;
+	struct sublet_pin pin[3];
+	struct sublet_notifier notifier[3];
+	struct sublet__invalidation inv;
+	void *addr[2];
+	(void)unused;
+
+	fixture_open(&f, &options);
+	struct sublet_stats s = stats_of(&f);
+	assert_int_equal(s.longterm_bytes, 0);
+	assert_int_equal(s.longterm_limit_bytes, 2 * (s.normal_bytes / 2));
+	assert_int_equal(s.notifiers, 0);
+	uint64_t before = s.invalidations;
+	for (uint32_t i = 0; i < 2; i++) {
+		sublet_pin_limit(f.engine_mm[i], (100 + i) * PAGE);
+		assert_int_equal(sublet_map(f.engine_mm[i], 64 * PAGE, SUBLET_MOVABLE, &addr[i]), 0);
+		assert_int_equal(sublet_pin(f.engine_mm[i], addr[i], (10 + i) * PAGE,
+					    SUBLET_PIN_READ | SUBLET_PIN_LONGTERM, NULL, &pin[i]),
+				 0);
+	}
+	/* a short one counts nothing, a second one over the same memory counts again */
+	assert_int_equal(sublet_pin(f.engine_mm[0], addr[0], 64 * PAGE, SUBLET_PIN_READ, "short", &pin[2]),
+			 0);
+	assert_int_equal(sublet_unpin(&pin[2]), 0);
+	assert_int_equal(sublet_pin(f.engine_mm[0], addr[0], 5 * PAGE, SUBLET_PIN_READ | SUBLET_PIN_LONGTERM,
+				    NULL, &pin[2]),
+			 0);
+	for (uint32_t i = 0; i < 3; i++)
+		assert_int_equal(sublet_notifier_add(f.engine_mm[i % 2], addr[i % 2], 64 * PAGE, &ops, NULL,
+						     NULL, &notifier[i]),
+				 0);
+	s = stats_of(&f);
+	assert_int_equal(s.longterm_bytes, 26 * PAGE);
+	assert_int_equal(s.longterm_limit_bytes, 201 * PAGE);
+	assert_int_equal(s.notifiers, 3);
+	before = s.invalidations;
+	for (uint32_t i = 0; i < 2; i++) {
+		uint32_t vpn = vpn_of(&f, i, addr[i]);
+		assert_int_equal(sublet__invalidate_begin(f.engine_mm[i], &inv, vpn, 1, SUBLET_NOTIFIER_MOVE,
+							  true),
+				 0);
+		sublet__invalidate_end(f.engine_mm[i], &inv);
+		assert_int_equal(sublet__invalidate_begin(f.engine_mm[i], &inv, vpn, 1, SUBLET_NOTIFIER_MOVE,
+							  false),
+				 -EAGAIN);
+	}
+	s = stats_of(&f);
+	assert_int_equal(s.invalidations, before + 4);
+	assert_int_equal(s.invalidations_declined,
+			 2); /* the second of mm 0 is not asked after the first declined */
+	for (uint32_t i = 0; i < 3; i++) {
+		assert_int_equal(sublet_notifier_remove(&notifier[i]), 0);
+		assert_int_equal(sublet_unpin(&pin[i]), 0);
+	}
+	sublet_pin_limit(f.engine_mm[0], UINT64_MAX);
+	s = stats_of(&f);
+	assert_int_equal(s.longterm_bytes, 0);
+	assert_int_equal(s.notifiers, 0);
+	assert_true(s.longterm_limit_bytes == UINT64_MAX); /* and not what is left of an overflow */
+	fixture_close(&f);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(stats_buckets),    cmocka_unit_test(stats_percentiles),
 		cmocka_unit_test(stats_sizes),      cmocka_unit_test(stats_counters),
-		cmocka_unit_test(stats_pageblocks),
+		cmocka_unit_test(stats_pageblocks), cmocka_unit_test(stats_of_all_mms),
 	};
 	return cmocka_run_group_tests(tests, NULL, NULL);
 }

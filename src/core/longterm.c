@@ -1,0 +1,249 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * Long-term pins: out of every area first, then held there (G3).
+ *
+ * All of it happens block by block under the block lock, so nothing moves between the move out and the pin, and two
+ * that pin the same range at once come one after the other: the second finds the memory in the normal zone and only
+ * counts. A folio that reaches beyond the range is cut at its edges, so no more moves than is pinned, and memory beside
+ * it, of another mapping perhaps, is not held with it. Short pins in
+ * the way are waited for without the lock (their owner may want it), up to a second (G7).
+ *
+ * The normal zone is also where claims move to. When it is full, movable memory goes back to the area to make room.
+ *
+ * Fork: memory with a long-term pin stays shared with the device, so it cannot turn private, and a child must not have
+ * it at all:
+ *
+ *   longterm_pin                 fork_begin                          longterm_unpin, the last one of a folio
+ *   lock block                   fork_pending++                      lock block
+ *   HELD? -EBUSY                 lock block                          fork_pending? leave it uninherited
+ *   ref + LONG, not inherited    LONG? leave it alone, else HELD     else inherited again
+ *   unlock                       unlock; ... fork                    unlock
+ *
+ * What is left uninherited is inherited again by the next privatize, remap or map, which all make it anew.
+ */
+#include "core/engine.h"
+
+#include <sublet/pin.h>
+
+#include <errno.h>
+
+#define WAIT_FIRST_NS     (20 * SUBLET_US)
+#define WAIT_MOST_NS      (1 * SUBLET_MS)
+#define EXCLUDED_MAPPINGS 2u /* kernel mappings that a range gains when only its middle is not inherited */
+
+/* ---- moving out; block lock held ---- */
+
+/* Cut the folio at both ends of [vpn, vpn + pages), so that what lies inside can move alone. */
+static bool folio_cut(struct sublet_mm *mm, uint32_t first, uint32_t end, uint32_t vpn, uint32_t pages)
+{
+	uint32_t low = max_u32(first, vpn), high = min_u32(end, vpn + pages);
+
+	if (low == first && high == end)
+		return true;
+	if (!sublet__mm_freeze(mm, low, high - low))
+		return false;
+	sublet__mm_unfreeze(mm, low, high - low);
+	return true;
+}
+
+/* The folio of page `at`, which may be long-term pinned where it lies: 0 and its pages, or -errno. */
+static int folio_look(const struct sublet_mm *mm, uint32_t at, uint32_t *head, uint32_t *first, uint32_t *end)
+{
+	uint32_t pte = a32_load_relaxed(&mm->pte[at]);
+
+	if (!(pte & PTE_PRESENT) || (pte & PTE_HOLE))
+		return -EFAULT;
+	*head = sublet__frame_head(mm->arena, pte_pfn(pte));
+	const struct sublet__frame *f = &mm->arena->frames[*head];
+	uint32_t word = a32_load_relaxed(&f->word);
+	*first = a32_load_relaxed(&f->a);
+	*end = *first + (1u << word_order(word));
+	return word_state(word) != FRAME_MOVABLE ? -EFAULT : (word & FRAME_HELD) ? -EBUSY : 0;
+}
+
+/* Move what of [vpn, vpn + pages) lies in an area to the normal zone. -EAGAIN: something is pinned, or in use. */
+static int block_out(struct sublet_mm *mm, uint32_t vpn, uint32_t pages)
+{
+	struct sublet_arena *arena = mm->arena;
+	struct sublet__window_range out = { .first_vpn = vpn,
+					    .end_vpn = vpn + pages,
+					    .to = MOVE_NORMAL_ONLY };
+	uint32_t head, first, end;
+
+	for (uint32_t at = vpn; at < vpn + pages;) {
+		int err = folio_look(mm, at, &head, &first, &end);
+		if (err)
+			return err;
+		/* One that is long-term pinned already cannot be cut; all of it is where it should be. */
+		bool pinned = a32_load_relaxed(&arena->frames[head].ref) & REF_LONG_MASK;
+		if (!pinned && !folio_cut(mm, first, end, vpn, pages))
+			return -EAGAIN;
+		if (zone_of(arena, head) == &arena->zone[ZONE_NORMAL]) {
+			at = min_u32(end, vpn + pages);
+			continue;
+		}
+		int64_t moved = sublet__move_locked(mm, at, &out);
+		if (moved < 0)
+			return (int)moved == -ENOSPC ? -ENOMEM : (int)moved;
+	}
+	return 0;
+}
+
+/* Give back the references of [vpn, end), whole folios of one block; whether any has none left. */
+static bool block_unref(struct sublet_mm *mm, uint32_t vpn, uint32_t end)
+{
+	uint32_t head, first, next;
+	bool last = false;
+
+	for (uint32_t at = vpn; at < end; at = next) {
+		if (folio_look(mm, at, &head, &first, &next) == -EFAULT) {
+			next = at + 1; /* decommitted under the pin, against the rules */
+			continue;
+		}
+		struct sublet__frame *f = &mm->arena->frames[head];
+		ref_drop(f, REF_LONG_ONE, REF_LONG_MASK);
+		last |= !(a32_load_relaxed(&f->ref) & REF_LONG_MASK);
+	}
+	return last;
+}
+
+/* Whether a child of fork() gets the folios of [vpn, end), but for those that are long-term pinned. */
+static int block_inherit(struct sublet_mm *mm, uint32_t vpn, uint32_t end, bool inherit)
+{
+	uint32_t head, first, next;
+	int err = 0;
+
+	for (uint32_t at = vpn; at < end && !err; at = next) {
+		uint32_t run = at;
+		next = at + 1;
+		while (run < end && folio_look(mm, run, &head, &first, &next) != -EFAULT &&
+		       (!inherit || !(a32_load_relaxed(&mm->arena->frames[head].ref) & REF_LONG_MASK)))
+			run = next;
+		if (run > at)
+			err = mm->config.ops->inherit(mm->config.ctx, at, min_u32(run, end) - at, inherit);
+		next = max_u32(next, run);
+	}
+	return err;
+}
+
+/* Pin what lies in the normal zone already. All or nothing. */
+static int block_ref(struct sublet_mm *mm, uint32_t vpn, uint32_t pages, uint32_t write)
+{
+	uint32_t head, first, next, end = vpn + pages;
+	int err = 0;
+
+	for (uint32_t at = vpn; at < end; at = next) {
+		err = folio_look(mm, at, &head, &first, &next);
+		if (!err)
+			err = ref_take(&mm->arena->frames[head], REF_LONG_ONE, REF_LONG_MASK, write);
+		if (err) {
+			(void)block_unref(mm, vpn, at);
+			return err;
+		}
+	}
+	err = block_inherit(mm, vpn, end, false);
+	if (err) {
+		(void)block_unref(mm, vpn, end);
+		(void)block_inherit(mm, vpn, end, true); /* fewer mappings than a moment ago */
+		return err;
+	}
+	a32_add_relaxed(&mm->mapping_count, EXCLUDED_MAPPINGS);
+	return 0;
+}
+
+/* ---- making room ---- */
+
+/* Move movable memory from the normal zone to the area, until about `frames` are free there. False: none would go. */
+static bool normal_relieve(struct sublet_arena *arena, uint32_t frames)
+{
+	const struct sublet__zone *zone = &arena->zone[ZONE_NORMAL];
+	struct sublet__window_range back = { .to = MOVE_AREA_ONLY, .nowait = true };
+	uint32_t pfn = zone->first_pfn, end = pfn + zone->frames, moved = 0;
+
+	back.first_pfn = pfn;
+	back.end_pfn = end;
+	while (pfn < end && moved < frames) {
+		const struct sublet__frame *f = &arena->frames[pfn];
+		uint32_t word = a32_load_acquire(&f->word); /* pairs with run_publish */
+		bool candidate = (word & FRAME_HEAD) && word_state(word) == FRAME_MOVABLE &&
+				 !(a32_load_relaxed(&f->ref) & REF_COUNT_MASK);
+		int64_t done = candidate ? sublet__move_folio(arena, pfn, &back) : 0;
+		if (done > 0)
+			moved += (uint32_t)done;
+		pfn += (word & FRAME_HEAD) ? 1u << word_order(word) : 1;
+	}
+	return moved > 0;
+}
+
+/* ---- the pin ---- */
+
+static int block_pin(struct sublet_mm *mm, uint32_t vpn, uint32_t pages, uint32_t flags)
+{
+	struct sublet__lock *lock = block_lock_of(mm, vpn);
+
+	if (!lock_try(lock)) {
+		if (flags & SUBLET_PIN_NOWAIT)
+			return -EAGAIN;
+		engine_lock(mm->arena, lock);
+	}
+	int err = block_out(mm, vpn, pages);
+	if (!err)
+		err = block_ref(mm, vpn, pages, (flags & SUBLET_PIN_WRITE) ? REF_WRITTEN : 0);
+	engine_unlock(mm->arena, lock);
+	return err;
+}
+
+static int block_pin_wait(struct sublet_mm *mm, uint32_t vpn, uint32_t pages, uint32_t flags,
+			  uint64_t until_ns)
+{
+	struct sublet_arena *arena = mm->arena;
+	const struct sublet__platform *p = &arena->platform;
+
+	for (uint64_t wait_ns = WAIT_FIRST_NS;;) {
+		int err = block_pin(mm, vpn, pages, flags);
+		if (err == -ENOMEM && engine_now(arena) < until_ns && normal_relieve(arena, pages))
+			continue;
+		if (err != -EAGAIN || (flags & SUBLET_PIN_NOWAIT))
+			return err;
+		if (engine_now(arena) >= until_ns)
+			return -EBUSY;
+		p->ops->sleep_ns(p->ctx, wait_ns);
+		sublet__devices_check(arena); /* one that hangs declines until it is reset (G11) */
+		wait_ns = 2 * wait_ns < WAIT_MOST_NS ? 2 * wait_ns : WAIT_MOST_NS;
+	}
+}
+
+static void range_unpin(struct sublet_mm *mm, uint32_t vpn, uint32_t end)
+{
+	for_each_block(at, count, vpn, end)
+	{
+		engine_lock(mm->arena, block_lock_of(mm, at));
+		bool last = block_unref(mm, at, at + count);
+		/* seq_cst: pairs with fork_begin; see the picture above */
+		if (last && !a32_load_seq_cst(&mm->fork_pending))
+			(void)block_inherit(mm, at, at + count, true); /* refused: a child goes without it */
+		a32_sub_relaxed(&mm->mapping_count, EXCLUDED_MAPPINGS);
+		engine_unlock(mm->arena, block_lock_of(mm, at));
+	}
+}
+
+int sublet__longterm_pin(struct sublet_mm *mm, uint32_t vpn, uint32_t pages, uint32_t flags)
+{
+	uint64_t until_ns = engine_now(mm->arena) + ENGINE_DEADLINE_NS;
+
+	for_each_block(at, count, vpn, vpn + pages)
+	{
+		int err = block_pin_wait(mm, at, count, flags, until_ns);
+		if (err) {
+			if (at > vpn)
+				range_unpin(mm, vpn, at);
+			return err;
+		}
+	}
+	return 0;
+}
+
+void sublet__longterm_unpin(struct sublet_mm *mm, uint32_t vpn, uint32_t pages)
+{
+	range_unpin(mm, vpn, vpn + pages);
+}

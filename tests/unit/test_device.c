@@ -1,0 +1,709 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * Devices, on a simulated one: how they are made and closed, and what becomes of the jobs of one that hangs or dies: how
+ * long who waits for it, who resets it, what comes too late (G7, G11).
+ */
+#include "fake_device.h"
+
+#define SHORT_NS (30 * SUBLET_MS)
+#define LONG_NS  (10 * SUBLET_SEC) /* never reached: a test that waits so long fails */
+
+static struct fake f;
+static struct fake_device fd;
+
+static struct sublet_bo no_bo;
+
+/* An arena with a device, and a tracked bo of `pages` pages. */
+static struct sublet_bo setup(const struct fake_device_options *options, uint32_t pages)
+{
+	fixture_open(&f, NULL);
+	fake_device_open(&fd, &f, options);
+	return bo_over(&fd, map_pages(&f, pages, SUBLET_MOVABLE), pages, SUBLET_BO_TRACKED);
+}
+
+static void teardown(void)
+{
+	fake_device_close(&fd);
+	fixture_close(&f);
+}
+
+static void sleep_ms(uint32_t ms)
+{
+	f.platform.ops->sleep_ns(&f, ms * SUBLET_MS);
+}
+
+/* ---- creation ---- */
+
+static int create(const struct sublet_device_limits *limits, const struct sublet_device_ops *ops)
+{
+	struct sublet_device *device;
+	return sublet_device_create(f.arena, ops, NULL, limits, &device);
+}
+
+static int no_submit(void *ctx, const struct sublet_device_work *work)
+{
+	(void)ctx, (void)work;
+	return -EIO;
+}
+
+static int no_attach(void *ctx, uint32_t slot, void *addr, uint64_t bytes)
+{
+	(void)ctx, (void)slot, (void)addr, (void)bytes;
+	return -EIO;
+}
+
+static void no_detach(void *ctx, uint32_t slot)
+{
+	(void)ctx, (void)slot;
+}
+
+static int no_reset(void *ctx)
+{
+	(void)ctx;
+	return 0;
+}
+
+static void no_close(void *ctx)
+{
+	(void)ctx;
+}
+
+static void create_refuses(void **unused)
+{
+	const struct sublet_device_ops good_ops = { SUBLET_OPTIONS(sublet_device_ops),
+						    .submit = no_submit,
+						    .attach = no_attach,
+						    .detach = no_detach,
+						    .reset = no_reset,
+						    .close = no_close };
+	const struct sublet_device_limits good = { .features = SUBLET_DEVICE_COPY,
+						   .bos_max = 4,
+						   .jobs_max = 4,
+						   .align_bytes = 1,
+						   .job_bytes_max = 1 << 20,
+						   .bo_bytes_max = 1 << 20 };
+	(void)unused;
+
+	fixture_open(&f, NULL);
+#define REFUSED(field, value)                                     \
+	do {                                                      \
+		struct sublet_device_limits l = good;             \
+		l.field = value;                                  \
+		assert_int_equal(create(&l, &good_ops), -EINVAL); \
+	} while (0)
+	REFUSED(bos_max, 0);
+	REFUSED(jobs_max, 0);
+	REFUSED(jobs_max, UINT32_MAX);
+	REFUSED(bos_max, UINT32_MAX);
+	REFUSED(align_bytes, 0);
+	REFUSED(align_bytes, 3);
+	REFUSED(align_bytes, 8192);
+	REFUSED(job_bytes_max, 0);
+	REFUSED(bo_bytes_max, 0);
+	REFUSED(aperture_bytes, 1 << 20);                           /* without a page table */
+	REFUSED(features, SUBLET_DEVICE_COPY | SUBLET_DEVICE_IOPT); /* without an aperture */
+	REFUSED(features, 1u << 20);
+#undef REFUSED
+#define WITHOUT(op)                                           \
+	do {                                                  \
+		struct sublet_device_ops o = good_ops;        \
+		o.op = NULL;                                  \
+		assert_int_equal(create(&good, &o), -EINVAL); \
+	} while (0)
+	WITHOUT(submit);
+	WITHOUT(attach);
+	WITHOUT(detach);
+	WITHOUT(reset);
+	WITHOUT(close);
+#undef WITHOUT
+	struct sublet_device_ops unsized = good_ops;
+	unsized.size_bytes = 0;
+	assert_int_equal(create(&good, &unsized), -EINVAL);
+	fixture_close(&f); /* nothing was left behind */
+}
+
+static void create_out_of_memory(void **unused)
+{
+	bool reached = true;
+	(void)unused;
+
+	fixture_open(&f, NULL);
+	for (int64_t at = 1; reached; at++) {
+		fake_fail(&f, 1u << FAKE_RESERVE, at, -ENOMEM, false);
+		int err = fake_device_try(&fd, &f, NULL);
+		reached = fake_fail_end(&f);
+		assert_int_equal(err, reached ? -ENOMEM : 0);
+	}
+	teardown();
+}
+
+static void sixteen_devices(void **unused)
+{
+	static struct fake_device many[17];
+	(void)unused;
+
+	fixture_open(&f, NULL);
+	for (uint32_t i = 0; i < 16; i++)
+		fake_device_open(&many[i], &f, NULL);
+	assert_int_equal(fake_device_try(&many[16], &f, NULL), -ENOSPC);
+	fake_device_close(&many[7]);
+	fake_device_open(&many[16], &f, NULL); /* one went, one came */
+	for (uint32_t i = 0; i < 17; i++)
+		if (i != 7)
+			fake_device_close(&many[i]);
+	sublet_device_close(NULL);
+	fixture_close(&f);
+}
+
+static void info_has_versions(void **unused)
+{
+	struct sublet_device_info info = { 0 };
+	struct {
+		struct sublet_device_info info;
+		uint64_t guard;
+	} wide = { .info.size_bytes = sizeof wide, .guard = 7 };
+	(void)unused;
+
+	setup(&(struct fake_device_options){ .align_bytes = 8 }, 4);
+	assert_int_equal(sublet_device_info(fd.device, &info), -EINVAL);
+	info.size_bytes = offsetof(struct sublet_device_info, features);
+	assert_int_equal(sublet_device_info(fd.device, &info), 0);
+	assert_string_equal(info.name, "fake");
+	assert_int_equal(info.features, 0); /* did not ask for it */
+	assert_int_equal(sublet_device_info(fd.device, &wide.info), 0);
+	assert_int_equal(wide.guard, 7);
+	assert_int_equal(wide.info.features, SUBLET_DEVICE_IOPT | SUBLET_DEVICE_COPY);
+	assert_int_equal(wide.info.bos_max, 16);
+	assert_int_equal(wide.info.jobs_max, 8);
+	assert_int_equal(wide.info.align_bytes, 8);
+	assert_int_equal(wide.info.aperture_bytes, 256 * SUBLET_MIB);
+	assert_int_equal(wide.info.dead, 0);
+	teardown();
+}
+
+/* ---- a device that does not answer ---- */
+
+static void hung_job(void **unused)
+{
+	struct sublet_bo bo = setup(NULL, 4);
+	struct sublet_job job = job_of(SUBLET_JOB_FILL, 1);
+	struct sublet_device_work work[3];
+	bool done = false;
+	(void)unused;
+
+	job.timeout_ns = LONG_NS;
+	struct sublet_fence other = go(&fd, &job, bo, no_bo);
+	job.timeout_ns = SHORT_NS;
+	uint64_t start = wall_ns();
+	struct sublet_fence hung = go(&fd, &job, bo, no_bo);
+	assert_true(fake_device_take(&fd, &work[0]) && fake_device_take(&fd, &work[1]));
+	/* Before its time nothing happens; to look alone resets nothing, ever. */
+	assert_int_equal(sublet_fence_wait(&hung, SHORT_NS / 3, &done, NULL), -ETIMEDOUT);
+	assert_false(done);
+	assert_int_equal(sublet_fence_wait(&hung, LONG_NS, &done, NULL), -ETIMEDOUT);
+	assert_true(done);
+	assert_true(wall_ns() - start >= SHORT_NS && wall_ns() - start < LONG_NS / 2);
+	assert_int_equal(fd.resets, 1);
+	assert_int_equal(fence_end(&other), -EIO);
+	assert_int_equal(info_of(&fd, bo).jobs, 0);
+
+	/* What the device still says about those jobs is nobody's business, even if their slots are in use again. */
+	struct sublet_fence next[2] = { go(&fd, &job, bo, no_bo), go(&fd, &job, bo, no_bo) };
+	assert_int_equal(fence_end(&hung), -ETIMEDOUT);
+	struct sublet_fence third = go(&fd, &job, bo, no_bo);
+	sublet_device_complete(fd.device, work[0].id, 0, 1);
+	sublet_device_complete(fd.device, work[1].id, -EIO, 1);
+	sublet_device_complete(fd.device, UINT64_MAX, 0, 1);
+	sublet_device_complete(fd.device, 0, 0, 1);
+	for (uint32_t i = 0; i < 2; i++)
+		assert_int_equal(sublet_fence_wait(&next[i], 0, NULL, NULL), -ETIMEDOUT);
+	assert_int_equal(info_of(&fd, bo).jobs, 3);
+	while (fake_device_step(&fd))
+		;
+	assert_int_equal(fence_end(&next[0]), 0);
+	assert_int_equal(fence_end(&next[1]), 0);
+	assert_int_equal(fence_end(&third), 0);
+	struct sublet_device_info info = fake_device_info(&fd);
+	assert_int_equal(info.jobs_failed, 2);
+	assert_int_equal(info.resets, 1);
+	assert_int_equal(info.dead, 0);
+	teardown();
+}
+
+static void look_does_not_reset(void **unused)
+{
+	struct sublet_bo bo = setup(NULL, 4);
+	struct sublet_job job = job_of(SUBLET_JOB_FILL, 1);
+	(void)unused;
+
+	job.timeout_ns = SUBLET_MS;
+	struct sublet_fence fence = go(&fd, &job, bo, no_bo);
+	sleep_ms(5);
+	assert_int_equal(sublet_fence_wait(&fence, 0, NULL, NULL), -ETIMEDOUT);
+	assert_int_equal(fd.resets, 0);
+	assert_true(fake_device_step(&fd)); /* late, but well */
+	assert_int_equal(fence_end(&fence), 0);
+	teardown();
+}
+
+static void check_resets_the_overdue(void **unused)
+{
+	static struct fake_device other;
+	struct sublet_bo bo = setup(NULL, 4);
+	struct sublet_job job = job_of(SUBLET_JOB_FILL, 1);
+	(void)unused;
+
+	fake_device_open(&other, &f, NULL);
+	struct sublet_bo second = bo_over(&other, map_pages(&f, 4, SUBLET_MOVABLE), 4, SUBLET_BO_TRACKED);
+	job.timeout_ns = LONG_NS;
+	struct sublet_fence patient = go(&fd, &job, bo, no_bo);
+	job.timeout_ns = SUBLET_MS;
+	struct sublet_fence fence = go(&other, &job, second, no_bo);
+	sleep_ms(3);
+	sublet__devices_check(f.arena);
+	assert_int_equal(other.resets, 1);
+	assert_int_equal(fd.resets, 0);
+	assert_int_equal(fence_end(&fence), -ETIMEDOUT);
+	sublet__devices_check(f.arena);
+	assert_int_equal(other.resets, 1);
+	assert_true(fake_device_step(&fd));
+	assert_int_equal(fence_end(&patient), 0);
+	fake_device_close(&other);
+	teardown();
+}
+
+/* A dead device: jobs fail, translations are gone, new work is refused, everything can still be ended. */
+static void assert_dead(struct sublet_bo bo, struct sublet_fence *fence, int status)
+{
+	struct sublet_job job = job_of(SUBLET_JOB_FILL, 1);
+	struct sublet_device_info info = fake_device_info(&fd);
+	struct sublet_bo another;
+
+	assert_int_equal(fence_end(fence), status);
+	assert_int_equal(info.dead, 1);
+	assert_int_equal(info.iopt.mappings, 0);
+	assert_int_equal(info_of(&fd, bo).bound_bytes, 0);
+	assert_int_equal(info_of(&fd, bo).jobs, 0);
+	assert_int_equal(submit_error(&fd, &job, bo), -ENODEV);
+	assert_int_equal(sublet_bo_create(fd.device, f.engine_mm[0], addr_of(&f, 0, 0), PAGE,
+					  SUBLET_BO_TRACKED, NULL, &another),
+			 -ENODEV);
+	assert_int_equal(sublet_bo_destroy(&bo), 0);
+}
+
+static void reset_fails(void **unused)
+{
+	struct sublet_bo bo = setup(NULL, 4);
+	struct sublet_job job = job_of(SUBLET_JOB_FILL, 1);
+	(void)unused;
+
+	job.timeout_ns = SUBLET_MS;
+	struct sublet_fence fence = go(&fd, &job, bo, no_bo);
+	fd.reset_error = -EIO;
+	assert_int_equal(sublet_fence_wait(&fence, LONG_NS, NULL, NULL), -ENODEV);
+	assert_dead(bo, &fence, -ENODEV);
+	assert_int_equal(fd.resets, 1);
+	teardown();
+}
+
+static void device_dies(void **unused)
+{
+	struct sublet_bo bo = setup(NULL, 4);
+	struct sublet_job job = job_of(SUBLET_JOB_FILL, 1);
+	struct sublet_fence fence = go(&fd, &job, bo, no_bo);
+	struct sublet_device_work work;
+	(void)unused;
+
+	assert_true(fake_device_take(&fd, &work));
+	sublet_device_died(fd.device);
+	assert_int_equal(fd.resets, 0);
+	sublet_device_complete(fd.device, work.id, 0, 1); /* too late */
+	assert_dead(bo, &fence, -ENODEV);
+	teardown();
+}
+
+static void die_at_submit(struct fake_device *dev, const struct sublet_device_work *work)
+{
+	(void)work;
+	sublet_device_died(dev->device);
+}
+
+static void device_dies_in_submit(void **unused)
+{
+	(void)unused;
+
+	for (uint32_t i = 0; i < 4; i++) {
+		struct sublet_bo bo = setup(NULL, 4);
+		struct sublet_job job = job_of(SUBLET_JOB_FILL, 1);
+		struct sublet_fence fence = { 0 }, *want = i & 1 ? &fence : NULL;
+		fd.on_submit = die_at_submit;
+		fd.submit_error = i & 2 ? -EIO : 0;
+		assert_int_equal(sublet_submit(fd.device, &job, &bo, 1, want), fd.submit_error);
+		if (want && !fd.submit_error) {
+			assert_dead(bo, &fence, -ENODEV);
+		} else {
+			assert_null(fence.device);
+			assert_int_equal(info_of(&fd, bo).jobs, 0);
+		}
+		fd.queued = 0; /* it is dead */
+		teardown();
+	}
+}
+
+/* ---- a device that cannot even be stopped ---- */
+
+/* A job that hangs in a device that cannot be stopped; its id. The fence has ended. */
+static uint64_t job_lose(struct sublet_bo bo)
+{
+	struct sublet_job job = job_of(SUBLET_JOB_FILL, 1);
+	struct sublet_device_work work;
+
+	job.timeout_ns = SUBLET_MS;
+	fd.reset_error = -EINPROGRESS;
+	struct sublet_fence fence = go(&fd, &job, bo, no_bo);
+	assert_true(fake_device_take(&fd, &work));
+	assert_int_equal(sublet_fence_wait(&fence, LONG_NS, NULL, NULL), -ENODEV);
+	assert_int_equal(fence_end(&fence), -ENODEV);
+	assert_int_equal(fake_device_info(&fd).dead, 1);
+	assert_int_equal(fake_device_info(&fd).jobs_failed, 1);
+	return work.id;
+}
+
+/* Its memory stays where it is, whatever is asked for, until the device is done with it (G2, G11). */
+static void lost_tracked(void **unused)
+{
+	struct sublet_claim_options o = { SUBLET_OPTIONS(sublet_claim_options),
+					  .deadline_ns = 5 * SUBLET_MS };
+	const struct sublet__window_range any = { .to = MOVE_AREA_FIRST };
+	struct sublet_claim claim;
+	(void)unused;
+
+	for (uint32_t mode = 0; mode < 4; mode++) {
+		setup(&(struct fake_device_options){ .features = mode & 1 ? SUBLET_DEVICE_COPY : 0 }, 4);
+		struct sublet_mm *mm = f.engine_mm[0];
+		uint32_t vpn = map_pages(&f, 16, SUBLET_MOVABLE), pfn = fake_pfn_of(&f.mm[0], vpn);
+		struct sublet_bo bo = bo_over(&fd, vpn, 16, SUBLET_BO_TRACKED);
+		uint64_t id = job_lose(bo);
+		for (uint32_t round = 0; round < 2; round++) { /* with its handle, and without */
+			assert_int_equal(sublet__move_page(mm, vpn, &any), -EAGAIN);
+			assert_int_equal(sublet_unmap(mm, addr_of(&f, 0, vpn), 16 * PAGE), -EBUSY);
+			assert_int_equal(sublet_claim(f.arena, f.options.area_frames * PAGE, &o, &claim),
+					 -EBUSY);
+			assert_int_equal(fake_pfn_of(&f.mm[0], vpn), pfn);
+			if (!round && mode & 2)
+				break;
+			if (!round)
+				assert_int_equal(sublet_bo_destroy(&bo), 0);
+		}
+		sublet_device_complete(fd.device, id, 0, 0);
+		sublet_device_complete(fd.device, id, 0, 0);
+		assert_true(sublet__move_page(mm, vpn, &any) > 0);
+		assert_int_equal(sublet_unmap(mm, addr_of(&f, 0, vpn), 16 * PAGE), 0);
+		assert_int_equal(fake_device_info(&fd).iopt.mappings, 0);
+		if (bo.device)
+			assert_int_equal(sublet_bo_destroy(&bo), 0);
+		teardown();
+	}
+}
+
+/* The one who unmaps is who resets: too late to refuse, but not to say no. Nor does a decommit free anything. */
+static void lost_while_unmapping(void **unused)
+{
+	struct sublet_job job = job_of(SUBLET_JOB_FILL, 1);
+	struct sublet_device_work work;
+	(void)unused;
+
+	for (uint32_t decommit = 0; decommit < 2; decommit++) {
+		setup(NULL, 4);
+		struct sublet_mm *mm = f.engine_mm[0];
+		uint32_t vpn = map_pages(&f, 16, SUBLET_MOVABLE);
+		void *addr = addr_of(&f, 0, vpn);
+		struct sublet_bo bo = bo_over(&fd, vpn, 16, SUBLET_BO_TRACKED);
+		fill(&f, 0, vpn, 16, 1);
+		job.timeout_ns = SHORT_NS;
+		fd.reset_error = -EINPROGRESS;
+		assert_int_equal(submit_error(&fd, &job, bo), 0);
+		assert_true(fake_device_take(&fd, &work));
+		uint64_t used = stats_of(&f).area_movable_bytes + stats_of(&f).normal_used_bytes;
+		if (decommit)
+			assert_int_equal(sublet_decommit(mm, addr, 16 * PAGE), 0);
+		else
+			assert_int_equal(sublet_unmap(mm, addr, 16 * PAGE), -EBUSY);
+		assert_int_equal(fd.resets, 1);
+		assert_int_equal(stats_of(&f).area_movable_bytes + stats_of(&f).normal_used_bytes, used);
+		if (!decommit)
+			check_fill(&f, 0, vpn, 16, 1);
+		sublet_device_complete(fd.device, work.id, 0, 0);
+		assert_int_equal(sublet_unmap(mm, addr, 16 * PAGE), 0);
+		teardown();
+	}
+}
+
+static size_t pins_listed(void)
+{
+	struct sublet_pin_info pin[4];
+	uint64_t next = 0;
+
+	return sublet_pin_list(f.arena, &next, 4, pin);
+}
+
+static void lost_pinned_and_claimed(void **unused)
+{
+	struct sublet_claim claim, copy;
+	struct sublet_bo bo;
+	(void)unused;
+
+	for (uint32_t kind = 0; kind < 2; kind++) {
+		setup(NULL, 4);
+		assert_int_equal(claim_take(&f, 16 * PAGE, NULL, &claim), 0);
+		if (kind)
+			bo = bo_over(&fd, map_pages(&f, 16, SUBLET_MOVABLE), 16, SUBLET_BO_PINNED);
+		else
+			assert_int_equal(sublet_bo_create_claim(fd.device, &claim, 0, NULL, &bo), 0);
+		uint64_t id = job_lose(bo);
+		assert_int_equal(sublet_bo_destroy(&bo), 0);
+		copy = claim;
+		assert_int_equal(pins_listed(), kind);
+		if (!kind)
+			assert_int_equal(sublet_release(f.arena, &copy), -EBUSY);
+		sublet_device_complete(fd.device, id, 0, 0);
+		assert_int_equal(pins_listed(), 0);
+		claim_give(&f, &claim);
+		teardown();
+	}
+}
+
+static void lost_range(void **unused)
+{
+	struct sublet_job job = job_of(SUBLET_JOB_READ, 4);
+	struct sublet_device_work work;
+	struct sublet_fence fence;
+	(void)unused;
+
+	setup(&(struct fake_device_options){ .features = SUBLET_DEVICE_FILES | SUBLET_DEVICE_RANGES }, 4);
+	fd.reset_error = -EINPROGRESS;
+	job.timeout_ns = SUBLET_MS;
+	assert_int_equal(sublet_submit_range(fd.device, &job, f.engine_mm[0], addr_of(&f, 0, 0), &fence), 0);
+	assert_true(fake_device_take(&fd, &work));
+	assert_int_equal(sublet_fence_wait(&fence, LONG_NS, NULL, NULL), -ENODEV);
+	assert_int_equal(pins_listed(), 1);
+	assert_int_equal(fence_end(&fence), -ENODEV);
+	assert_int_equal(pins_listed(), 1);
+	sublet_device_complete(fd.device, work.id, 0, 0);
+	assert_int_equal(pins_listed(), 0);
+	teardown();
+}
+
+/* Closed with a lost job: that does not wait. What it may still write to stays held for good. */
+static void lost_and_closed(void **unused)
+{
+	struct sublet_bo bo = setup(NULL, 16);
+	struct sublet_mm *mm = f.engine_mm[0];
+	(void)unused;
+
+	job_lose(bo);
+	struct sublet_iopt *iopt = sublet_device_iopt(fd.device);
+	size_t bytes = fd.device->memory_bytes;
+	sublet_device_close(fd.device);
+	assert_int_equal(fd.closes, 1);
+	assert_int_equal(sublet_unmap(mm, addr_of(&f, 0, 0), 16 * PAGE), -EBUSY);
+	sublet__notifiers_exit(mm); /* the arena goes: now nothing leads to the tables any more */
+	sublet_iopt_destroy(iopt);
+	f.platform.ops->unreserve(&f, fd.device, bytes);
+	free(fd.tlb);
+	fixture_close(&f);
+}
+
+/* ---- a reset and others at the same time ---- */
+
+static _Atomic uint32_t stage;
+
+static void reset_slowly(struct fake_device *dev)
+{
+	(void)dev;
+	atomic_store(&stage, 1);
+	sleep_ms(30);
+}
+
+static void *wait_fence(void *arg)
+{
+	struct sublet_fence *fence = arg;
+	return (void *)(intptr_t)sublet_fence_wait(fence, LONG_NS, NULL, NULL);
+}
+
+/* While one thread resets, another submits: the backend hears of that job only afterwards (the fake would tell). */
+static void submit_waits_for_reset(void **unused)
+{
+	struct sublet_bo bo = setup(NULL, 4);
+	struct sublet_job job = job_of(SUBLET_JOB_FILL, 1);
+	pthread_t thread;
+	void *status;
+	(void)unused;
+
+	fd.on_reset = reset_slowly;
+	atomic_store(&stage, 0);
+	job.timeout_ns = SUBLET_MS;
+	struct sublet_fence hung = go(&fd, &job, bo, no_bo);
+	threads_begin();
+	pthread_create(&thread, NULL, wait_fence, &hung);
+	while (!atomic_load(&stage))
+		sleep_ms(1);
+	job.timeout_ns = LONG_NS;
+	struct sublet_fence fence = go(&fd, &job, bo, no_bo);
+	assert_int_equal(fd.resets, 1);
+	pthread_join(thread, &status);
+	threads_end();
+	assert_int_equal((intptr_t)status, -ETIMEDOUT);
+	assert_true(fake_device_step(&fd));
+	assert_int_equal(fence_end(&fence), 0);
+	assert_int_equal(fence_end(&hung), -ETIMEDOUT);
+	teardown();
+}
+
+static void submit_slowly(struct fake_device *dev, const struct sublet_device_work *work)
+{
+	if (work->pattern != 1)
+		return;
+	atomic_store(&stage, 1);
+	sleep_ms(40);
+	if (dev->resets)
+		fail_msg("reset while a job was being submitted");
+}
+
+static void *submit_one(void *arg)
+{
+	struct sublet_bo *bo = arg;
+	struct sublet_job job = job_of(SUBLET_JOB_FILL, 1);
+
+	job.pattern = 1;
+	return (void *)(intptr_t)submit_error(&fd, &job, *bo);
+}
+
+/* A reset waits for the backend to have heard of every job in flight, so that none of them outlives it. */
+static void reset_waits_for_submit(void **unused)
+{
+	struct sublet_bo bo = setup(NULL, 4);
+	struct sublet_job job = job_of(SUBLET_JOB_FILL, 1);
+	pthread_t thread;
+	void *err;
+	(void)unused;
+
+	fd.on_submit = submit_slowly;
+	atomic_store(&stage, 0);
+	job.timeout_ns = 5 * SUBLET_MS;
+	threads_begin();
+	pthread_create(&thread, NULL, submit_one, &bo);
+	while (!atomic_load(&stage))
+		sleep_ms(1);
+	struct sublet_fence hung = go(&fd, &job, bo, no_bo);
+	assert_int_equal(sublet_fence_wait(&hung, LONG_NS, NULL, NULL), -ETIMEDOUT);
+	pthread_join(thread, &err);
+	threads_end();
+	assert_int_equal((intptr_t)err, 0);
+	assert_int_equal(info_of(&fd, bo).jobs, 0); /* failed with the reset */
+	assert_int_equal(fd.queued, 0);
+	assert_int_equal(fence_end(&hung), -ETIMEDOUT);
+	teardown();
+}
+
+/* Several that wait for the same hung device: one reset. */
+static void one_reset_for_many(void **unused)
+{
+	struct sublet_bo bo = setup(NULL, 4);
+	struct sublet_job job = job_of(SUBLET_JOB_FILL, 1);
+	pthread_t thread[6];
+	void *status;
+	(void)unused;
+
+	fd.on_reset = reset_slowly;
+	job.timeout_ns = 5 * SUBLET_MS;
+	struct sublet_fence hung = go(&fd, &job, bo, no_bo);
+	threads_begin();
+	for (uint32_t i = 0; i < 6; i++)
+		pthread_create(&thread[i], NULL, wait_fence, &hung);
+	for (uint32_t i = 0; i < 6; i++) {
+		pthread_join(thread[i], &status);
+		assert_int_equal((intptr_t)status, -ETIMEDOUT);
+	}
+	threads_end();
+	assert_int_equal(fd.resets, 1);
+	assert_int_equal(fence_end(&hung), -ETIMEDOUT);
+	teardown();
+}
+
+/* ---- closing ---- */
+
+static void *complete_later(void *arg)
+{
+	(void)arg;
+	sleep_ms(20);
+	assert_true(fake_device_step(&fd));
+	return NULL;
+}
+
+static void close_waits(void **unused)
+{
+	struct sublet_bo bo = setup(NULL, 4);
+	struct sublet_job job = job_of(SUBLET_JOB_FILL, 4);
+	struct sublet_claim claim;
+	struct sublet_bo other;
+	pthread_t thread;
+	(void)unused;
+
+	assert_int_equal(claim_take(&f, 4 * PAGE, NULL, &claim), 0);
+	assert_int_equal(sublet_bo_create_claim(fd.device, &claim, 0, NULL, &other), 0);
+	uint32_t vpn = map_pages(&f, 16, SUBLET_MOVABLE);
+	bo_over(&fd, vpn, 16, SUBLET_BO_PINNED);
+	go(&fd, &job, bo, no_bo);
+	threads_begin();
+	pthread_create(&thread, NULL, complete_later, NULL);
+	fake_device_close(&fd);
+	pthread_join(thread, NULL);
+	threads_end();
+	assert_int_equal(fd.resets, 0);
+	claim_give(&f, &claim); /* nobody is over it any more, nor pins */
+	assert_int_equal(sublet_unmap(f.engine_mm[0], addr_of(&f, 0, vpn), 16 * PAGE), 0);
+	fixture_close(&f);
+}
+
+static void close_resets(void **unused)
+{
+	struct sublet_bo bo = setup(NULL, 4);
+	struct sublet_job job = job_of(SUBLET_JOB_FILL, 4);
+	(void)unused;
+
+	job.timeout_ns = SHORT_NS;
+	uint64_t start = wall_ns();
+	go(&fd, &job, bo, no_bo);
+	fake_device_close(&fd);
+	assert_int_equal(fd.resets, 1);
+	assert_in_range(wall_ns() - start, SHORT_NS, LONG_NS / 2);
+	fixture_close(&f);
+}
+
+int main(void)
+{
+	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(create_refuses),
+		cmocka_unit_test(create_out_of_memory),
+		cmocka_unit_test(sixteen_devices),
+		cmocka_unit_test(info_has_versions),
+		cmocka_unit_test(hung_job),
+		cmocka_unit_test(look_does_not_reset),
+		cmocka_unit_test(check_resets_the_overdue),
+		cmocka_unit_test(reset_fails),
+		cmocka_unit_test(device_dies),
+		cmocka_unit_test(device_dies_in_submit),
+		cmocka_unit_test(lost_tracked),
+		cmocka_unit_test(lost_while_unmapping),
+		cmocka_unit_test(lost_pinned_and_claimed),
+		cmocka_unit_test(lost_range),
+		cmocka_unit_test(lost_and_closed),
+		cmocka_unit_test(submit_waits_for_reset),
+		cmocka_unit_test(reset_waits_for_submit),
+		cmocka_unit_test(one_reset_for_many),
+		cmocka_unit_test(close_waits),
+		cmocka_unit_test(close_resets),
+	};
+	return cmocka_run_group_tests(tests, NULL, NULL);
+}
