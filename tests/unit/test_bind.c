@@ -12,7 +12,7 @@
 
 #include <sched.h>
 
-#define SHORT_NS (30 * SUBLET_MS)
+#define SHORT_NS (60 * SUBLET_MS)
 #define LONG_NS  (10 * SUBLET_SEC)
 #define HUGE     512u /* pages of 2 MiB */
 

@@ -7,7 +7,7 @@
 
 #include <sublet/iopt.h>
 
-#define SHORT_NS (30 * SUBLET_MS)
+#define SHORT_NS (60 * SUBLET_MS)
 #define LONG_NS  (10 * SUBLET_SEC)
 
 static struct fake f;

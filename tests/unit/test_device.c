@@ -5,7 +5,7 @@
  */
 #include "fake_device.h"
 
-#define SHORT_NS (30 * SUBLET_MS)
+#define SHORT_NS (60 * SUBLET_MS)
 #define LONG_NS  (10 * SUBLET_SEC) /* never reached: a test that waits so long fails */
 
 static struct fake f;
@@ -236,9 +236,9 @@ static void look_does_not_reset(void **unused)
 	struct sublet_job job = job_of(SUBLET_JOB_FILL, 1);
 	(void)unused;
 
-	job.timeout_ns = SUBLET_MS;
+	job.timeout_ns = SHORT_NS;
 	struct sublet_fence fence = go(&fd, &job, bo, no_bo);
-	sleep_ms(5);
+	sleep_ms(80);
 	assert_int_equal(sublet_fence_wait(&fence, 0, NULL, NULL), -ETIMEDOUT);
 	assert_int_equal(fd.resets, 0);
 	assert_true(fake_device_step(&fd)); /* late, but well */
@@ -257,9 +257,9 @@ static void check_resets_the_overdue(void **unused)
 	struct sublet_bo second = bo_over(&other, map_pages(&f, 4, SUBLET_MOVABLE), 4, SUBLET_BO_TRACKED);
 	job.timeout_ns = LONG_NS;
 	struct sublet_fence patient = go(&fd, &job, bo, no_bo);
-	job.timeout_ns = SUBLET_MS;
+	job.timeout_ns = SHORT_NS;
 	struct sublet_fence fence = go(&other, &job, second, no_bo);
-	sleep_ms(3);
+	sleep_ms(80);
 	sublet__devices_check(f.arena);
 	assert_int_equal(other.resets, 1);
 	assert_int_equal(fd.resets, 0);
@@ -297,7 +297,7 @@ static void reset_fails(void **unused)
 	struct sublet_job job = job_of(SUBLET_JOB_FILL, 1);
 	(void)unused;
 
-	job.timeout_ns = SUBLET_MS;
+	job.timeout_ns = SHORT_NS;
 	struct sublet_fence fence = go(&fd, &job, bo, no_bo);
 	fd.reset_error = -EIO;
 	assert_int_equal(sublet_fence_wait(&fence, LONG_NS, NULL, NULL), -ENODEV);
@@ -358,7 +358,7 @@ static uint64_t job_lose(struct sublet_bo bo)
 	struct sublet_job job = job_of(SUBLET_JOB_FILL, 1);
 	struct sublet_device_work work;
 
-	job.timeout_ns = SUBLET_MS;
+	job.timeout_ns = SHORT_NS;
 	fd.reset_error = -EINPROGRESS;
 	struct sublet_fence fence = go(&fd, &job, bo, no_bo);
 	assert_true(fake_device_take(&fd, &work));
@@ -482,7 +482,7 @@ static void lost_range(void **unused)
 
 	setup(&(struct fake_device_options){ .features = SUBLET_DEVICE_FILES | SUBLET_DEVICE_RANGES }, 4);
 	fd.reset_error = -EINPROGRESS;
-	job.timeout_ns = SUBLET_MS;
+	job.timeout_ns = SHORT_NS;
 	assert_int_equal(sublet_submit_range(fd.device, &job, f.engine_mm[0], addr_of(&f, 0, 0), &fence), 0);
 	assert_true(fake_device_take(&fd, &work));
 	assert_int_equal(sublet_fence_wait(&fence, LONG_NS, NULL, NULL), -ENODEV);
@@ -542,7 +542,7 @@ static void submit_waits_for_reset(void **unused)
 
 	fd.on_reset = reset_slowly;
 	atomic_store(&stage, 0);
-	job.timeout_ns = SUBLET_MS;
+	job.timeout_ns = SHORT_NS;
 	struct sublet_fence hung = go(&fd, &job, bo, no_bo);
 	threads_begin();
 	pthread_create(&thread, NULL, wait_fence, &hung);
@@ -565,7 +565,7 @@ static void submit_slowly(struct fake_device *dev, const struct sublet_device_wo
 	if (work->pattern != 1)
 		return;
 	atomic_store(&stage, 1);
-	sleep_ms(40);
+	sleep_ms(200);
 	if (dev->resets)
 		fail_msg("reset while a job was being submitted");
 }
@@ -590,7 +590,7 @@ static void reset_waits_for_submit(void **unused)
 
 	fd.on_submit = submit_slowly;
 	atomic_store(&stage, 0);
-	job.timeout_ns = 5 * SUBLET_MS;
+	job.timeout_ns = SHORT_NS;
 	threads_begin();
 	pthread_create(&thread, NULL, submit_one, &bo);
 	while (!atomic_load(&stage))
@@ -616,7 +616,7 @@ static void one_reset_for_many(void **unused)
 	(void)unused;
 
 	fd.on_reset = reset_slowly;
-	job.timeout_ns = 5 * SUBLET_MS;
+	job.timeout_ns = SHORT_NS;
 	struct sublet_fence hung = go(&fd, &job, bo, no_bo);
 	threads_begin();
 	for (uint32_t i = 0; i < 6; i++)

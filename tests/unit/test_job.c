@@ -7,7 +7,7 @@
 
 #include <sched.h>
 
-#define SHORT_NS (30 * SUBLET_MS)
+#define SHORT_NS (60 * SUBLET_MS)
 #define LONG_NS  (10 * SUBLET_SEC) /* never reached: a test that waits so long fails */
 
 static struct fake f;
@@ -324,7 +324,7 @@ static void range_is_pinned(void **unused)
 
 	/* Also where it fails, is reset, or was not started. */
 	job.op = SUBLET_JOB_WRITE;
-	job.timeout_ns = SUBLET_MS;
+	job.timeout_ns = SHORT_NS;
 	assert_int_equal(sublet_submit_range(fd.device, &job, mm, addr, &fence), 0);
 	assert_int_equal(sublet_fence_wait(&fence, LONG_NS, NULL, NULL), -ETIMEDOUT);
 	assert_int_equal(fence_end(&fence), -ETIMEDOUT);
