@@ -78,14 +78,15 @@ static bool user_find(struct sublet_arena *arena, uint32_t kind, uint32_t pfn, c
 		      uint64_t *age_ns)
 {
 	const struct sublet__frame *f = &arena->frames[pfn];
-	uint32_t index = a32_load_relaxed(&f->b), vpn = a32_load_relaxed(&f->a), run = arena->platform.run_pages_max;
+	uint32_t index = a32_load_relaxed(&f->b), vpn = a32_load_relaxed(&f->a),
+		 run = arena->platform.run_pages_max;
 
 	*age_ns = 0;
 	if (index >= a32_load_acquire(&arena->mm_count))
 		return false;
 	if (kind == SUBLET_BLOCKER_PIN)
-		return sublet__pin_owner(arena->mm[index], vpn, 1u << word_order(a32_load_relaxed(&f->word)), owner,
-					 age_ns);
+		return sublet__pin_owner(arena->mm[index], vpn, 1u << word_order(a32_load_relaxed(&f->word)),
+					 owner, age_ns);
 	return sublet__notifier_decliner(arena->mm[index], vpn & ~(run - 1), run, owner);
 }
 
@@ -367,7 +368,8 @@ static int window_wait(struct claim_job *job, uint64_t until_ns, uint32_t *stuck
 												     : -EBUSY;
 		wait_ns = wait_ns < until_ns - now ? wait_ns : until_ns - now;
 		p->ops->sleep_ns(p->ctx, wait_ns);
-		sublet__devices_check(arena); /* what hangs holds memory no longer than its job may take (G11) */
+		sublet__devices_check(
+			arena); /* what hangs holds memory no longer than its job may take (G11) */
 		job->claim->waits++;
 		job->claim->waited_ns += engine_now(arena) - now;
 		wait_ns = 2 * wait_ns < WAIT_MOST_NS ? 2 * wait_ns : WAIT_MOST_NS;
@@ -391,12 +393,14 @@ static int window_empty(struct claim_job *job, uint64_t until_ns, uint32_t *stuc
 	job->range = (struct sublet__window_range){ .first_pfn = job->window.first_pfn,
 						    .end_pfn = job->window.end_pfn,
 						    .nowait = job->flags & SUBLET_CLAIM_NOWAIT };
+	sublet__emptying_begin(arena);
 	sublet__cache_recall(arena, job->window.first_pfn, job->window.end_pfn);
 	job->threads = max_u32(1, min_u32(p->workers, end - first));
 	if (job->threads > 1)
 		p->ops->parallel(p->ctx, job->threads, worker_empty, job);
 	else
 		worker_empty(job, 0);
+	sublet__emptying_end(arena);
 
 	int err = window_wait(job, until_ns, stuck_pfn);
 	if (!err && !(job->flags & SUBLET_CLAIM_NOZERO))
@@ -651,8 +655,7 @@ static bool worth_waiting(const struct claim_job *job)
 	for (uint32_t i = 0; i < job->claim->blocker_count; i++) {
 		uint32_t kind = job->claim->blockers[i].kind;
 		if (kind == SUBLET_BLOCKER_PIN || kind == SUBLET_BLOCKER_CLAIM ||
-		    kind == SUBLET_BLOCKER_CHILD ||
-		    kind == SUBLET_BLOCKER_NOTIFIER)
+		    kind == SUBLET_BLOCKER_CHILD || kind == SUBLET_BLOCKER_NOTIFIER)
 			return true;
 	}
 	return false;

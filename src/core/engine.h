@@ -247,6 +247,7 @@ struct sublet_arena {
 	struct sublet_device *device[ENGINE_DEVICES_MAX];
 
 	sublet__a32 zero_wanted; /* 1: memory was freed since somebody began to look for what to zero */
+	sublet__a32 emptying;    /* windows that workers empty right now */
 	sublet__a32 zeroing;     /* folios taken out of the free lists to be zeroed */
 	sublet__a64 lent_frames; /* mapped on frames: never more than the area has */
 	sublet__a64 plain_pages;
@@ -339,6 +340,9 @@ static inline uint32_t sublet__frame_head(const struct sublet_arena *arena, uint
 }
 
 /* The same, never into a cache; all frames lie in one zone. */
+/* Around the emptying of a window: who zeroes free memory is not woken by what that frees before it is over. */
+void sublet__emptying_begin(struct sublet_arena *arena);
+void sublet__emptying_end(struct sublet_arena *arena);
 void sublet__folios_free(struct sublet_arena *arena, uint32_t pfn, uint32_t frames,
 			 enum sublet__account from);
 void sublet__account(struct sublet_arena *arena, uint32_t pfn, uint32_t frames, enum sublet__account from,

@@ -17,8 +17,8 @@
 #include "core/engine.h"
 
 #define ORDER_TOP(arena) ((arena)->pageblock_order)
-#define ZERO_WAIT_NS (20 * SUBLET_US) /* zeroing 2 MiB takes about three of them */
-#define ZERO_WAITS_MAX 500u
+#define ZERO_WAIT_NS     (20 * SUBLET_US) /* zeroing 2 MiB takes about three of them */
+#define ZERO_WAITS_MAX   500u
 
 /* Units of several frames are cached. Frames of 2 MiB are not: a few in each cache would be an area's worth. */
 static bool cache_holds(const struct sublet_arena *arena, uint32_t frames)
@@ -35,7 +35,8 @@ void sublet__account(struct sublet_arena *arena, uint32_t pfn, uint32_t frames, 
 		uint32_t block_frames = 1u << arena->pageblock_order;
 		uint32_t part = min_u32(frames, block_frames - pfn % block_frames);
 		struct sublet__pageblock *pb = pageblock_of(arena, pfn);
-		uint64_t delta = ((uint64_t)part << (to * ACCOUNT_BITS)) - ((uint64_t)part << (from * ACCOUNT_BITS));
+		uint64_t delta =
+			((uint64_t)part << (to * ACCOUNT_BITS)) - ((uint64_t)part << (from * ACCOUNT_BITS));
 
 		/* seq_cst, with the load in sublet__window_touch: either that sees the block clean and
 		   marks it dirty, or the chooser, which cleaned it, sees this addition */
@@ -49,12 +50,14 @@ void sublet__account(struct sublet_arena *arena, uint32_t pfn, uint32_t frames, 
 
 uint32_t sublet__account_get(const struct sublet__pageblock *pb, enum sublet__account what)
 {
-	return (uint32_t)(a64_load_relaxed(&pb->counts) >> (what * ACCOUNT_BITS)) & ((1u << ACCOUNT_BITS) - 1);
+	return (uint32_t)(a64_load_relaxed(&pb->counts) >> (what * ACCOUNT_BITS)) &
+	       ((1u << ACCOUNT_BITS) - 1);
 }
 
 /* ---- free lists; zone lock held ---- */
 
-static void list_add(struct sublet_arena *arena, struct sublet__zone *zone, uint32_t pfn, uint32_t order, uint32_t zero)
+static void list_add(struct sublet_arena *arena, struct sublet__zone *zone, uint32_t pfn, uint32_t order,
+		     uint32_t zero)
 {
 	struct sublet__frame *f = &arena->frames[pfn];
 	uint32_t next = zero ? zone->head[order] : ENGINE_NONE;
@@ -115,7 +118,8 @@ static void buddy_insert(struct sublet_arena *arena, struct sublet__zone *zone, 
 }
 
 /* zero_first: for somebody who wants zeros; else from the other end, so that those are kept. */
-static uint32_t zone_take_locked(struct sublet_arena *arena, struct sublet__zone *zone, uint32_t order, bool zero_first)
+static uint32_t zone_take_locked(struct sublet_arena *arena, struct sublet__zone *zone, uint32_t order,
+				 bool zero_first)
 {
 	uint32_t from = order;
 	while (from <= ORDER_TOP(arena) && zone->head[from] == ENGINE_NONE)
@@ -137,7 +141,8 @@ static uint32_t zone_take_locked(struct sublet_arena *arena, struct sublet__zone
 
 /* ---- taking ---- */
 
-void sublet__zone_init(struct sublet_arena *arena, uint32_t which, uint32_t first_pfn, uint32_t frames, bool zeroed)
+void sublet__zone_init(struct sublet_arena *arena, uint32_t which, uint32_t first_pfn, uint32_t frames,
+		       bool zeroed)
 {
 	struct sublet__zone *zone = &arena->zone[which];
 	uint32_t block_frames = 1u << arena->pageblock_order;
@@ -167,7 +172,8 @@ uint32_t sublet__zone_take_batch(struct sublet_arena *arena, uint32_t order, uin
 	return taken;
 }
 
-static uint32_t folio_take_once(struct sublet_arena *arena, uint32_t order, const uint32_t zones[ZONES], bool zero_first)
+static uint32_t folio_take_once(struct sublet_arena *arena, uint32_t order, const uint32_t zones[ZONES],
+				bool zero_first)
 {
 	uint32_t pfn = ENGINE_NONE;
 
@@ -186,7 +192,8 @@ static uint32_t folio_take_once(struct sublet_arena *arena, uint32_t order, cons
 	return pfn;
 }
 
-static uint32_t folio_take(struct sublet_arena *arena, uint32_t order, const uint32_t zones[ZONES], bool zero_first)
+static uint32_t folio_take(struct sublet_arena *arena, uint32_t order, const uint32_t zones[ZONES],
+			   bool zero_first)
 {
 	uint32_t pfn = ENGINE_NONE;
 
@@ -206,7 +213,8 @@ static uint32_t folio_take(struct sublet_arena *arena, uint32_t order, const uin
 	const struct sublet__platform *p = &arena->platform;
 	for (uint32_t i = 0; pfn == ENGINE_NONE && order == 0 && i < ZERO_WAITS_MAX; i++) {
 		if (!a32_load_seq_cst(&arena->zeroing))
-			return folio_take_once(arena, order, zones, zero_first); /* it came back just now, or never left */
+			return folio_take_once(arena, order, zones,
+					       zero_first); /* it came back just now, or never left */
 		p->ops->sleep_ns(p->ctx, ZERO_WAIT_NS);
 		pfn = folio_take_once(arena, order, zones, zero_first);
 	}
@@ -225,7 +233,8 @@ uint32_t sublet__folio_take_any(struct sublet_arena *arena, uint32_t order, cons
 
 /* ---- putting; zone lock held ---- */
 
-static struct sublet__isolation *isolation_of(const struct sublet__zone *zone, uint32_t pfn, uint32_t end, bool *whole)
+static struct sublet__isolation *isolation_of(const struct sublet__zone *zone, uint32_t pfn, uint32_t end,
+					      bool *whole)
 {
 	for (struct sublet__isolation *i = zone->isolations; i; i = i->next)
 		if (pfn < i->end_pfn && end > i->first_pfn) {
@@ -235,8 +244,8 @@ static struct sublet__isolation *isolation_of(const struct sublet__zone *zone, u
 	return NULL;
 }
 
-static void isolation_add(struct sublet_arena *arena, struct sublet__isolation *isolation, uint32_t pfn, uint32_t order,
-			  uint32_t zero, enum sublet__account from)
+static void isolation_add(struct sublet_arena *arena, struct sublet__isolation *isolation, uint32_t pfn,
+			  uint32_t order, uint32_t zero, enum sublet__account from)
 {
 	a32_store_relaxed(&arena->frames[pfn].ref, REF_FROZEN);
 	a32_store_release(&arena->frames[pfn].word, frame_word(FRAME_ISOLATED, order, zero));
@@ -290,12 +299,31 @@ void sublet__frames_put(struct sublet_arena *arena, uint32_t pfn, uint32_t frame
 	sublet__folios_free(arena, pfn, frames, from);
 }
 
-/* Somebody may want to zero what was freed: one store and one call when nobody does already. */
+/*
+ * Somebody may want to zero what was freed: one store and one call when nobody does already. But not while a window is
+ * being emptied: a thread that is woken there counts as one that wants to run, and keeps the claim's workers out.
+ */
 static void zero_want(struct sublet_arena *arena)
 {
-	if (a32_load_relaxed(&arena->zero_wanted) || a32_exchange_acq_rel(&arena->zero_wanted, 1))
-		return; /* pairs with sublet__arena_zero_wait */
-	arena->platform.ops->unpark(arena->platform.ctx, &arena->zero_wanted, 1);
+	uint32_t no = 0;
+
+	if (a32_load_relaxed(&arena->zero_wanted) || !a32_cas_seq_cst(&arena->zero_wanted, &no, 1))
+		return;                          /* pairs with sublet__arena_zero_wait */
+	if (!a32_load_seq_cst(&arena->emptying)) /* pairs with sublet__emptying_end */
+		arena->platform.ops->unpark(arena->platform.ctx, &arena->zero_wanted, 1);
+}
+
+void sublet__emptying_begin(struct sublet_arena *arena)
+{
+	a32_add_seq_cst(&arena->emptying, 1);
+}
+
+void sublet__emptying_end(struct sublet_arena *arena)
+{
+	/* Either zero_want sees that the last one is over, or this sees what it wants. */
+	a32_add_seq_cst(&arena->emptying, ~0u);
+	if (a32_load_seq_cst(&arena->zero_wanted))
+		arena->platform.ops->unpark(arena->platform.ctx, &arena->zero_wanted, 1);
 }
 
 void sublet__folios_free(struct sublet_arena *arena, uint32_t pfn, uint32_t frames, enum sublet__account from)
@@ -317,8 +345,8 @@ void sublet__folios_free(struct sublet_arena *arena, uint32_t pfn, uint32_t fram
 /* ---- isolation ---- */
 
 /* A free folio that leaves its list: the part inside goes to the isolation, the rest back to the lists. */
-static void free_cut(struct sublet_arena *arena, struct sublet__zone *zone, struct sublet__isolation *isolation,
-		     uint32_t pfn, uint32_t order, uint32_t zero)
+static void free_cut(struct sublet_arena *arena, struct sublet__zone *zone,
+		     struct sublet__isolation *isolation, uint32_t pfn, uint32_t order, uint32_t zero)
 {
 	uint32_t end = pfn + (1u << order);
 
@@ -332,7 +360,8 @@ static void free_cut(struct sublet_arena *arena, struct sublet__zone *zone, stru
 	}
 }
 
-static void pageblocks_isolated(struct sublet_arena *arena, const struct sublet__isolation *isolation, uint32_t delta)
+static void pageblocks_isolated(struct sublet_arena *arena, const struct sublet__isolation *isolation,
+				uint32_t delta)
 {
 	uint32_t last = (isolation->end_pfn - 1) >> arena->pageblock_order;
 	for (uint32_t pb = isolation->first_pfn >> arena->pageblock_order; pb <= last; pb++) {
@@ -370,7 +399,8 @@ void sublet__isolate(struct sublet_arena *arena, struct sublet__isolation *isola
 	engine_unlock(arena, &zone->lock);
 }
 
-static void isolation_unlist(struct sublet_arena *arena, struct sublet__zone *zone, struct sublet__isolation *isolation)
+static void isolation_unlist(struct sublet_arena *arena, struct sublet__zone *zone,
+			     struct sublet__isolation *isolation)
 {
 	struct sublet__isolation **link = &zone->isolations;
 	while (*link != isolation)
@@ -412,7 +442,8 @@ void sublet__isolate_commit(struct sublet_arena *arena, struct sublet__isolation
 
 	engine_lock(arena, &zone->lock);
 	isolation_unlist(arena, zone, isolation);
-	for (uint32_t pfn = isolation->first_pfn; pfn < isolation->end_pfn && is_isolated_head(arena, pfn, &word);) {
+	for (uint32_t pfn = isolation->first_pfn;
+	     pfn < isolation->end_pfn && is_isolated_head(arena, pfn, &word);) {
 		uint32_t order = word_order(word);
 		a32_store_relaxed(&arena->frames[pfn].a, slot);
 		a32_store_release(&arena->frames[pfn].word, frame_word(FRAME_CLAIMED, order, 0));

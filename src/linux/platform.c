@@ -23,6 +23,7 @@
 
 #include <errno.h>
 #include <limits.h>
+#include <sched.h>
 #include <signal.h>
 #include <stdbool.h>
 #include <string.h>
@@ -38,6 +39,7 @@
 #define STACK_BYTES         ((size_t)256 << 10)
 #define NS_PER_S            1000000000ull
 #define LOOK_AGAIN_NS       50000u /* after which a worker looks for an idle CPU again, at first */
+#define LOOK_AGAIN_MAX_NS   400000u
 
 /* ---- time and waiting ---- */
 
@@ -248,6 +250,36 @@ static void job_leave(struct sublet__linux_platform *p)
 }
 
 /*
+ * Keeps the worker off the caller's CPU for the length of a job. Each time one of the two wakes the other, as it does
+ * when both change the same address space, the scheduler likes to put them on one CPU, and takes milliseconds to part
+ * them while another is idle: as long as the claim. False: there is no other, or nobody may say so.
+ */
+static bool cpu_avoid_callers(const struct sublet__linux_platform *p, cpu_set_t *all)
+{
+	uint32_t callers = a32_load_relaxed(&p->caller_cpu);
+	cpu_set_t others;
+
+	if (callers >= CPU_SETSIZE || sched_getaffinity(0, sizeof *all, all))
+		return false;
+	others = *all;
+	CPU_CLR(callers, &others);
+	return CPU_COUNT(&others) && !sched_setaffinity(0, sizeof others, &others);
+}
+
+static void job_take_part(struct sublet__linux_platform *p, uint32_t index)
+{
+	cpu_set_t all;
+
+	if (!job_join(p))
+		return;
+	bool avoids = cpu_avoid_callers(p, &all);
+	p->fn(p->arg, index);
+	job_leave(p);
+	if (avoids)
+		(void)sched_setaffinity(0, sizeof all, &all);
+}
+
+/*
  * Takes part in the job as soon as the worker may. One beyond at_least looks for an idle CPU again and again, more
  * and more seldom: whoever asked for the claim is often about to sleep, and still counts as running at its start.
  */
@@ -257,14 +289,11 @@ static void job_help(struct sublet__linux_platform *p, uint32_t job, uint32_t in
 
 	while (a32_load_acquire(&p->job) == job && a32_load_relaxed(&p->running)) {
 		if (index < p->at_least || running_now(p) <= p->cpus) {
-			if (job_join(p)) {
-				p->fn(p->arg, index);
-				job_leave(p);
-			}
+			job_take_part(p, index);
 			return;
 		}
 		sublet__futex_wait(&p->job, job, wait_ns);
-		wait_ns *= 2;
+		wait_ns = wait_ns < LOOK_AGAIN_MAX_NS ? wait_ns * 2 : wait_ns;
 	}
 }
 
@@ -301,6 +330,7 @@ static void op_parallel(void *ctx, uint32_t threads, void (*fn)(void *arg, uint3
 	}
 	p->fn = fn;
 	p->arg = arg;
+	a32_store_relaxed(&p->caller_cpu, (uint32_t)sched_getcpu());
 	/* Pairs with job_join: who counts itself in sees fn and arg, which do not change until all are out. */
 	a32_store_release(&p->running, 1);
 	a32_store_release(&p->job, ((a32_load_relaxed(&p->job) >> 8) + 1) << 8 | threads);

@@ -35,6 +35,7 @@ struct sublet__linux_platform {
 	sublet__a32 job;     /* futex */
 	sublet__a32 running; /* futex: who takes part, the caller included; 0: the job is over */
 	sublet__a32 stop;
+	sublet__a32 caller_cpu;
 	void (*fn)(void *arg, uint32_t worker);
 	void *arg;
 	struct sublet__worker worker[SUBLET__WORKERS_MAX];

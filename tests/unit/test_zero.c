@@ -89,7 +89,8 @@ static void zero_races(void **state)
 		assert_int_equal(claim_take(&f, bytes_of(&f, 512 + i), NULL, &claim), 0);
 		check_fill(&f, 0, vpn, 64 + i % 512, i);
 		claim_give(&f, &claim);
-		assert_int_equal(sublet_unmap(f.engine_mm[0], addr_of(&f, 0, vpn), bytes_of(&f, 64 + i % 512)), 0);
+		assert_int_equal(
+			sublet_unmap(f.engine_mm[0], addr_of(&f, 0, vpn), bytes_of(&f, 64 + i % 512)), 0);
 		sublet__arena_zero_wake(f.arena);
 	}
 	for (uint32_t i = 0; i < 400; i++) /* the thread counts its waits: let all of them end */
@@ -132,8 +133,8 @@ static void zero_in_hand(void **state)
 
 	(void)state;
 	memset(&h, 0, sizeof h);
-	fixture_open(&h.f, &(struct fake_options){ .area_frames = 512, .normal_frames = 512,
-						   .dirty_zero_frames = true });
+	fixture_open(&h.f, &(struct fake_options){
+				   .area_frames = 512, .normal_frames = 512, .dirty_zero_frames = true });
 	uint32_t vpn = map_pages(&h.f, 512, SUBLET_MOVABLE);
 	fill(&h.f, 0, vpn, 512, 5);
 	h.f.hook_arg = &h;
@@ -151,13 +152,55 @@ static void zero_in_hand(void **state)
 	fixture_close(&h.f);
 }
 
+struct sleeper {
+	struct fake f;
+	_Atomic bool sleeps, woke;
+};
+
+static void *sleeper_thread(void *arg)
+{
+	struct sleeper *s = arg;
+
+	sublet__arena_zero_wait(s->f.arena); /* what creation freed */
+	atomic_store(&s->sleeps, true);
+	sublet__arena_zero_wait(s->f.arena);
+	atomic_store(&s->woke, true);
+	return NULL;
+}
+
+/* What is freed while a window is emptied wakes nobody before that is over, and then it does. */
+static void zero_woken_late(void **state)
+{
+	static struct sleeper s;
+	pthread_t thread;
+
+	(void)state;
+	fixture_open(&s.f, &dirty_options);
+	uint32_t vpn = map_pages(&s.f, 512, SUBLET_MOVABLE);
+	sublet__arena_zero_wake(s.f.arena);
+	threads_begin();
+	assert_int_equal(pthread_create(&thread, NULL, sleeper_thread, &s), 0);
+	while (!atomic_load(&s.sleeps))
+		sched_yield();
+	for (uint64_t until = wall_ns() + 20 * SUBLET_MS; wall_ns() < until;) /* until it is parked */
+		sched_yield();
+	sublet__emptying_begin(s.f.arena);
+	assert_int_equal(sublet_unmap(s.f.engine_mm[0], addr_of(&s.f, 0, vpn), bytes_of(&s.f, 512)), 0);
+	for (uint64_t until = wall_ns() + 20 * SUBLET_MS; wall_ns() < until;)
+		sched_yield();
+	assert_false(atomic_load(&s.woke));
+	sublet__emptying_end(s.f.arena);
+	pthread_join(thread, NULL);
+	threads_end();
+	fixture_close(&s.f);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(zero_once),
-		cmocka_unit_test(zero_merges),
-		cmocka_unit_test(zero_races),
-		cmocka_unit_test(zero_in_hand),
+		cmocka_unit_test(zero_once),       cmocka_unit_test(zero_merges),
+		cmocka_unit_test(zero_races),      cmocka_unit_test(zero_in_hand),
+		cmocka_unit_test(zero_woken_late),
 	};
 	return cmocka_run_group_tests_name("zero", tests, NULL, NULL);
 }
