@@ -24,7 +24,7 @@
 
 #include <errno.h>
 
-#define AHEAD_ROOM 8u /* of the area, so great a part must be free for memory that nobody asked for yet */
+#define AHEAD_ROOM 32u /* of the area, so great a part must be free for memory that nobody asked for yet */
 
 /* ---- decommit ---- */
 

@@ -112,18 +112,18 @@ static void reserve_little_room(void **unused)
 	static struct fake f;
 	(void)unused;
 
-	fixture_open(&f, &(struct fake_options){ .area_frames = 16 * BLOCK });
-	(void)map_pages(&f, 14 * BLOCK, SUBLET_MOVABLE);
+	fixture_open(&f, &(struct fake_options){ .area_frames = 32 * BLOCK });
+	(void)map_pages(&f, 31 * BLOCK, SUBLET_MOVABLE);
 	uint32_t vpn = reserve(&f, 4 * BLOCK);
-	commit(&f, vpn, 1); /* an eighth is left */
-	assert_int_equal(lent_pages(&f), 15 * BLOCK);
+	commit(&f, vpn, 1); /* a thirty-second is left */
+	assert_int_equal(lent_pages(&f), 32 * BLOCK);
 	decommit(&f, vpn, 1);
 	(void)map_pages(&f, 16, SUBLET_MOVABLE); /* a little less than that */
 	commit(&f, vpn + BLOCK, 1);
-	assert_int_equal(lent_pages(&f), 14 * BLOCK + 16 + 16);
+	assert_int_equal(lent_pages(&f), 31 * BLOCK + 16 + 16);
 	commit(&f, vpn + BLOCK + 1, 2 * BLOCK); /* more than is left: the rest is ordinary memory */
-	assert_true(lent_pages(&f) <= 16 * BLOCK);
-	assert_int_equal(lent_pages(&f) + stats_of(&f).plain_bytes / PAGE, 16 * BLOCK + 16 + 16);
+	assert_true(lent_pages(&f) <= 32 * BLOCK);
+	assert_int_equal(lent_pages(&f) + stats_of(&f).plain_bytes / PAGE, 33 * BLOCK + 16 + 16);
 	fixture_close(&f);
 }
 
