@@ -64,13 +64,14 @@ missing_optional=$(missing_of $optional)
 
 sudo=""
 if [ "$(id -u)" -ne 0 ]; then
-	if ! command -v sudo >/dev/null 2>&1; then
-		echo "sublet: these packages are missing, and there is no sudo to install them:$missing$missing_optional" >&2
-		exit 0
-	fi
 	sudo="sudo"
 	# Without a terminal nobody could type a password.
 	[ -t 0 ] || sudo="sudo -n"
+	if ! command -v sudo >/dev/null 2>&1 || ! $sudo true; then
+		echo "sublet: packages are missing, and sudo is not there or not allowed; going on without. As root:" >&2
+		echo "        apt-get install -y --no-install-recommends$missing$missing_optional" >&2
+		exit 0
+	fi
 fi
 
 policy=/usr/sbin/policy-rc.d
