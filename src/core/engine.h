@@ -27,7 +27,7 @@
 #define ENGINE_CLAIMS_MAX    4096u
 #define ENGINE_DEVICES_MAX   16u
 #define ENGINE_CACHES        32u
-#define ENGINE_CACHE_FOLIOS  14u                /* one cache is 64 bytes */
+#define ENGINE_CACHE_FOLIOS  13u                /* one cache is 64 bytes */
 #define ENGINE_DEADLINE_NS   (1000 * SUBLET_MS) /* where the caller gives none */
 
 /* ---- page-table entries ---- */
@@ -126,6 +126,7 @@ struct sublet__zone {
 /* A few folios of unit order, handed out and taken back without the zone lock. They are accounted
    MOVABLE, so that a hit changes no count; sublet_arena_stats shows them as free. */
 struct sublet__cache {
+	sublet__a32 top;          /* 1 + pfn of one more folio, put and taken without the lock; 0: none; or shut */
 	struct sublet__spin lock; /* protects the rest; nests in block locks, outside zone locks */
 	uint32_t count;
 	uint32_t pfn[ENGINE_CACHE_FOLIOS];
@@ -236,6 +237,7 @@ struct sublet_arena {
 	/* Choosing and isolating a window is one step; the claim table too. Outermost; never held while
 	   memory is copied or anybody is waited for. */
 	struct sublet__lock claim_lock;
+	uint32_t isolations; /* of all zones */
 	struct sublet__claim_slot *claim;
 	uint64_t claim_generation;
 
@@ -362,8 +364,12 @@ uint32_t sublet__isolated_zero(struct sublet_arena *arena, uint32_t first_pfn, u
 uint32_t sublet__cache_take(struct sublet_arena *arena);
 bool sublet__cache_put(struct sublet_arena *arena, uint32_t pfn);
 uint32_t sublet__cache_frames(struct sublet_arena *arena); /* how many are cached, all together */
-/* Empty all caches of folios in [first, end). */
+/* Inside an isolation: empty all caches of folios in [first, end), and let none into them before it ends. */
 void sublet__cache_recall(struct sublet_arena *arena, uint32_t first_pfn, uint32_t end_pfn);
+/* Empty all caches. */
+void sublet__cache_drain(struct sublet_arena *arena);
+/* The last isolation is over; claim_lock held, so that no other begins meanwhile. */
+void sublet__cache_open(struct sublet_arena *arena);
 /* Inside core/zone.c, for the caches: zone lock taken once for a batch. */
 uint32_t sublet__zone_take_batch(struct sublet_arena *arena, uint32_t order, uint32_t *pfn, uint32_t count);
 

@@ -192,33 +192,36 @@ static uint32_t folio_take_once(struct sublet_arena *arena, uint32_t order, cons
 	return pfn;
 }
 
-static uint32_t folio_take(struct sublet_arena *arena, uint32_t order, const uint32_t zones[ZONES],
-			   bool zero_first)
+/* Out of line: what allocators ask for goes by the shortest way. */
+__attribute__((noinline)) static uint32_t folio_take_slowly(struct sublet_arena *arena, uint32_t order,
+							    const uint32_t zones[ZONES], bool zero_first)
 {
-	uint32_t pfn = ENGINE_NONE;
-
-	/* What allocators ask for, by the shortest way. */
-	if (zones[0] == ZONE_AREA && cache_holds(arena, 1u << order))
-		pfn = sublet__cache_take(arena);
-	if (pfn != ENGINE_NONE)
-		return pfn;
-	pfn = folio_take_once(arena, order, zones, zero_first);
+	uint32_t pfn = folio_take_once(arena, order, zones, zero_first);
 
 	/* The last free memory may lie in the caches of other threads. */
 	if (pfn == ENGINE_NONE && (order == arena->unit_order || order == 0)) {
-		sublet__cache_recall(arena, 0, arena->frames_total);
+		sublet__cache_drain(arena);
 		pfn = folio_take_once(arena, order, zones, zero_first);
 	}
 	/* Or in the hand that zeroes it: not for long, but that thread may have been preempted. */
 	const struct sublet__platform *p = &arena->platform;
 	for (uint32_t i = 0; pfn == ENGINE_NONE && order == 0 && i < ZERO_WAITS_MAX; i++) {
-		if (!a32_load_seq_cst(&arena->zeroing))
-			return folio_take_once(arena, order, zones,
-					       zero_first); /* it came back just now, or never left */
+		if (!a32_load_seq_cst(&arena->zeroing)) /* it came back just now, or never left */
+			return folio_take_once(arena, order, zones, zero_first);
 		p->ops->sleep_ns(p->ctx, ZERO_WAIT_NS);
 		pfn = folio_take_once(arena, order, zones, zero_first);
 	}
 	return pfn;
+}
+
+static inline uint32_t folio_take(struct sublet_arena *arena, uint32_t order, const uint32_t zones[ZONES],
+				  bool zero_first)
+{
+	uint32_t pfn = ENGINE_NONE;
+
+	if (zones[0] == ZONE_AREA && cache_holds(arena, 1u << order))
+		pfn = sublet__cache_take(arena);
+	return pfn != ENGINE_NONE ? pfn : folio_take_slowly(arena, order, zones, zero_first);
 }
 
 uint32_t sublet__folio_take(struct sublet_arena *arena, uint32_t order, const uint32_t zones[ZONES])
@@ -284,19 +287,25 @@ static void heads_clear(struct sublet_arena *arena, uint32_t pfn, uint32_t end)
 	}
 }
 
-void sublet__frames_put(struct sublet_arena *arena, uint32_t pfn, uint32_t frames, enum sublet__account from)
+__attribute__((noinline)) static void frames_put_slowly(struct sublet_arena *arena, uint32_t pfn,
+							uint32_t frames, enum sublet__account from)
 {
-	struct sublet__zone *zone = zone_of(arena, pfn);
-
-	if (cache_holds(arena, frames) && !(pfn & (frames - 1)) && zone == &arena->zone[ZONE_AREA] &&
-	    from == ACCOUNT_MOVABLE && sublet__cache_put(arena, pfn))
-		return;
+	const struct sublet__zone *zone = zone_of(arena, pfn);
 	uint32_t zone_end = zone->first_pfn + zone->frames;
+
 	if (pfn + frames > zone_end) { /* the end of the area and the start of the normal zone, in one run */
 		sublet__frames_put(arena, zone_end, pfn + frames - zone_end, from);
 		frames = zone_end - pfn;
 	}
 	sublet__folios_free(arena, pfn, frames, from);
+}
+
+void sublet__frames_put(struct sublet_arena *arena, uint32_t pfn, uint32_t frames, enum sublet__account from)
+{
+	if (cache_holds(arena, frames) && !(pfn & (frames - 1)) && pfn < arena->zone[ZONE_NORMAL].first_pfn &&
+	    from == ACCOUNT_MOVABLE && sublet__cache_put(arena, pfn))
+		return;
+	frames_put_slowly(arena, pfn, frames, from);
 }
 
 /*
@@ -366,7 +375,7 @@ static void pageblocks_isolated(struct sublet_arena *arena, const struct sublet_
 	uint32_t last = (isolation->end_pfn - 1) >> arena->pageblock_order;
 	for (uint32_t pb = isolation->first_pfn >> arena->pageblock_order; pb <= last; pb++) {
 		/* release: a thread that frees into its cache looks at it under the cache lock,
-		   which sublet__cache_recall takes after this */
+		   which sublet__cache_recall takes after this (R1) */
 		a32_add_acq_rel(&arena->pageblocks[pb].isolated, delta);
 		sublet__window_touch(arena, pb); /* it costs WINDOW_BLOCKED meanwhile */
 	}
@@ -382,6 +391,7 @@ void sublet__isolate(struct sublet_arena *arena, struct sublet__isolation *isola
 	isolation->next = zone->isolations;
 	zone->isolations = isolation;
 	pageblocks_isolated(arena, isolation, 1);
+	arena->isolations++;
 
 	uint32_t head = sublet__frame_head(arena, pfn); /* the window may begin inside a free folio */
 	if (head != ENGINE_NONE)
@@ -407,6 +417,8 @@ static void isolation_unlist(struct sublet_arena *arena, struct sublet__zone *zo
 		link = &(*link)->next;
 	*link = isolation->next;
 	pageblocks_isolated(arena, isolation, UINT32_MAX); /* minus one */
+	if (--arena->isolations == 0)
+		sublet__cache_open(arena);
 }
 
 static bool is_isolated_head(const struct sublet_arena *arena, uint32_t pfn, uint32_t *word)
