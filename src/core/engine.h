@@ -495,7 +495,7 @@ int64_t sublet__move_page(struct sublet_mm *mm, uint32_t vpn, const struct suble
    now and then. No lock held. */
 void sublet__devices_check(struct sublet_arena *arena);
 
-/* ---- core/notifier.c ---- */
+/* ---- core/invalidate.c ---- */
 /*
  * Tell everybody whose range touches [vpn, vpn + pages) that it is about to change. 0: the change may be made, and
  * sublet__invalidate_end must follow it. -EAGAIN where !may_block: somebody declined; -EBUSY where may_block, UNMAP and
@@ -511,6 +511,8 @@ int sublet__invalidate_begin(struct sublet_mm *mm, struct sublet__invalidation *
 int sublet__invalidate_again(struct sublet_mm *mm, struct sublet__invalidation *inv);
 /* The change is visible in the page table, or was not made. */
 void sublet__invalidate_end(struct sublet_mm *mm, struct sublet__invalidation *inv);
+
+/* ---- core/notifier.c ---- */
 /* Who, of those whose range touches the pages, declined last: copies its owner tag. false: nobody ever did. */
 bool sublet__notifier_decliner(struct sublet_mm *mm, uint32_t vpn, uint32_t pages, char owner[SUBLET_OWNER_BYTES]);
 /* How many touch the pages. */

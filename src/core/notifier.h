@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 /*
  * core/notifier.h: the structures of notifiers, of their index, and of an invalidation under way.
- * core/notifier.c has the protocol, core/notifier_index.c the index.
+ * core/invalidate.c has the protocol, core/notifier_index.c the index.
  *
  * Memory of one mm, all of it reserved on first use and never given back before the mm ends, so that a
  * reader with a handle never walks into freed memory:
@@ -85,7 +85,7 @@ struct sublet__notifier_walk {
 
 /*
  * One invalidation, on the stack of whoever changes memory. Listed in its mm from begin to end, so that whoever is
- * added or removed meanwhile finds it. Private to core/notifier.c but for `what`.
+ * added or removed meanwhile finds it. Private to core/invalidate.c and core/notifier.c but for `what`.
  */
 struct sublet__invalidation {
 	struct sublet_invalidation what; /* constant */

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT */
-/* core/claim.c: G5, G7, G9, G10, and that whoever is in the way is named. */
+/* core/claim.c, core/empty.c, core/blockers.c: G5, G7, G9, G10, and that whoever is in the way is named. */
 #include "fixture.h"
 
 #include <string.h>

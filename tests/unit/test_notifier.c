@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT */
-/* core/notifier.c, one thing at a time: who is told of what, the reading sequence (G4), removal, the end of an mm. */
+/* core/notifier.c and core/invalidate.c, one thing at a time: who is told what, reading (G4), removal, the end of an mm. */
 #include "fixture.h"
 
 #include <stdio.h>

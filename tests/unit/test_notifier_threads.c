@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT */
-/* core/notifier.c with several threads: who waits for whom, and the reading sequence under load (G4, G7). */
+/* core/notifier.c and core/invalidate.c with threads: who waits for whom, the reading sequence under load (G4, G7). */
 #include "fixture.h"
 
 #include <sched.h>

@@ -1,0 +1,144 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * What is in the way of a claim, and whose it is (G5).
+ *
+ * Whatever is looked at may go while it is looked at: no lock is held that would stop it. So a blocker is a hint to a
+ * person, and says what was there a moment ago; the claim's own decisions depend on one only for whether to wait, and for -EBUSY or -ENOMEM.
+ */
+#include "core/claim.h"
+
+/* Who has the frame at pfn. blockers_lock is held, and claim_lock is not. */
+static void claim_describe(struct sublet_arena *arena, uint32_t pfn, struct sublet_blocker *b)
+{
+	engine_lock(arena, &arena->claim_lock);
+	uint32_t word = a32_load_acquire(&arena->frames[pfn].word),
+		 slot = a32_load_relaxed(&arena->frames[pfn].a);
+	if ((word & FRAME_HEAD) && word_state(word) == FRAME_CLAIMED && slot < ENGINE_CLAIMS_MAX) {
+		sublet__owner_copy(b->owner, arena->claim[slot].owner);
+		b->age_ns = engine_now(arena) - arena->claim[slot].since_ns;
+	}
+	engine_unlock(arena, &arena->claim_lock);
+}
+
+/*
+ * Who has pinned the folio at pfn, if it is listed; or who declined when the run around it was to move. The folio may be
+ * gone by now: then nobody is named, or whoever is at its address.
+ */
+static bool user_find(struct sublet_arena *arena, uint32_t kind, uint32_t pfn, char owner[SUBLET_OWNER_BYTES],
+		      uint64_t *age_ns)
+{
+	const struct sublet__frame *f = &arena->frames[pfn];
+	uint32_t index = a32_load_relaxed(&f->b), vpn = a32_load_relaxed(&f->a),
+		 run = arena->platform.run_pages_max;
+
+	*age_ns = 0;
+	if (index >= a32_load_acquire(&arena->mm_count))
+		return false;
+	if (kind == SUBLET_BLOCKER_PIN)
+		return sublet__pin_owner(arena->mm[index], vpn, 1u << word_order(a32_load_relaxed(&f->word)),
+					 owner, age_ns);
+	return sublet__notifier_decliner(arena->mm[index], vpn & ~(run - 1), run, owner);
+}
+
+void sublet__blocker_add(struct sublet__claim_job *job, uint32_t kind, uint32_t pfn, uint32_t frames,
+			 int error)
+{
+	struct sublet_arena *arena = job->arena;
+	struct sublet_claim *claim = job->claim;
+	uint32_t shift = frames_bytes_shift(arena);
+	uint64_t offset = (uint64_t)pfn << shift;
+
+	engine_lock(arena, &job->blockers_lock);
+	for (uint32_t i = 0; i < claim->blocker_count; i++)
+		if (claim->blockers[i].kind == kind && claim->blockers[i].offset_bytes == offset)
+			goto out; /* named already, by an earlier look */
+	if (claim->blocker_count < SUBLET_BLOCKERS_MAX) {
+		struct sublet_blocker *b = &claim->blockers[claim->blocker_count++];
+		*b = (struct sublet_blocker){ .kind = kind,
+					      .error = error,
+					      .offset_bytes = offset,
+					      .bytes = (uint64_t)frames << shift };
+		if (kind == SUBLET_BLOCKER_CLAIM)
+			claim_describe(arena, pfn, b);
+		else if (kind == SUBLET_BLOCKER_PIN || kind == SUBLET_BLOCKER_NOTIFIER)
+			(void)user_find(arena, kind, pfn, b->owner, &b->age_ns);
+	}
+out:
+	engine_unlock(arena, &job->blockers_lock);
+}
+
+/* What cannot move at pfn: its kind, and for a child its pid. */
+static uint32_t immovable_kind(const struct sublet__claim_job *job, uint32_t pfn, uint32_t word, int *pid)
+{
+	const struct sublet_arena *arena = job->arena;
+	uint32_t index = a32_load_relaxed(&arena->frames[pfn].b);
+
+	*pid = 0;
+	if (word_state(word) == FRAME_CLAIMED || word_state(word) == FRAME_ISOLATED)
+		return SUBLET_BLOCKER_CLAIM;
+	if (word_state(word) != FRAME_PARKED && (!(word & FRAME_HELD) || (word & FRAME_PROTECTED)))
+		return SUBLET_BLOCKER_PROTECTED;
+	if (index < a32_load_acquire(&arena->mm_count))
+		*pid = (int)a32_load_relaxed(&arena->mm[index]->child_pid);
+	return SUBLET_BLOCKER_CHILD;
+}
+
+void sublet__blocker_immovable(struct sublet__claim_job *job, uint32_t pfn, uint32_t word)
+{
+	int pid;
+	uint32_t kind = immovable_kind(job, pfn, word, &pid);
+
+	sublet__blocker_add(job, kind, pfn, 1u << word_order(word), pid);
+}
+
+/* Somebody has pinned it, or was told and declined. */
+void sublet__blocker_busy(struct sublet__claim_job *job, uint32_t pfn, uint32_t word)
+{
+	struct sublet_arena *arena = job->arena;
+	bool pinned = a32_load_relaxed(&arena->frames[pfn].ref) & REF_COUNT_MASK;
+	char owner[SUBLET_OWNER_BYTES];
+	uint64_t age_ns;
+
+	if (!pinned && user_find(arena, SUBLET_BLOCKER_NOTIFIER, pfn, owner, &age_ns))
+		sublet__blocker_add(job, SUBLET_BLOCKER_NOTIFIER, pfn, 1u << word_order(word), 0);
+	else
+		sublet__blocker_add(job, SUBLET_BLOCKER_PIN, pfn, 1u << word_order(word), 0);
+}
+
+/* The first of them, neighbours of one kind together. */
+void sublet__blockers_immovable(struct sublet__claim_job *job)
+{
+	const struct sublet_arena *arena = job->arena;
+	uint32_t end = arena->zone[ZONE_AREA].frames, first = 0, kind = SUBLET_BLOCKER_NONE, slot = 0;
+	int pid = 0;
+
+	for (uint32_t pfn = 0; pfn <= end && job->claim->blocker_count < SUBLET_BLOCKERS_MAX;) {
+		uint32_t word = pfn < end ? a32_load_acquire(&arena->frames[pfn].word) : 0;
+		bool blocks = (word & FRAME_HEAD) && word_blocks(word);
+		int now_pid = 0;
+		uint32_t now = blocks ? immovable_kind(job, pfn, word, &now_pid) : SUBLET_BLOCKER_NONE;
+		uint32_t now_slot = now == SUBLET_BLOCKER_CLAIM ? a32_load_relaxed(&arena->frames[pfn].a) : 0;
+		if (now != kind || now_slot != slot) {
+			if (kind != SUBLET_BLOCKER_NONE)
+				sublet__blocker_add(job, kind, first, pfn - first, pid);
+			kind = now;
+			slot = now_slot;
+			pid = now_pid;
+			first = pfn;
+		}
+		pfn += (word & FRAME_HEAD) ? 1u << word_order(word) : 1;
+	}
+	if (!job->claim->blocker_count) /* a window that another claim is only about to empty */
+		sublet__blocker_add(job, SUBLET_BLOCKER_CLAIM, 0, job->frames, 0);
+}
+
+bool sublet__blockers_pass(const struct sublet__claim_job *job)
+{
+	for (uint32_t i = 0; i < job->claim->blocker_count; i++) {
+		uint32_t kind = job->claim->blockers[i].kind;
+		if (kind == SUBLET_BLOCKER_PIN || kind == SUBLET_BLOCKER_CLAIM ||
+		    kind == SUBLET_BLOCKER_CHILD || kind == SUBLET_BLOCKER_NOTIFIER)
+			return true;
+	}
+	return false;
+}
