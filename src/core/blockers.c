@@ -3,7 +3,8 @@
  * What is in the way of a claim, and whose it is (G5).
  *
  * Whatever is looked at may go while it is looked at: no lock is held that would stop it. So a blocker is a hint to a
- * person, and says what was there a moment ago; the claim's own decisions depend on one only for whether to wait, and for -EBUSY or -ENOMEM.
+ * person, and says what was there a moment ago; the claim itself depends on one only for whether to wait, and for
+ * -EBUSY or -ENOMEM.
  */
 #include "core/claim.h"
 
