@@ -58,7 +58,8 @@ struct sublet_pin {
  * -EFAULT  part of the range is not mapped, or discardable and unlocked, or begins a folio that is decommitted (a
  *          decommitted page in the middle of one is not noticed); LONGTERM: or is plain memory, not the arena's
  * -EBUSY   a child of fork() still shares the memory, or the folio has too many pins; LONGTERM: or a short pin in
- *          its way was not released for a second, or the memory may not move (its protection was changed)
+ *          its way was not released for a second, or the memory may not move (its protection was changed, or
+ *          the program registered it with a userfaultfd)
  * -ENOMEM  LONGTERM: over the limit of the mm (see the two members of *pin), or the normal zone is full
  * -EAGAIN  NOWAIT, and the range is being moved, or LONGTERM would have to wait
  * -ENOSPC  LONGTERM: more pins at once than can be listed (65,536 in an arena)

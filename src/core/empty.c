@@ -135,6 +135,8 @@ static bool folio_empty(struct sublet__claim_job *job, uint32_t pfn, uint32_t wo
 		return done > 0;
 	if (done == -EBUSY)
 		sublet__blocker_immovable(job, pfn, word);
+	else if (done == -EADDRINUSE)
+		sublet__blocker_add(job, SUBLET_BLOCKER_WATCHED, pfn, 1u << word_order(word), 0);
 	else if (done == -ENOSPC)
 		sublet__blocker_add(job, SUBLET_BLOCKER_MAPPINGS, pfn, 1u << word_order(word), (int)done);
 	else if (done != -ENOMEM)

@@ -479,7 +479,7 @@ struct sublet__window_range {
 /*
  * Move the run around pfn (a MOVABLE folio) away. Returns frames moved, 0: the folio is not there
  * any more, or -EAGAIN (pinned, raced), -EBUSY (held or protected), -ENOMEM (no destination),
- * -ENOSPC (kernel mappings), -errno of the platform.
+ * -ENOSPC (kernel mappings), -EADDRINUSE (the program's own userfaultfd), -errno of the platform.
  */
 int64_t sublet__move_folio(struct sublet_arena *arena, uint32_t pfn,
 			   const struct sublet__window_range *range);

@@ -61,6 +61,12 @@ static int folio_look(const struct sublet_mm *mm, uint32_t at, uint32_t *head, u
 	return word_state(word) != FRAME_MOVABLE ? -EFAULT : (word & FRAME_HELD) ? -EBUSY : 0;
 }
 
+/* What a move that did not succeed is to who pins. */
+static int moved_error(int err)
+{
+	return err == -ENOSPC ? -ENOMEM : err == -EADDRINUSE ? -EBUSY : err;
+}
+
 /* Move what of [vpn, vpn + pages) lies in an area to the normal zone. -EAGAIN: something is pinned, or in use. */
 static int block_out(struct sublet_mm *mm, uint32_t vpn, uint32_t pages)
 {
@@ -84,7 +90,7 @@ static int block_out(struct sublet_mm *mm, uint32_t vpn, uint32_t pages)
 		}
 		int64_t moved = sublet__move_locked(mm, at, &out);
 		if (moved < 0)
-			return (int)moved == -ENOSPC ? -ENOMEM : (int)moved;
+			return moved_error((int)moved);
 	}
 	return 0;
 }

@@ -339,6 +339,8 @@ static int run_switch(struct run *r)
 
 	r->blocked_at_ns = engine_now(r->arena);
 	err = ops->block(ctx, r->vpn, r->pages);
+	if (err == -EADDRINUSE && !r->tracked)
+		goto unfreeze;
 	if (err)
 		goto unblock;
 	if (r->tracked) {
@@ -359,6 +361,7 @@ static int run_switch(struct run *r)
 
 unblock:
 	ops->unblock(ctx, r->vpn, r->pages);
+unfreeze:
 	sources_each(r, r->pages, source_unfreeze);
 	return err;
 }

@@ -108,6 +108,8 @@ struct sublet__mm_ops {
 	/*
 	 * When it returns 0, every write to the range, the kernel's own included, waits until wake or
 	 * unblock, and all writes that did not wait are visible through the linear map. Reads may wait.
+	 * -EADDRINUSE: the program keeps the range from being blocked. Nothing was changed, and unblock follows only
+	 * after track: it might undo what is the program's.
 	 */
 	int (*block)(void *mm, uint32_t vpn, uint32_t pages);
 	/*

@@ -29,6 +29,8 @@ static const char *kind_text(uint32_t kind)
 		return "the system refused a step";
 	case SUBLET_BLOCKER_NOTIFIER:
 		return "a device, or whoever else was told, that did not let go in time";
+	case SUBLET_BLOCKER_WATCHED:
+		return "memory that the program has registered with a userfaultfd of its own";
 	default:
 		return "something unknown";
 	}

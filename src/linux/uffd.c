@@ -73,6 +73,9 @@ int sublet__uffd_register(int uffd, uintptr_t addr, size_t bytes, uint64_t mode)
 
 	if (!ioctl(uffd, UFFDIO_REGISTER, &r))
 		return 0;
+	/* Another userfaultfd has it: the program's. Before Linux 6.17 it would lose it if we unregistered the range. */
+	if (errno == EBUSY)
+		return -EADDRINUSE;
 	int err = -errno;
 	/* The range may be several kernel mappings, of which some are registered by now. */
 	sublet__uffd_unregister(uffd, addr, bytes);

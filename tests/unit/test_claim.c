@@ -435,6 +435,35 @@ static void claim_failures(void **unused)
 		}
 }
 
+/* The program keeps some of its memory from being blocked: named as such, and not undone. */
+static void claim_watched(void **unused)
+{
+	static struct fake f;
+	struct sublet_claim claim;
+	struct sublet_pin pin;
+	(void)unused;
+
+	fixture_open(&f, &(struct fake_options){ .no_track = true, .virtual_time = true });
+	uint32_t area = f.options.area_frames, vpn = map_pages(&f, 512, SUBLET_MOVABLE);
+	fill(&f, 0, vpn, 512, 3);
+	fake_fail(&f, 1u << FAKE_BLOCK, 1, -EADDRINUSE, true);
+	uint64_t start = atomic_load(&f.clock_ns);
+	assert_int_equal(claim_take(&f, area * PAGE, NULL, &claim), -EBUSY);
+	assert_true(atomic_load(&f.clock_ns) - start < 10 * SUBLET_MS); /* time does not help */
+	assert_int_equal(blockers_of(&claim, SUBLET_BLOCKER_WATCHED), claim.blocker_count);
+	assert_true(claim.blocker_count > 0);
+	assert_int_equal(sublet_pin(f.engine_mm[0], addr_of(&f, 0, vpn), PAGE,
+				    SUBLET_PIN_READ | SUBLET_PIN_LONGTERM, NULL, &pin),
+			 -EBUSY);
+	assert_int_equal(f.calls[FAKE_UNBLOCK], 0);
+	assert_true(fake_fail_end(&f));
+	fixture_verify(&f);
+	assert_int_equal(claim_take(&f, area * PAGE, NULL, &claim), 0);
+	claim_give(&f, &claim);
+	check_fill(&f, 0, vpn, 512, 3);
+	fixture_close(&f);
+}
+
 /* G10: filled at random, fragmented, with pins that end: every size that there is room for is had. */
 static void claim_fragmented(void **unused)
 {
@@ -630,6 +659,7 @@ int main(void)
 		cmocka_unit_test(claim_waits_for_others),
 		cmocka_unit_test(claim_cheapest_dearest),
 		cmocka_unit_test(claim_failures),
+		cmocka_unit_test(claim_watched),
 		cmocka_unit_test(claim_fragmented),
 		cmocka_unit_test(claim_inside_claim),
 		cmocka_unit_test(claim_several),
