@@ -68,7 +68,8 @@ SUBLET_API SUBLET_NODISCARD int sublet_pin(struct sublet_mm *mm, const void *add
 					   uint32_t flags, const char *owner, struct sublet_pin *pin);
 
 /*
- * Release a pin; any thread may. -EINVAL: the pin is not held (released twice).
+ * Release a pin; any thread may. -EINVAL: the pin is not held (released twice). A second release by way of
+ * a copy is noticed too where the pin is listed (it has an owner tag or is long-term).
  */
 SUBLET_API SUBLET_NODISCARD int sublet_unpin(struct sublet_pin *pin);
 

@@ -384,7 +384,8 @@ uint32_t sublet__pins_max(uint32_t frames);
 /* List a pin. Returns its record, or PIN_UNLISTED when all are taken. */
 uint32_t sublet__pin_list_add(struct sublet_mm *mm, uint64_t addr, uint64_t bytes, uint32_t flags,
 			      const char *owner);
-void sublet__pin_list_remove(struct sublet_arena *arena, uint32_t record);
+/* Take it off the list; false: it is not there, or not any more. */
+bool sublet__pin_list_remove(struct sublet_arena *arena, uint32_t record);
 /* Who has pinned something of the pages, the oldest first; false: nobody who is listed. */
 bool sublet__pin_owner(struct sublet_mm *mm, uint32_t vpn, uint32_t pages, char owner[SUBLET_OWNER_BYTES],
 		       uint64_t *age_ns);

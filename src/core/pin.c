@@ -133,7 +133,7 @@ static int pin_long(struct sublet_mm *mm, uint32_t vpn, uint32_t pages, struct s
 	err = sublet__longterm_pin(mm, vpn, pages, pin->flags);
 	if (!err)
 		return 0;
-	sublet__pin_list_remove(mm->arena, pin->record);
+	(void)sublet__pin_list_remove(mm->arena, pin->record);
 uncharge:
 	a64_sub_relaxed(&mm->longterm_pages, pages);
 	return err;
@@ -173,8 +173,8 @@ int sublet_unpin(struct sublet_pin *pin)
 	if (!mm || !pages)
 		return -EINVAL;
 	pin->mm = NULL;
-	if (pin->record != PIN_UNLISTED)
-		sublet__pin_list_remove(mm->arena, pin->record);
+	if (pin->record != PIN_UNLISTED && !sublet__pin_list_remove(mm->arena, pin->record))
+		return -EINVAL; /* a copy of a pin that is gone */
 	if (!(pin->flags & SUBLET_PIN_LONGTERM)) {
 		pages_unpin(mm, vpn, vpn + pages);
 		return 0;

@@ -32,6 +32,12 @@
 #define PIN_FLAGS_MASK 0xffu
 #define PIN_MM_SHIFT   8
 
+/* What a pin remembers of its record: the index, and enough of the generation to tell its own from a later one. */
+#define RECORD_INDEX_BITS      16u
+#define RECORD_GENERATION_MASK 0x7fffu /* so that none is PIN_UNLISTED */
+
+_Static_assert(PINS_MOST <= 1u << RECORD_INDEX_BITS, "an index fits");
+
 uint32_t sublet__pins_max(uint32_t frames)
 {
 	return min_u32(max_u32(frames / PINS_FRAMES, PINS_MIN), PINS_MOST);
@@ -72,6 +78,11 @@ static uint32_t record_take(struct sublet_arena *arena)
 	return PIN_UNLISTED;
 }
 
+static uint32_t record_generation(uint32_t state)
+{
+	return state / PIN_GENERATION & RECORD_GENERATION_MASK;
+}
+
 uint32_t sublet__pin_list_add(struct sublet_mm *mm, uint64_t addr, uint64_t bytes, uint32_t flags,
 			      const char *owner)
 {
@@ -91,16 +102,23 @@ uint32_t sublet__pin_list_add(struct sublet_mm *mm, uint64_t addr, uint64_t byte
 	a64_store_release(&r->since_ns, arena->platform.ops->coarse_ns(arena->platform.ctx));
 	for (uint32_t i = 0; i < SUBLET_OWNER_BYTES / 8; i++)
 		a64_store_release(&r->owner[i], words[i]);
-	a32_store_release(&r->state, a32_load_relaxed(&r->state) + PIN_HELD - PIN_WRITING);
-	return at;
+	uint32_t state = a32_load_relaxed(&r->state) + PIN_HELD - PIN_WRITING;
+	a32_store_release(&r->state, state);
+	return at | record_generation(state) << RECORD_INDEX_BITS;
 }
 
-void sublet__pin_list_remove(struct sublet_arena *arena, uint32_t record)
+bool sublet__pin_list_remove(struct sublet_arena *arena, uint32_t record)
 {
-	sublet__a32 *state = &arena->pins[record].state;
+	uint32_t at = record & ((1u << RECORD_INDEX_BITS) - 1);
+	sublet__a32 *state = &arena->pins[at].state;
+	uint32_t s = a32_load_relaxed(state);
 
-	a32_store_release(state, a32_load_relaxed(state) + PIN_GENERATION - PIN_HELD);
-	a32_store_relaxed(hint_of(arena), record);
+	/* No compare-and-swap: who unpins twice at the same moment is not found out. */
+	if ((s & PIN_STATE_MASK) != PIN_HELD || record_generation(s) != record >> RECORD_INDEX_BITS)
+		return false;
+	a32_store_release(state, s + PIN_GENERATION - PIN_HELD);
+	a32_store_relaxed(hint_of(arena), at);
+	return true;
 }
 
 /* Copy a record that is held; false: it is not, or not any more. */

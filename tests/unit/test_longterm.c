@@ -357,6 +357,42 @@ static void pins_are_listed(void **unused)
 	fixture_close(&f);
 }
 
+/* A copy of a pin that is gone: noticed where the pin was listed, also when its record is somebody else's by now. */
+static void copy_of_a_pin(void **unused)
+{
+	static struct fake f;
+	struct sublet_pin_info info[4];
+	struct sublet_pin first, copy, other;
+	(void)unused;
+
+	for (uint32_t longterm = 0; longterm < 2; longterm++) {
+		uint32_t flags = longterm ? LONG_WRITE : SUBLET_PIN_WRITE;
+		fixture_open(&f, &(struct fake_options){ .virtual_time = true });
+		uint32_t vpn = map_pages(&f, 64, SUBLET_MOVABLE);
+		assert_int_equal(pin(&f, vpn, 1, flags, "first", &first), 0);
+		copy = first;
+		assert_int_equal(sublet_unpin(&first), 0);
+		assert_int_equal(sublet_unpin(&copy), -EINVAL);
+		uint64_t next = 0;
+		assert_int_equal(sublet_pin_list(f.arena, &next, 4, info), 0);
+
+		assert_int_equal(pin(&f, vpn, 1, flags, "first", &first), 0);
+		copy = first;
+		assert_int_equal(sublet_unpin(&first), 0);
+		assert_int_equal(pin(&f, vpn, 1, flags, "other", &other), 0);
+		assert_int_equal(sublet_unpin(&copy), -EINVAL);
+		next = 0;
+		assert_int_equal(sublet_pin_list(f.arena, &next, 4, info), 1);
+		assert_string_equal(info[0].owner, "other");
+		uint32_t pfn = fake_pfn_of(&f.mm[0], vpn);
+		uint32_t head = sublet__frame_head(f.arena, pfn);
+		assert_true(a32_load_relaxed(&f.arena->frames[head].ref) & REF_COUNT_MASK); /* still held */
+		assert_int_equal(sublet_unpin(&other), 0);
+		assert_false(a32_load_relaxed(&f.arena->frames[head].ref) & REF_COUNT_MASK);
+		fixture_close(&f);
+	}
+}
+
 /* ---- fork ---- */
 
 /* Memory under a long-term pin stays shared with the device, and no child gets it; before and after, it does. */
@@ -501,6 +537,7 @@ int main(void)
 		cmocka_unit_test(longterm_holds_no_neighbour),
 		cmocka_unit_test(extents_of_pins),
 		cmocka_unit_test(pins_are_listed),
+		cmocka_unit_test(copy_of_a_pin),
 		cmocka_unit_test(longterm_and_fork),
 		cmocka_unit_test(longterm_stress),
 	};
