@@ -17,7 +17,7 @@
 #include <time.h>
 #include <unistd.h>
 
-#define ROWS_MAX 128
+#define ROWS_MAX 192
 
 static struct bench_row rows[ROWS_MAX];
 static uint32_t row_count;
@@ -163,6 +163,9 @@ static const struct section {
 	{ "small", "small operations, in uncontended atomic adds", bench_small },
 	{ "notifiers", "notifiers: tiny ranges in random order", bench_notifiers },
 	{ "iopt", "device page tables, in uncontended atomic adds", bench_iopt },
+#ifdef BENCH_URING
+	{ "device", "handing memory to a device", bench_device },
+#endif
 #ifdef BENCH_UCX
 	/* Last: it loads a library that patches libc. */
 	{ "ucx", "for comparison: UCX's registration cache, in uncontended atomic adds", bench_ucx },

@@ -42,6 +42,7 @@ double bench_atomic_ns(void);
 void bench_claims(enum sublet_backing backing, const char *name);
 void bench_free_claims(void);
 void bench_fragmented(void);
+void bench_device(void); /* where liburing was there at build time */
 void bench_iopt(void);
 void bench_small(void);
 void bench_ucx(void); /* where UCX was there at build time */
