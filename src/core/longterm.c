@@ -46,18 +46,28 @@ static bool folio_cut(struct sublet_mm *mm, uint32_t first, uint32_t end, uint32
 	return true;
 }
 
-/* The folio of page `at`, which may be long-term pinned where it lies: 0 and its pages, or -errno. */
-static int folio_look(const struct sublet_mm *mm, uint32_t at, uint32_t *head, uint32_t *first, uint32_t *end)
+/*
+ * The folio of page `at`, and its pages; false: no memory there. A decommitted page has its memory for as long as a pin
+ * holds it.
+ */
+static bool folio_find(const struct sublet_mm *mm, uint32_t at, uint32_t *head, uint32_t *first, uint32_t *end)
 {
 	uint32_t pte = a32_load_relaxed(&mm->pte[at]);
 
-	if (!(pte & PTE_PRESENT) || (pte & PTE_HOLE))
-		return -EFAULT;
+	if (!(pte & PTE_PRESENT))
+		return false;
 	*head = sublet__frame_head(mm->arena, pte_pfn(pte));
-	const struct sublet__frame *f = &mm->arena->frames[*head];
-	uint32_t word = a32_load_relaxed(&f->word);
-	*first = a32_load_relaxed(&f->a);
-	*end = *first + (1u << word_order(word));
+	*first = a32_load_relaxed(&mm->arena->frames[*head].a);
+	*end = *first + (1u << word_order(a32_load_relaxed(&mm->arena->frames[*head].word)));
+	return true;
+}
+
+/* The folio of page `at`, which may be long-term pinned where it lies: 0 and its pages, or -errno. */
+static int folio_look(const struct sublet_mm *mm, uint32_t at, uint32_t *head, uint32_t *first, uint32_t *end)
+{
+	if ((a32_load_relaxed(&mm->pte[at]) & PTE_HOLE) || !folio_find(mm, at, head, first, end))
+		return -EFAULT;
+	uint32_t word = a32_load_relaxed(&mm->arena->frames[*head].word);
 	return word_state(word) != FRAME_MOVABLE ? -EFAULT : (word & FRAME_HELD) ? -EBUSY : 0;
 }
 
@@ -102,8 +112,8 @@ static bool block_unref(struct sublet_mm *mm, uint32_t vpn, uint32_t end)
 	bool last = false;
 
 	for (uint32_t at = vpn; at < end; at = next) {
-		if (folio_look(mm, at, &head, &first, &next) == -EFAULT) {
-			next = at + 1; /* decommitted under the pin, against the rules */
+		if (!folio_find(mm, at, &head, &first, &next)) {
+			next = at + 1;
 			continue;
 		}
 		struct sublet__frame *f = &mm->arena->frames[head];
@@ -122,7 +132,7 @@ static int block_inherit(struct sublet_mm *mm, uint32_t vpn, uint32_t end, bool 
 	for (uint32_t at = vpn; at < end && !err; at = next) {
 		uint32_t run = at;
 		next = at + 1;
-		while (run < end && folio_look(mm, run, &head, &first, &next) != -EFAULT &&
+		while (run < end && folio_find(mm, run, &head, &first, &next) &&
 		       (!inherit || !(a32_load_relaxed(&mm->arena->frames[head].ref) & REF_LONG_MASK)))
 			run = next;
 		if (run > at)

@@ -267,6 +267,25 @@ static void longterm_holds_no_neighbour(void **unused)
 	}
 }
 
+/* Memory that was decommitted under a pin is its owner's again once that is gone (G8). */
+static void longterm_decommitted(void **unused)
+{
+	static struct fake f;
+	struct sublet_pin p;
+	(void)unused;
+
+	fixture_open(&f, NULL);
+	uint32_t vpn = map_pages(&f, 64, SUBLET_MOVABLE);
+	void *addr = addr_of(&f, 0, vpn);
+	assert_int_equal(pin(&f, vpn + 8, 40, LONG_WRITE, NULL, &p), 0);
+	assert_int_equal(sublet_decommit(f.engine_mm[0], addr, 64 * PAGE), 0);
+	assert_int_equal(sublet_unpin(&p), 0);
+	assert_int_equal(sublet_commit(f.engine_mm[0], addr, 64 * PAGE, 0), 0);
+	check_zero(&f, 0, vpn, 64);
+	assert_int_equal(sublet_unmap(f.engine_mm[0], addr, 64 * PAGE), 0);
+	fixture_close(&f);
+}
+
 /* ---- where the bytes are, and who pinned them ---- */
 
 static void extents_of_pins(void **unused)
@@ -535,6 +554,7 @@ int main(void)
 		cmocka_unit_test(longterm_refused),
 		cmocka_unit_test(longterm_makes_room),
 		cmocka_unit_test(longterm_holds_no_neighbour),
+		cmocka_unit_test(longterm_decommitted),
 		cmocka_unit_test(extents_of_pins),
 		cmocka_unit_test(pins_are_listed),
 		cmocka_unit_test(copy_of_a_pin),
