@@ -37,7 +37,7 @@ static uint32_t page_pick(const struct sublet_mm *mm, uint64_t *random)
 
 static uint32_t linearise(struct sublet_mm *mm, uint32_t runs)
 {
-	struct sublet__window_range merge = { .to = MOVE_AREA_FIRST, .linearise = true };
+	struct sublet__window_range merge = { .to = MOVE_AREA_FIRST, .nowait = true, .linearise = true };
 	uint32_t blocks = a32_load_acquire(&mm->blocks_used), merged = 0;
 
 	for (uint32_t block = 0; block < blocks && merged < runs; block++) {

@@ -49,7 +49,7 @@ static bool room_is_coming(struct sublet__claim_job *job)
 static uint32_t block_drop(struct sublet__claim_job *job, uint32_t pb)
 {
 	struct sublet_arena *arena = job->arena;
-	struct sublet__window_range outside = { .nowait = job->range.nowait };
+	struct sublet__window_range outside = { .nowait = job->range.nowait, .until_ns = job->range.until_ns };
 	uint32_t pfn = pb << arena->pageblock_order, end = (pb + 1) << arena->pageblock_order;
 
 	while (pfn < end) {
@@ -255,6 +255,7 @@ int sublet__window_empty(struct sublet__claim_job *job, uint64_t until_ns, uint3
 	a32_store_relaxed(&job->short_of_room, 0);
 	job->range = (struct sublet__window_range){ .first_pfn = job->window.first_pfn,
 						    .end_pfn = job->window.end_pfn,
+						    .until_ns = until_ns,
 						    .nowait = job->flags & SUBLET_CLAIM_NOWAIT };
 	sublet__emptying_begin(arena);
 	sublet__cache_recall(arena, job->window.first_pfn, job->window.end_pfn);

@@ -475,6 +475,7 @@ struct sublet__window_range {
 	uint32_t end_vpn;
 	enum sublet__move_to to;
 	bool nowait;
+	uint64_t until_ns; /* not beyond that is a block's lock waited for: who unmaps holds it over a device's work */
 	bool linearise; /* only if kernel mappings merge by it, else -ENOSPC */
 };
 /*
@@ -514,7 +515,8 @@ int sublet__invalidate_again(struct sublet_mm *mm, struct sublet__invalidation *
 void sublet__invalidate_end(struct sublet_mm *mm, struct sublet__invalidation *inv);
 
 /* ---- core/notifier.c ---- */
-/* Who, of those whose range touches the pages, declined last: copies its owner tag. false: nobody ever did. */
+/* Who, of those whose range touches the pages, runs its callback now, or declined last: copies its owner tag. false:
+   nobody. */
 bool sublet__notifier_decliner(struct sublet_mm *mm, uint32_t vpn, uint32_t pages, char owner[SUBLET_OWNER_BYTES]);
 /* How many touch the pages. */
 uint32_t sublet__notifier_count(struct sublet_mm *mm, uint32_t vpn, uint32_t pages);

@@ -32,6 +32,21 @@ static inline void lock_take(const struct sublet__platform *platform, struct sub
 		platform->ops->park(platform->ctx, &lock->word, 2, UINT64_MAX);
 }
 
+/* The same, but not beyond until_ns; false: it is still taken. Who gives up leaves the 2, which wakes nobody in vain. */
+static inline bool lock_take_until(const struct sublet__platform *platform, struct sublet__lock *lock,
+				   uint64_t until_ns)
+{
+	if (lock_try(lock))
+		return true;
+	while (a32_exchange_acq_rel(&lock->word, 2) != 0) {
+		uint64_t now = platform->ops->now_ns(platform->ctx);
+		if (now >= until_ns)
+			return false;
+		platform->ops->park(platform->ctx, &lock->word, 2, until_ns - now);
+	}
+	return true;
+}
+
 static inline void lock_drop(const struct sublet__platform *platform, struct sublet__lock *lock)
 {
 	if (a32_exchange_acq_rel(&lock->word, 0) == 2) /* release; pairs with lock_try */

@@ -193,15 +193,13 @@ static bool normal_relieve(struct sublet_arena *arena, uint32_t frames)
 
 /* ---- the pin ---- */
 
-static int block_pin(struct sublet_mm *mm, uint32_t vpn, uint32_t pages, uint32_t flags)
+static int block_pin(struct sublet_mm *mm, uint32_t vpn, uint32_t pages, uint32_t flags, uint64_t until_ns)
 {
 	struct sublet__lock *lock = block_lock_of(mm, vpn);
 
-	if (!lock_try(lock)) {
-		if (flags & SUBLET_PIN_NOWAIT)
-			return -EAGAIN;
-		engine_lock(mm->arena, lock);
-	}
+	if ((flags & SUBLET_PIN_NOWAIT) ? !lock_try(lock)
+					: !lock_take_until(&mm->arena->platform, lock, until_ns))
+		return -EAGAIN;
 	int err = block_out(mm, vpn, pages);
 	if (!err)
 		err = block_ref(mm, vpn, pages, (flags & SUBLET_PIN_WRITE) ? REF_WRITTEN : 0);
@@ -216,7 +214,7 @@ static int block_pin_wait(struct sublet_mm *mm, uint32_t vpn, uint32_t pages, ui
 	const struct sublet__platform *p = &arena->platform;
 
 	for (uint64_t wait_ns = WAIT_FIRST_NS;;) {
-		int err = block_pin(mm, vpn, pages, flags);
+		int err = block_pin(mm, vpn, pages, flags, until_ns);
 		if (err == -ENOMEM && engine_now(arena) < until_ns && normal_relieve(arena, pages))
 			continue;
 		if (err != -EAGAIN || (flags & SUBLET_PIN_NOWAIT))

@@ -442,14 +442,12 @@ static int run_move(struct run *r, const struct sublet__window_range *range)
 	return 0;
 }
 
-static bool block_take(struct sublet_mm *mm, uint32_t vpn, bool nowait)
+static bool block_take(struct sublet_mm *mm, uint32_t vpn, const struct sublet__window_range *range)
 {
-	if (lock_try(block_lock_of(mm, vpn)))
-		return true;
-	if (nowait)
-		return false;
-	engine_lock(mm->arena, block_lock_of(mm, vpn));
-	return true;
+	uint64_t until_ns = range->until_ns ? range->until_ns : UINT64_MAX;
+
+	return range->nowait ? lock_try(block_lock_of(mm, vpn))
+			     : lock_take_until(&mm->arena->platform, block_lock_of(mm, vpn), until_ns);
 }
 
 /* Block lock held: move the run around vpn. */
@@ -478,7 +476,7 @@ int64_t sublet__move_locked(struct sublet_mm *mm, uint32_t vpn, const struct sub
 
 int64_t sublet__move_page(struct sublet_mm *mm, uint32_t vpn, const struct sublet__window_range *range)
 {
-	if (!block_take(mm, vpn, range->nowait))
+	if (!block_take(mm, vpn, range))
 		return -EAGAIN;
 	int64_t moved = sublet__move_locked(mm, vpn, range);
 	engine_unlock(mm->arena, block_lock_of(mm, vpn));
@@ -489,8 +487,8 @@ int64_t sublet__move_page(struct sublet_mm *mm, uint32_t vpn, const struct suble
  * Find the page a mapped folio belongs to, and lock its block; NULL: it is not mapped any more
  * (*err 0), or the lock is taken (-EAGAIN). What was read before the lock is checked after it.
  */
-static struct sublet_mm *folio_lock_block(struct sublet_arena *arena, uint32_t pfn, bool nowait,
-					  uint32_t *vpn, int *err)
+static struct sublet_mm *folio_lock_block(struct sublet_arena *arena, uint32_t pfn,
+					  const struct sublet__window_range *range, uint32_t *vpn, int *err)
 {
 	const struct sublet__frame *f = &arena->frames[pfn];
 	uint32_t index = a32_load_relaxed(&f->b);
@@ -502,7 +500,7 @@ static struct sublet_mm *folio_lock_block(struct sublet_arena *arena, uint32_t p
 	struct sublet_mm *mm = arena->mm[index];
 	if (*vpn >= mm->config.pages)
 		return NULL;
-	if (!block_take(mm, *vpn, nowait)) {
+	if (!block_take(mm, *vpn, range)) {
 		*err = -EAGAIN;
 		return NULL;
 	}
@@ -517,7 +515,7 @@ int64_t sublet__move_folio(struct sublet_arena *arena, uint32_t pfn, const struc
 {
 	uint32_t vpn;
 	int err;
-	struct sublet_mm *mm = folio_lock_block(arena, pfn, range->nowait, &vpn, &err);
+	struct sublet_mm *mm = folio_lock_block(arena, pfn, range, &vpn, &err);
 
 	if (!mm)
 		return err;
@@ -531,7 +529,7 @@ int64_t sublet__drop_folio(struct sublet_arena *arena, uint32_t pfn, const struc
 {
 	uint32_t vpn, end;
 	int err;
-	struct sublet_mm *mm = folio_lock_block(arena, pfn, range->nowait, &vpn, &err);
+	struct sublet_mm *mm = folio_lock_block(arena, pfn, range, &vpn, &err);
 
 	if (!mm)
 		return err;

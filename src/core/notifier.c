@@ -375,8 +375,10 @@ static void decliner_see(const struct sublet__notifiers *n, const struct sublet_
 {
 	for (uint32_t k = 0; k < w->count; k++) {
 		const struct sublet__notifier_client *client = notifier_client(n, w->hit[k]);
-		if (client->declined_at > *at) {
-			*at = client->declined_at;
+		/* Who is being waited for at this moment, by an unmap perhaps, is in the way more than who declined. */
+		uint32_t refused = a32_load_relaxed(&client->busy) ? UINT32_MAX : client->declined_at;
+		if (refused > *at) {
+			*at = refused;
 			memcpy(owner, client->owner, SUBLET_OWNER_BYTES);
 		}
 	}

@@ -525,6 +525,54 @@ static void reset_slowly(struct fake_device *dev)
 	sleep_ms(30);
 }
 
+static void *unmap_bo(void *arg)
+{
+	atomic_store(&stage, 1);
+	return (void *)(intptr_t)sublet_unmap(f.engine_mm[0], arg, 16 * PAGE);
+}
+
+/*
+ * While an unmap waits for a job that hangs, nobody else waits beyond his own deadline for what lies beside that memory
+ * (G7), and the device is named.
+ */
+static void unmap_holds_up_nobody(void **unused)
+{
+	struct sublet_claim_options options = { SUBLET_OPTIONS(sublet_claim_options),
+						.deadline_ns = 50 * SUBLET_MS };
+	struct sublet_job job = job_of(SUBLET_JOB_FILL, 1);
+	struct sublet_claim claim;
+	struct sublet_pin pin;
+	pthread_t thread;
+	void *status;
+	(void)unused;
+
+	setup(NULL, 4);
+	uint32_t vpn = map_pages(&f, 16, SUBLET_MOVABLE), beside = map_pages(&f, 16, SUBLET_MOVABLE);
+	struct sublet_bo bo = bo_over(&fd, vpn, 16, SUBLET_BO_TRACKED);
+	job.timeout_ns = 3 * SUBLET_SEC;
+	struct sublet_fence hung = go(&fd, &job, bo, no_bo);
+	uint64_t start_ns = wall_ns();
+	atomic_store(&stage, 0);
+	threads_begin();
+	pthread_create(&thread, NULL, unmap_bo, addr_of(&f, 0, vpn));
+	while (!atomic_load(&stage))
+		sleep_ms(1);
+	sleep_ms(20); /* it has the lock by now */
+	assert_int_equal(sublet_claim(f.arena, stats_of(&f).area_bytes, &options, &claim), -EBUSY);
+	assert_true(claim.blocker_count > 0);
+	assert_int_equal(claim.blockers[0].kind, SUBLET_BLOCKER_NOTIFIER);
+	assert_string_equal(claim.blockers[0].owner, "fake:test");
+	assert_int_equal(sublet_pin(f.engine_mm[0], addr_of(&f, 0, beside), PAGE,
+				    SUBLET_PIN_READ | SUBLET_PIN_LONGTERM, NULL, &pin),
+			 -EBUSY);
+	assert_true(wall_ns() - start_ns < 2 * SUBLET_SEC);
+	pthread_join(thread, &status);
+	threads_end();
+	assert_int_equal((intptr_t)status, 0);
+	assert_int_equal(fence_end(&hung), -ETIMEDOUT);
+	teardown();
+}
+
 static void *wait_fence(void *arg)
 {
 	struct sublet_fence *fence = arg;
@@ -699,6 +747,7 @@ int main(void)
 		cmocka_unit_test(lost_pinned_and_claimed),
 		cmocka_unit_test(lost_range),
 		cmocka_unit_test(lost_and_closed),
+		cmocka_unit_test(unmap_holds_up_nobody),
 		cmocka_unit_test(submit_waits_for_reset),
 		cmocka_unit_test(reset_waits_for_submit),
 		cmocka_unit_test(one_reset_for_many),
