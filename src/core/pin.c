@@ -118,15 +118,15 @@ static int pin_long(struct sublet_mm *mm, uint32_t vpn, uint32_t pages, struct s
 {
 	uint32_t shift = frames_bytes_shift(mm->arena);
 	uint64_t limit = a64_load_relaxed(&mm->longterm_limit_pages);
-	uint64_t used = a64_add_relaxed(&mm->longterm_pages, pages);
-	int err = -ENOMEM;
+	uint64_t used;
+	int err = -ENOSPC;
 
-	if (used + pages > limit) {
+	/* One that does not fit is never counted: it would stand in the way of others that do. */
+	if (!a64_add_below_relaxed(&mm->longterm_pages, pages, limit, &used)) {
 		pin->longterm_bytes = used << shift;
 		pin->longterm_limit_bytes = limit << shift;
-		goto uncharge;
+		return -ENOMEM;
 	}
-	err = -ENOSPC;
 	pin->record = sublet__pin_list_add(mm, pin->addr, pin->bytes, pin->flags, owner ? owner : "pin");
 	if (pin->record == PIN_UNLISTED)
 		goto uncharge;

@@ -286,6 +286,51 @@ static void longterm_decommitted(void **unused)
 	fixture_close(&f);
 }
 
+struct greedy {
+	struct fake *f;
+	uint32_t vpn;
+	_Atomic bool stop;
+};
+
+static void *greedy_main(void *arg)
+{
+	struct greedy *g = arg;
+	struct sublet_pin p;
+
+	while (!atomic_load(&g->stop))
+		if (pin(g->f, g->vpn, 64, LONG_WRITE, NULL, &p) != -ENOMEM)
+			fail_msg("beyond the limit");
+	return NULL;
+}
+
+/* Who asks for more than the limit allows, and is refused, takes nothing from others that stay within it. */
+static void longterm_limit_and_others(void **unused)
+{
+	static struct fake f;
+	struct greedy g = { .f = &f };
+	struct sublet_pin p;
+	pthread_t thread;
+	uint32_t refused = 0;
+	(void)unused;
+
+	fixture_open(&f, NULL);
+	g.vpn = map_pages(&f, 64, SUBLET_MOVABLE);
+	sublet_pin_limit(f.engine_mm[0], 32 * PAGE);
+	threads_begin();
+	assert_int_equal(pthread_create(&thread, NULL, greedy_main, &g), 0);
+	for (uint64_t until = wall_ns() + 300 * SUBLET_MS; wall_ns() < until;) {
+		int err = pin(&f, g.vpn, 32, LONG_WRITE, NULL, &p);
+		refused += err == -ENOMEM;
+		if (!err && sublet_unpin(&p))
+			fail_msg("unpin");
+	}
+	atomic_store(&g.stop, true);
+	pthread_join(thread, NULL);
+	threads_end();
+	assert_int_equal(refused, 0);
+	fixture_close(&f);
+}
+
 /* ---- where the bytes are, and who pinned them ---- */
 
 static void extents_of_pins(void **unused)
@@ -555,6 +600,7 @@ int main(void)
 		cmocka_unit_test(longterm_makes_room),
 		cmocka_unit_test(longterm_holds_no_neighbour),
 		cmocka_unit_test(longterm_decommitted),
+		cmocka_unit_test(longterm_limit_and_others),
 		cmocka_unit_test(extents_of_pins),
 		cmocka_unit_test(pins_are_listed),
 		cmocka_unit_test(copy_of_a_pin),
