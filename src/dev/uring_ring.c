@@ -89,7 +89,10 @@ static void job_look(struct uring *u, struct uring_job *job)
 	uring_list_put(&u->done, job);
 }
 
-/* Never NULL: the queue has room for every piece, and is empty after each sleep. */
+/*
+ * The queue has room for every piece and for the eventfd, and is empty after each sleep; but where the kernel takes nothing
+ * any more cancellations fill it up, one after the other, until this is NULL.
+ */
 static struct io_uring_sqe *request(struct uring *u)
 {
 	return io_uring_get_sqe(&u->ring);
@@ -268,6 +271,8 @@ static void all_cancel(struct uring *u)
 		return;
 	u->cancel_ns = now + CANCEL_NS;
 	struct io_uring_sqe *sqe = request(u);
+	if (!sqe)
+		return; /* those that are queued will do */
 	io_uring_prep_cancel64(sqe, 0, IORING_ASYNC_CANCEL_ANY | IORING_ASYNC_CANCEL_ALL);
 	io_uring_sqe_set_data64(sqe, DATA_CANCEL);
 }

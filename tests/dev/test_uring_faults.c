@@ -705,6 +705,42 @@ static uint32_t rings_count(void)
 	return count;
 }
 
+/* Somebody closes all descriptors while a job is in flight: the device dies, and nobody with it. */
+static int close_under_job(void)
+{
+	struct sublet_arena_options options = { SUBLET_OPTIONS(sublet_arena_options),
+						.area_bytes = 64 * SUBLET_MIB };
+	const uint64_t bytes = 48 * SUBLET_MIB; /* more than is in flight at once */
+	struct world w;
+	struct sublet_fence fence;
+	struct sublet_bo bo;
+	void *memory;
+
+	if (sublet_arena_create(&options, &w.arena) || sublet_device_open_uring(w.arena, NULL, &w.device))
+		return 77;
+	w.mm = sublet_arena_mm(w.arena);
+	w.fd = file_open(O_DIRECT);
+	w.fd = w.fd < 0 ? file_open(0) : w.fd;
+	must(w.fd >= 0 && !sublet_map(w.mm, bytes, SUBLET_MOVABLE, &memory));
+	must(!sublet_bo_create(w.device, w.mm, memory, bytes, SUBLET_BO_TRACKED, NULL, &bo));
+	struct sublet_job job = job_of(&w, SUBLET_JOB_WRITE, bytes, 0);
+	job.timeout_ns = 50 * SUBLET_MS;
+	must(!sublet_submit(w.device, &job, &bo, 1, &fence));
+	must(!close_range(3, ~0u, 0));
+	int status = sublet_fence_wait(&fence, 10 * SUBLET_SEC, NULL, NULL);
+	must(status == -ENODEV);
+	sleep(4); /* its thread goes on trying to cancel, 50 times a second at most */
+	must(info_of(w.device).dead);
+	return 0;
+}
+
+static void descriptors_closed(void **unused)
+{
+	(void)unused;
+
+	in_child(close_under_job);
+}
+
 /* A child has nothing of the ring; what it does, and that it lives on, changes nothing for the parent. */
 static void forked_child(void **unused)
 {
@@ -777,6 +813,7 @@ int main(void)
 		cmocka_unit_test(threads_and_signals),
 		cmocka_unit_test(opens_and_refusals),
 		cmocka_unit_test(no_descriptors),
+		cmocka_unit_test(descriptors_closed),
 		cmocka_unit_test(forked_child),
 	};
 
