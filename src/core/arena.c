@@ -75,6 +75,8 @@ int sublet__arena_init(const struct sublet__arena_config *config, struct sublet_
 	sublet__zone_init(arena, ZONE_AREA, 0, config->area_frames, config->zeroed);
 	sublet__zone_init(arena, ZONE_NORMAL, config->area_frames, config->normal_frames, config->zeroed);
 	sublet__window_init(arena);
+	/* So that no two arenas of a process have claims of the same id: they lie many pages apart. */
+	arena->claim_generation = (uint64_t)(uintptr_t)arena >> 12 << ENGINE_CLAIMS_SHIFT;
 	*out = arena;
 	return 0;
 }

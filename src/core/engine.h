@@ -25,6 +25,7 @@
 #define ENGINE_GIVE_SEGMENTS 64u /* mapped by one call: small, for the stack of a thread inside malloc */
 #define ENGINE_MMS_MAX       64u
 #define ENGINE_CLAIMS_MAX    4096u
+#define ENGINE_CLAIMS_SHIFT  16u /* log2 of the ids that a page of addresses of an arena stands for */
 #define ENGINE_DEVICES_MAX   16u
 #define ENGINE_CACHES        32u
 #define ENGINE_CACHE_FOLIOS  13u                /* one cache is 64 bytes */

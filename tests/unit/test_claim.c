@@ -32,6 +32,27 @@ static void claim_sizes(void **unused)
 	}
 }
 
+/* A claim is released in its own arena, and in no other that has one like it. */
+static void claim_of_another_arena(void **unused)
+{
+	static struct fake f, elsewhere;
+	struct sublet_claim claim, other, copy;
+	(void)unused;
+
+	fixture_open(&f, NULL);
+	fixture_open(&elsewhere, NULL);
+	assert_int_equal(claim_take(&f, 16 * PAGE, NULL, &claim), 0);
+	assert_int_equal(claim_take(&elsewhere, 16 * PAGE, NULL, &other), 0);
+	copy = claim;
+	assert_int_equal(sublet_release(elsewhere.arena, &copy), -EINVAL);
+	copy = other;
+	assert_int_equal(sublet_release(f.arena, &copy), -EINVAL);
+	claim_give(&f, &claim);
+	claim_give(&elsewhere, &other);
+	fixture_close(&elsewhere);
+	fixture_close(&f);
+}
+
 static void claim_alignments(void **unused)
 {
 	static struct fake f;
@@ -648,6 +669,7 @@ int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(claim_sizes),
+		cmocka_unit_test(claim_of_another_arena),
 		cmocka_unit_test(claim_alignments),
 		cmocka_unit_test(claim_bad_arguments),
 		cmocka_unit_test(claim_zeroing),
