@@ -394,6 +394,7 @@ static int request_go(struct request *rq, bool has_fence)
 	struct sublet__job *job = err ? job_find(device, rq->job_id) : NULL;
 	if (job && job->state == JOB_DONE) {
 		job_free(device, job);
+		sublet__device_pulse(device);
 	} else if (job) {
 		job->has_fence = false;
 		if (job->state == JOB_RUNNING)
@@ -444,6 +445,7 @@ static int range_pin(struct request *rq)
 	if (err) {
 		job_unpin(device, rq->slot);
 		job_free(device, rq->slot);
+		sublet__device_pulse(device); /* somebody may wait for a slot */
 	}
 	return err;
 }

@@ -336,6 +336,22 @@ static void range_is_pinned(void **unused)
 	teardown();
 }
 
+/* A slot that a job gives back, because its memory could not be pinned, is announced to who waits for one. */
+static void range_gives_its_slot_back(void **unused)
+{
+	const struct fake_device_options files = { .features = SUBLET_DEVICE_FILES | SUBLET_DEVICE_RANGES };
+	struct sublet_job job = job_of(SUBLET_JOB_READ, 4);
+	(void)unused;
+
+	setup(&files, 4);
+	char *addr = addr_of(&f, 0, map_pages(&f, 16, SUBLET_MOVABLE));
+	uint32_t pulse = a32_load_acquire(&fd.device->pulse), slot = fd.device->job_free;
+	assert_int_equal(sublet_submit_range(fd.device, &job, f.engine_mm[0], addr + 16 * PAGE, NULL), -EFAULT);
+	assert_int_equal(fd.device->job_free, slot);
+	assert_int_not_equal(a32_load_acquire(&fd.device->pulse), pulse);
+	teardown();
+}
+
 /* ---- many threads ---- */
 
 enum { THREADS = 4 };
@@ -447,6 +463,7 @@ int main(void)
 		cmocka_unit_test(job_slots),
 		cmocka_unit_test(fences_kept),
 		cmocka_unit_test(range_is_pinned),
+		cmocka_unit_test(range_gives_its_slot_back),
 		cmocka_unit_test(fences_of_many_threads),
 	};
 	return cmocka_run_group_tests(tests, NULL, NULL);
