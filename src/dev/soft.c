@@ -231,7 +231,7 @@ static int chunk_do(struct soft *soft, const struct sublet_device_work *work, ui
 	}
 	uint64_t *at = (uint64_t *)(void *)(linear + a[0].offset);
 	if (is_copy)
-		memcpy(linear + a[1].offset, at, *bytes);
+		memmove(linear + a[1].offset, at, *bytes); /* two buffers may be over the same memory */
 	else if (work->op == SUBLET_JOB_FILL)
 		chunk_fill(at, work->pattern, *bytes);
 	else
