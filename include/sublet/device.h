@@ -6,7 +6,9 @@
  * A job names buffer objects (sublet/bo.h). Submitting it binds those that are not bound, which may wait for a move
  * that is under way; from then until its fence is done the job counts as a short reference on its tracked buffers.
  * Each job has a timeout: when it has passed, whoever waits resets the device, every job in flight fails, and
- * the device works again or is dead. So nothing waits for a hung device beyond that (G7, G11).
+ * the device works again or is dead. So nothing waits for a hung device beyond that (G7, G11). The reset itself takes as
+ * long as the backend needs (soft: the chunk at hand; uring: up to two seconds), also where it is a claim, or a wait with
+ * a nearer deadline, that finds the job overdue.
  */
 #ifndef SUBLET_DEVICE_H
 #define SUBLET_DEVICE_H
@@ -103,7 +105,8 @@ struct sublet_job {
  * -EINVAL     unknown op, a bo that does not exist or is of another device, offsets or bytes beyond a bo or not
  *             aligned as the device wants, bytes 0
  * -EOPNOTSUPP the device does not do that op
- * -EFAULT     the memory under a bo was unmapped, or is not (all) the arena's
+ * -EFAULT     the memory under a bo was unmapped (or all but: sublet_unmap was told no by another device), or is not
+ *             (all) the arena's
  * -EACCES     the job writes to a bo that is read-only
  * -EBUSY      a child of fork() shares the memory of a bo
  * -ENOSPC     a bo does not fit in the aperture beside those that are in use
@@ -128,7 +131,7 @@ SUBLET_API SUBLET_NODISCARD int sublet_submit_range(struct sublet_device *device
  * *result (may be NULL) becomes the bytes moved, or the sum. If the job's own timeout passes, the device is reset.
  * 0: done and well. -ETIMEDOUT with *done false: still running. Otherwise *done (may be NULL) is true and the value is
  * the job's -errno: -ETIMEDOUT the job's own timeout, -EIO the device failed it or was reset, -ENODEV it died,
- * -ECANCELED the bo or the device was destroyed, or what the file system said.
+ * -ECANCELED the bo was destroyed, or what the file system said.
  * -EINVAL  no such fence (put already)
  */
 SUBLET_API SUBLET_NODISCARD int sublet_fence_wait(const struct sublet_fence *fence, uint64_t timeout_ns,
@@ -201,8 +204,8 @@ SUBLET_API SUBLET_NODISCARD int sublet_device_open_uring(struct sublet_arena *ar
 							 struct sublet_device **device);
 
 /*
- * Close a device: waits for its jobs, each up to its timeout, fails those left with -ECANCELED, destroys its bos.
- * Nothing of it may be in use by another thread. NULL is a no-op. Before its arena.
+ * Close a device: waits for its jobs, each up to its timeout, ends those left, destroys its bos.
+ * Nothing of it may be in use by another thread, nor afterwards: fences end with it. NULL is a no-op. Before its arena.
  */
 SUBLET_API void sublet_device_close(struct sublet_device *device);
 

@@ -35,7 +35,8 @@ enum sublet_map_flags {
  * flags: exactly one of MOVABLE and DISCARDABLE, and PLAIN_OK if wanted.
  * Not promised: which frames, nor that they stay. Loads and stores never notice a move, save
  * for waiting a short time; a device or another process that was told a frame does (see sublet/pin.h).
- * Memory that the process protects (mprotect) or that a child of fork() still shares does not move.
+ * Memory that a child of fork() still shares does not move. Do not change its protection: a move undoes what mprotect
+ * did. Only under `sublet run` is that seen, and what is protected stays where it is.
  *
  * -EINVAL  bytes is 0, or flags make no sense
  * -ENOMEM  movable memory would outgrow the area, or no addresses are left
@@ -53,7 +54,9 @@ SUBLET_API SUBLET_NODISCARD int sublet_map_aligned(struct sublet_mm *mm, uint64_
  * Give back addresses and memory. Any part of a mapping, in whole units of 64 KiB (of frames, where
  * they are larger) but for the end of the mapping.
  * -EINVAL  the range is not mapped as a whole, or is not aligned
- * -EBUSY   a pin holds some of it; nothing was unmapped
+ * -EBUSY   a pin holds some of it, or a device that cannot be stopped does; or a short pin holds memory right beside it:
+ *          it holds all that moves along with its own, up to 2 MiB. Nothing was unmapped. Pins are waited for a third
+ *          of a second
  */
 SUBLET_API SUBLET_NODISCARD int sublet_unmap(struct sublet_mm *mm, void *addr, uint64_t bytes);
 

@@ -44,7 +44,7 @@ enum sublet_notifier_event {
 	SUBLET_NOTIFIER_MOVE = 1, /* the bytes go to other frames; or become copy-on-write for a fork() */
 	SUBLET_NOTIFIER_DISCARD,  /* the bytes are given up */
 	SUBLET_NOTIFIER_UNMAP,    /* the addresses go, or their memory does */
-	SUBLET_NOTIFIER_PROTECT,  /* the program changes the protection */
+	SUBLET_NOTIFIER_PROTECT,  /* the program changes the protection; seen under `sublet run` only */
 	SUBLET_NOTIFIER_EXIT,     /* the mm ends; the notifier is removed when the callback has returned */
 };
 
