@@ -150,7 +150,8 @@ static inline bool a64_add_below_relaxed(sublet__a64 *a, uint64_t v, uint64_t mo
 	do
 		if (v > most || *old > most - v)
 			return false;
-	while (!atomic_compare_exchange_weak_explicit(a, old, *old + v, memory_order_relaxed, memory_order_relaxed));
+	while (!atomic_compare_exchange_weak_explicit(a, old, *old + v, memory_order_relaxed,
+						      memory_order_relaxed));
 	return true;
 }
 

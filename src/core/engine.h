@@ -476,7 +476,7 @@ struct sublet__window_range {
 	uint32_t end_vpn;
 	enum sublet__move_to to;
 	bool nowait;
-	uint64_t until_ns; /* not beyond that is a block's lock waited for: who unmaps holds it over a device's work */
+	uint64_t until_ns; /* a block's lock is waited for until then, at most; 0: as long as it takes */
 	bool linearise; /* only if kernel mappings merge by it, else -ENOSPC */
 };
 /*

@@ -50,7 +50,8 @@ static bool folio_cut(struct sublet_mm *mm, uint32_t first, uint32_t end, uint32
  * The folio of page `at`, and its pages; false: no memory there. A decommitted page has its memory for as long as a pin
  * holds it.
  */
-static bool folio_find(const struct sublet_mm *mm, uint32_t at, uint32_t *head, uint32_t *first, uint32_t *end)
+static bool folio_find(const struct sublet_mm *mm, uint32_t at, uint32_t *head, uint32_t *first,
+		       uint32_t *end)
 {
 	uint32_t pte = a32_load_relaxed(&mm->pte[at]);
 

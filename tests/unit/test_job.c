@@ -346,7 +346,8 @@ static void range_gives_its_slot_back(void **unused)
 	setup(&files, 4);
 	char *addr = addr_of(&f, 0, map_pages(&f, 16, SUBLET_MOVABLE));
 	uint32_t pulse = a32_load_acquire(&fd.device->pulse), slot = fd.device->job_free;
-	assert_int_equal(sublet_submit_range(fd.device, &job, f.engine_mm[0], addr + 16 * PAGE, NULL), -EFAULT);
+	assert_int_equal(sublet_submit_range(fd.device, &job, f.engine_mm[0], addr + 16 * PAGE, NULL),
+			 -EFAULT);
 	assert_int_equal(fd.device->job_free, slot);
 	assert_int_not_equal(a32_load_acquire(&fd.device->pulse), pulse);
 	teardown();
