@@ -342,10 +342,10 @@ static inline uint32_t sublet__frame_head(const struct sublet_arena *arena, uint
 	return ENGINE_NONE;
 }
 
-/* The same, never into a cache; all frames lie in one zone. */
 /* Around the emptying of a window: who zeroes free memory is not woken by what that frees before it is over. */
 void sublet__emptying_begin(struct sublet_arena *arena);
 void sublet__emptying_end(struct sublet_arena *arena);
+/* As sublet__frames_put, never into a cache; all frames lie in one zone. */
 void sublet__folios_free(struct sublet_arena *arena, uint32_t pfn, uint32_t frames,
 			 enum sublet__account from);
 void sublet__account(struct sublet_arena *arena, uint32_t pfn, uint32_t frames, enum sublet__account from,
