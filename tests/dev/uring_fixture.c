@@ -225,6 +225,25 @@ int job_do(struct world *w, const struct sublet_job *job, const struct sublet_bo
 	return err ? err : fence_end(&fence, result);
 }
 
+void world_works(struct world *w)
+{
+	struct buffer b;
+	int fd = w->fd;
+
+	w->fd = file_open(0);
+	buffer_open(w, CLAIMED, SUBLET_MIB, 0, &b);
+	words_fill(b.memory, SUBLET_MIB, 0, 5);
+	struct sublet_job job = job_of(w, SUBLET_JOB_WRITE, SUBLET_MIB, 0);
+	assert_int_equal(job_do(w, &job, &b.bo, NULL), 0);
+	memset(b.memory, 0, SUBLET_MIB);
+	job.op = SUBLET_JOB_READ;
+	assert_int_equal(job_do(w, &job, &b.bo, NULL), 0);
+	words_check(b.memory, SUBLET_MIB, 0, 5);
+	buffer_close(w, &b);
+	close(w->fd);
+	w->fd = fd;
+}
+
 /* ---- bytes ---- */
 
 static uint64_t word_at(uint64_t file_offset_bytes, uint64_t salt)

@@ -83,6 +83,9 @@ struct sublet_job job_of(const struct world *w, uint32_t op, uint64_t bytes, uin
 int job_do(struct world *w, const struct sublet_job *job, const struct sublet_bo *bo, uint64_t *result);
 int fence_end(const struct sublet_fence *fence, uint64_t *result);
 
+/* The device still works: some bytes to a file, and back. */
+void world_works(struct world *w);
+
 /* Words that belong to a place in the file. */
 void words_fill(char *memory, uint64_t bytes, uint64_t file_offset_bytes, uint64_t salt);
 void words_check(const char *memory, uint64_t bytes, uint64_t file_offset_bytes, uint64_t salt);
