@@ -124,20 +124,25 @@ static bool block_unref(struct sublet_mm *mm, uint32_t vpn, uint32_t end)
 	return last;
 }
 
-/* Whether a child of fork() gets the folios of [vpn, end), but for those that are long-term pinned. */
+/*
+ * Whether a child of fork() gets the folios of [vpn, end), but for those that are long-term pinned. Whole folios: the pin
+ * that goes last may be of a part of what an earlier one had excluded.
+ */
 static int block_inherit(struct sublet_mm *mm, uint32_t vpn, uint32_t end, bool inherit)
 {
 	uint32_t head, first, next;
 	int err = 0;
 
 	for (uint32_t at = vpn; at < end && !err; at = next) {
-		uint32_t run = at;
+		uint32_t run = at, from = at;
 		next = at + 1;
 		while (run < end && folio_find(mm, run, &head, &first, &next) &&
-		       (!inherit || !(a32_load_relaxed(&mm->arena->frames[head].ref) & REF_LONG_MASK)))
+		       (!inherit || !(a32_load_relaxed(&mm->arena->frames[head].ref) & REF_LONG_MASK))) {
+			from = min_u32(from, first);
 			run = next;
+		}
 		if (run > at)
-			err = mm->config.ops->inherit(mm->config.ctx, at, min_u32(run, end) - at, inherit);
+			err = mm->config.ops->inherit(mm->config.ctx, from, run - from, inherit);
 		next = max_u32(next, run);
 	}
 	return err;

@@ -219,6 +219,101 @@ static void longterm_refused(void **unused)
 	fixture_close(&f);
 }
 
+struct during_move {
+	struct fake *f;
+	uint32_t vpn;
+	int err;
+};
+
+static void pin_during_move(void *arg, enum fake_op op, struct fake_mm *mm, uint32_t vpn, uint32_t pages)
+{
+	struct during_move *d = arg;
+	struct sublet_pin p;
+	(void)mm, (void)vpn, (void)pages;
+
+	if (op == FAKE_TRACK) /* not blocked yet: L1 is not what is tried here */
+		d->err = pin(d->f, d->vpn, 1, LONG_WRITE | SUBLET_PIN_NOWAIT, NULL, &p);
+}
+
+/* G7: while somebody moves memory of the same block, NOWAIT does not wait for that. */
+static void longterm_nowait(void **unused)
+{
+	static struct fake f;
+	struct sublet__window_range out = { .to = MOVE_NORMAL_ONLY };
+	(void)unused;
+
+	fixture_open(&f, NULL);
+	uint32_t vpn = map_pages(&f, 64, SUBLET_MOVABLE);
+	struct during_move d = { &f, vpn + 32, 1 };
+	f.hook_arg = &d;
+	f.hook = pin_during_move;
+	assert_true(sublet__move_page(f.engine_mm[0], vpn, &out) > 0);
+	f.hook = NULL;
+	assert_int_equal(d.err, -EAGAIN);
+	fixture_close(&f);
+}
+
+/* What begins a folio and is decommitted is not mapped, though there is memory behind it. */
+static void longterm_of_a_hole(void **unused)
+{
+	static struct fake f;
+	struct sublet_pin p;
+	(void)unused;
+
+	fixture_open(&f, NULL);
+	uint32_t vpn = map_pages(&f, 64, SUBLET_MOVABLE);
+	assert_int_equal(sublet_decommit(f.engine_mm[0], addr_of(&f, 0, vpn + 3), PAGE), 0);
+	assert_int_equal(pin(&f, vpn + 3, 2, LONG_WRITE, NULL, &p), -EFAULT);
+	assert_int_equal(pin(&f, vpn + 4, 2, LONG_WRITE, NULL, &p), 0);
+	assert_int_equal(sublet_unpin(&p), 0);
+	fixture_close(&f);
+}
+
+/* The reference that cannot be taken is the last of several: those before it are given back. */
+static void longterm_counts_out(void **unused)
+{
+	static struct fake f;
+	struct sublet_pin p, q;
+	(void)unused;
+
+	fixture_open(&f, &(struct fake_options){ .virtual_time = true });
+	uint32_t vpn = map_pages(&f, 64, SUBLET_MOVABLE);
+	assert_int_equal(pin(&f, vpn + 16, 16, LONG_WRITE, NULL, &p), 0);
+	struct sublet__frame *full = &f.arena->frames[fake_pfn_of(&f.mm[0], vpn + 16)];
+	uint32_t ref = a32_load_relaxed(&full->ref);
+	a32_store_relaxed(&full->ref, ref | REF_LONG_MASK); /* as if very many had pinned it */
+	assert_int_equal(pin(&f, vpn, 32, LONG_WRITE, NULL, &q), -EBUSY);
+	const struct sublet__frame *first = &f.arena->frames[fake_pfn_of(&f.mm[0], vpn)];
+	assert_int_equal(a32_load_relaxed(&first->ref) & REF_COUNT_MASK, 0);
+	assert_int_equal(a32_load_relaxed(&full->ref) & REF_LONG_MASK, REF_LONG_MASK);
+	assert_false(f.mm[0].page[vpn].uninherited);
+	a32_store_relaxed(&full->ref, ref);
+	assert_int_equal(sublet_unpin(&p), 0);
+	fixture_close(&f);
+}
+
+/* There is room, but in so many pieces that the kernel mappings do not suffice: no room, to who pins. */
+static void longterm_in_too_many_pieces(void **unused)
+{
+	static struct fake f;
+	static struct sublet_pin single[512];
+	struct sublet_pin p;
+	(void)unused;
+
+	fixture_open(&f, &(struct fake_options){
+				 .normal_frames = 512, .mapping_limit = 600, .virtual_time = true });
+	uint32_t vpn = map_pages(&f, 512, SUBLET_MOVABLE), run = map_pages(&f, 64, SUBLET_MOVABLE);
+	sublet_pin_limit(f.engine_mm[0], 4096 * PAGE);
+	for (uint32_t i = 0; i < 512; i++)
+		assert_int_equal(pin(&f, vpn + i, 1, LONG_WRITE, NULL, &single[i]), 0);
+	for (uint32_t i = 0; i < 512; i += 2)
+		assert_int_equal(sublet_unpin(&single[i]), 0);
+	assert_int_equal(pin(&f, run, 64, LONG_WRITE, NULL, &p), -ENOMEM);
+	for (uint32_t i = 1; i < 512; i += 2)
+		assert_int_equal(sublet_unpin(&single[i]), 0);
+	fixture_close(&f);
+}
+
 /* Movable memory that claims moved to the normal zone makes room for long-term pins. */
 static void longterm_makes_room(void **unused)
 {
@@ -500,8 +595,48 @@ static void longterm_and_fork(void **unused)
 		for (uint32_t i = 0; i < 700; i++)
 			assert_int_not_equal(second.frame[vpn + i], 0);
 		assert_int_equal(pin(&f, vpn, 1, LONG_WRITE, NULL, &p), -EBUSY); /* a child shares it */
+		assert_int_equal(pin(&f, vpn + 100, 1, LONG_WRITE, NULL, &p),
+				 -EBUSY); /* in the normal zone */
 		fake_child_exit(&second);
 		assert_int_equal(sublet__mm_fork_restore(mm, sublet__mm_fork_epoch(mm)), 0);
+		fixture_close(&f);
+	}
+}
+
+static uint32_t uninherited(const struct fake *f, uint32_t vpn, uint32_t pages)
+{
+	uint32_t n = 0;
+
+	for (uint32_t i = 0; i < pages; i++)
+		n += f->mm[0].page[vpn + i].uninherited;
+	return n;
+}
+
+/* A folio is inherited again when its last pin goes, all of it, whichever part of it that one was of. */
+static void inherited_again(void **unused)
+{
+	static struct fake f;
+	struct sublet_pin all, part;
+	(void)unused;
+
+	for (uint32_t from = 0; from < 16; from += 5) {
+		fixture_open(&f, NULL);
+		uint32_t vpn = map_pages(&f, 64, SUBLET_MOVABLE);
+		assert_int_equal(pin(&f, vpn, 16, LONG_WRITE, NULL, &all), 0);
+		assert_int_equal(pin(&f, vpn + from, 1, LONG_WRITE, NULL, &part), 0);
+		assert_int_equal(uninherited(&f, vpn, 64), 16);
+		assert_int_equal(sublet_unpin(&all), 0);
+		assert_int_equal(uninherited(&f, vpn, 64), 16);
+		assert_int_equal(sublet_unpin(&part), 0);
+		assert_int_equal(uninherited(&f, vpn, 64), 0);
+
+		/* Two folios, of which the second stays pinned. */
+		assert_int_equal(pin(&f, vpn + 32, 16, LONG_WRITE, NULL, &part), 0);
+		assert_int_equal(pin(&f, vpn + 16, 32, LONG_WRITE, NULL, &all), 0);
+		assert_int_equal(sublet_unpin(&all), 0);
+		assert_int_equal(uninherited(&f, vpn, 64), 16);
+		assert_int_equal(sublet_unpin(&part), 0);
+		assert_int_equal(uninherited(&f, vpn, 64), 0);
 		fixture_close(&f);
 	}
 }
@@ -597,6 +732,10 @@ int main(void)
 		cmocka_unit_test(longterm_the_failure_of_2013),
 		cmocka_unit_test(longterm_all_or_nothing),
 		cmocka_unit_test(longterm_refused),
+		cmocka_unit_test(longterm_nowait),
+		cmocka_unit_test(longterm_of_a_hole),
+		cmocka_unit_test(longterm_counts_out),
+		cmocka_unit_test(longterm_in_too_many_pieces),
 		cmocka_unit_test(longterm_makes_room),
 		cmocka_unit_test(longterm_holds_no_neighbour),
 		cmocka_unit_test(longterm_decommitted),
@@ -605,6 +744,7 @@ int main(void)
 		cmocka_unit_test(pins_are_listed),
 		cmocka_unit_test(copy_of_a_pin),
 		cmocka_unit_test(longterm_and_fork),
+		cmocka_unit_test(inherited_again),
 		cmocka_unit_test(longterm_stress),
 	};
 	return cmocka_run_group_tests(tests, NULL, NULL);
