@@ -138,7 +138,7 @@ struct sublet__mm_ops {
 	int (*restore)(void *mm, const struct sublet__segment *segs, uint32_t count, uint32_t flags);
 	/*
 	 * Whether a child of fork() has the range at all (it has from the start, and again after every map, remap
-	 * and privatize). -ENOMEM: no kernel mapping left; as before.
+	 * and privatize). -ENOMEM: no kernel mapping left; a part of the range may have changed.
 	 */
 	int (*inherit)(void *mm, uint32_t vpn, uint32_t pages, bool inherit);
 };

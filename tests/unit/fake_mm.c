@@ -455,16 +455,17 @@ static int op_inherit(void *ctx, uint32_t vpn, uint32_t pages, bool inherit)
 	struct fake_mm *mm = ctx;
 	int err = fake_enter(mm->fake, FAKE_INHERIT, mm, vpn, pages);
 
-	if (err || !range_ok(mm, "inherit: range", vpn, pages))
+	if (!range_ok(mm, "inherit: range", vpn, pages))
 		return err;
 	struct fake_block *b = lock_block(mm, vpn);
-	for (uint32_t at = vpn; at < vpn + pages; at++) {
+	uint32_t done = err ? pages / 2 : pages; /* madvise stops at the mapping that it cannot split */
+	for (uint32_t at = vpn; at < vpn + done; at++) {
 		if (mm->page[at].kind == FAKE_NONE)
 			fake_violation(mm->fake, "inherit of a page that is not there", at);
 		mm->page[at].uninherited = !inherit;
 	}
 	pthread_mutex_unlock(&b->lock);
-	return 0;
+	return err;
 }
 
 void fake_child_fork(struct fake_child *child, struct fake_mm *mm)

@@ -272,6 +272,25 @@ static void check_resets_the_overdue(void **unused)
 	teardown();
 }
 
+/* Who wants memory that a hung device looks at resets it: nobody else may ever come, and a pin waits a second only. */
+static void pinners_reset_the_overdue(void **unused)
+{
+	struct sublet_bo bo = setup(NULL, 4);
+	struct sublet_job job = job_of(SUBLET_JOB_FILL, 1);
+	struct sublet_pin pin;
+	(void)unused;
+
+	job.timeout_ns = SHORT_NS;
+	struct sublet_fence fence = go(&fd, &job, bo, no_bo);
+	assert_int_equal(sublet_pin(f.engine_mm[0], addr_of(&f, 0, 0), PAGE,
+				    SUBLET_PIN_READ | SUBLET_PIN_LONGTERM, NULL, &pin),
+			 0);
+	assert_int_equal(fd.resets, 1);
+	assert_int_equal(fence_end(&fence), -ETIMEDOUT);
+	assert_int_equal(sublet_unpin(&pin), 0);
+	teardown();
+}
+
 /* A dead device: jobs fail, translations are gone, new work is refused, everything can still be ended. */
 static void assert_dead(struct sublet_bo bo, struct sublet_fence *fence, int status)
 {
@@ -575,6 +594,7 @@ int main(void)
 		cmocka_unit_test(hung_job),
 		cmocka_unit_test(look_does_not_reset),
 		cmocka_unit_test(check_resets_the_overdue),
+		cmocka_unit_test(pinners_reset_the_overdue),
 		cmocka_unit_test(reset_fails),
 		cmocka_unit_test(device_dies),
 		cmocka_unit_test(device_dies_in_submit),
