@@ -136,11 +136,15 @@ static void tell_again(void **unused)
 	struct told t;
 	(void)unused;
 
-	for (uint32_t i = 0; i < 8; i++) {
+	for (uint32_t i = 0; i < 16; i++) {
 		bool pins = i & 1, declines = i & 2;
+		bool in_pieces = i & 8; /* of which only the first is pinned */
 		struct told newborn = { .decline = declines };
 		fixture_open(&f, &(struct fake_options){ .no_track = i & 4 });
-		uint32_t vpn = map_pages(&f, 64, SUBLET_MOVABLE), before = fake_pfn_of(&f.mm[0], vpn);
+		uint32_t vpn = map_pages(&f, in_pieces ? 16 : 64, SUBLET_MOVABLE);
+		for (uint32_t piece = 1; in_pieces && piece < 4; piece++)
+			assert_int_equal(map_pages(&f, 16, SUBLET_MOVABLE), vpn + 16 * piece);
+		uint32_t before = fake_pfn_of(&f.mm[0], vpn);
 		fill(&f, 0, vpn, 64, 1);
 		watch(&f, &t, vpn, 1);
 		t.pins = pins;
@@ -169,6 +173,63 @@ static void tell_again(void **unused)
 }
 
 /* A claim waits for who declines as for a pin, then succeeds; or names it at its deadline (G7, G10). */
+struct late_pin {
+	struct fake *f;
+	uint32_t vpn;
+	uint32_t copies;
+	bool taken;
+	struct sublet_pin pin;
+};
+
+/* Pinned when the run is chosen already; after its page was copied the device writes, and lets go. */
+static void pin_write_unpin(void *arg, enum fake_op op, struct fake_mm *mm, uint32_t vpn, uint32_t pages)
+{
+	struct late_pin *late = arg;
+	(void)mm, (void)vpn, (void)pages;
+
+	if (op == FAKE_SLOT && !late->taken) {
+		late->taken = true;
+		assert_int_equal(sublet_pin(late->f->engine_mm[0], addr_of(late->f, 0, late->vpn), PAGE,
+					    SUBLET_PIN_WRITE, NULL, &late->pin),
+				 0);
+	}
+	if (op == FAKE_COPY && late->taken && ++late->copies == 2) {
+		fake_frame_write(late->f, fake_pfn_of(&late->f->mm[0], late->vpn), 3, 4711);
+		assert_int_equal(sublet_unpin(&late->pin), 0);
+	}
+}
+
+/* L2: a pin that came before its traces were wiped, and wrote after: the run does not move while it is there. */
+static void pin_before_the_wipe(void **unused)
+{
+	static struct fake f;
+	struct sublet__window_range part = { .to = MOVE_NORMAL_ONLY }, any = { .to = MOVE_AREA_FIRST };
+	struct late_pin late = { .f = &f };
+	(void)unused;
+
+	fixture_open(&f, NULL);
+	uint32_t before = map_pages(&f, 16, SUBLET_MOVABLE); /* so that a unit is taken first, of a cache: a hook */
+	late.vpn = map_pages(&f, 16, SUBLET_MOVABLE);
+	assert_int_equal(map_pages(&f, 16, SUBLET_MOVABLE), late.vpn + 16);
+	assert_int_equal(sublet_unmap(f.engine_mm[0], addr_of(&f, 0, before), 16 * PAGE), 0);
+	fill(&f, 0, late.vpn, 32, 1);
+	part.first_vpn = late.vpn;
+	part.end_vpn = late.vpn + 16;
+	/* Two pieces, so that there is a moment between two copies. */
+	assert_int_equal(sublet__move_page(f.engine_mm[0], late.vpn, &part), 16);
+	a32_store_relaxed(&f.engine_mm[0]->calm, 0); /* with a pre-copy */
+	f.hook_arg = &late;
+	f.hook = pin_write_unpin;
+	int64_t moved = sublet__move_page(f.engine_mm[0], late.vpn, &any);
+	f.hook = NULL;
+	assert_true(late.taken);
+	assert_int_equal(moved, -EAGAIN);
+	assert_int_equal(late.copies, 0);
+	assert_int_equal(sublet_unpin(&late.pin), 0);
+	check_fill(&f, 0, late.vpn, 32, 1);
+	fixture_close(&f);
+}
+
 static void tell_claim(void **unused)
 {
 	static struct fake f;
@@ -260,6 +321,7 @@ int main(void)
 		cmocka_unit_test(tell_move),
 		cmocka_unit_test(tell_move_fails),
 		cmocka_unit_test(tell_again),
+		cmocka_unit_test(pin_before_the_wipe),
 		cmocka_unit_test(tell_claim),
 		cmocka_unit_test(tell_others),
 	};
