@@ -1,0 +1,133 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * sublet-sim: worlds from seeds, until one is not as it should be.
+ *
+ *   sublet-sim --seed 7 --steps 10000      one world; the same each time, to the last step
+ *   sublet-sim --seed 1 --worlds 1000      seeds 1 to 1000
+ *
+ * Exit status 0: no violation. 1: one, with its trace on standard error. 2: bad use.
+ */
+#include "sim.h"
+
+#include <getopt.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+#define STEPS       10000u
+#define CHECK_EVERY 64u
+#define TRACE       80u
+
+static const char usage[] =
+	"usage: sublet-sim [--seed N] [--steps N] [--worlds N] [--check-every N] [--trace N] [--log] [--report]\n"
+	"                  [--each]\n"
+	"  --seed N         first seed; without it one that differs each time, and is printed\n"
+	"  --steps N        steps of a world before it comes to its end (10000)\n"
+	"  --worlds N       so many seeds, one after the other (1)\n"
+	"  --check-every N  steps between two looks at all bytes, frames and pins (64)\n"
+	"  --trace N        events printed at a violation (80)\n"
+	"  --log            print each event as it comes\n"
+	"  --report         print each transition and answer, and how often it was reached\n"
+	"  --each           print a line for each world: seed, steps, hash\n";
+
+static double seconds_now(void)
+{
+	struct timespec ts;
+
+	clock_gettime(CLOCK_MONOTONIC, &ts);
+	return (double)ts.tv_sec + (double)ts.tv_nsec / 1e9;
+}
+
+static uint64_t number(const char *text)
+{
+	char *end;
+	unsigned long long n = strtoull(text, &end, 0);
+
+	if (!*text || *end) {
+		fprintf(stderr, "sublet-sim: '%s' is no number\n%s", text, usage);
+		exit(2);
+	}
+	return n;
+}
+
+struct arguments {
+	struct sim_options options;
+	uint64_t worlds;
+	bool report;
+	bool each;
+	bool has_seed;
+};
+
+static void arguments_read(int argc, char **argv, struct arguments *a)
+{
+	static const struct option known[] = {
+		{ "seed", required_argument, NULL, 's' },	  { "steps", required_argument, NULL, 'n' },
+		{ "worlds", required_argument, NULL, 'w' },	  { "check-every", required_argument, NULL, 'c' },
+		{ "trace", required_argument, NULL, 't' },	  { "log", no_argument, NULL, 'l' },
+		{ "report", no_argument, NULL, 'r' },		  { "each", no_argument, NULL, 'e' },
+		{ "help", no_argument, NULL, 'h' },		  { NULL, 0, NULL, 0 },
+	};
+	int c;
+
+	while ((c = getopt_long(argc, argv, "", known, NULL)) != -1) {
+		if (c == 's') {
+			a->options.seed = number(optarg);
+			a->has_seed = true;
+		} else if (c == 'n') {
+			a->options.steps = number(optarg);
+		} else if (c == 'w') {
+			a->worlds = number(optarg);
+		} else if (c == 'c') {
+			a->options.check_every = number(optarg);
+		} else if (c == 't') {
+			a->options.trace = (uint32_t)number(optarg);
+		} else if (c == 'l') {
+			a->options.log = true;
+		} else if (c == 'r') {
+			a->report = true;
+		} else if (c == 'e') {
+			a->each = true;
+		} else {
+			fputs(usage, c == 'h' ? stdout : stderr);
+			exit(c == 'h' ? 0 : 2);
+		}
+	}
+	if (optind < argc || !a->options.check_every) {
+		fputs(usage, stderr);
+		exit(2);
+	}
+}
+
+int main(int argc, char **argv)
+{
+	static struct sim_cover cover;
+	struct arguments a = { .options = { .steps = STEPS, .check_every = CHECK_EVERY, .trace = TRACE }, .worlds = 1 };
+	uint64_t steps = 0, faults = 0, rests = 0, hash = 0;
+	double begin = seconds_now();
+
+	arguments_read(argc, argv, &a);
+	if (!a.has_seed)
+		a.options.seed = (uint64_t)time(NULL) % 1000000007u * 1000u;
+	printf("seed %llu, %llu steps, %llu worlds\n", (unsigned long long)a.options.seed,
+	       (unsigned long long)a.options.steps, (unsigned long long)a.worlds);
+	fflush(stdout);
+	for (uint64_t i = 0; i < a.worlds; i++, a.options.seed++) {
+		struct sim_result r;
+		sim_world(&a.options, &cover, &r);
+		if (a.each)
+			printf("seed %llu: %llu steps, hash %016llx\n", (unsigned long long)a.options.seed,
+			       (unsigned long long)r.steps, (unsigned long long)r.hash);
+		steps += r.steps;
+		faults += r.faults;
+		rests += r.rests;
+		hash = hash * 31 + r.hash;
+	}
+	double seconds = seconds_now() - begin;
+	(void)cover_print(&cover, a.report);
+	printf("%llu steps in %.2f s, %.0f a second; %llu faults, %llu looks at a standing world; hash %016llx; no "
+	       "violation\n",
+	       (unsigned long long)steps, seconds, (double)steps / seconds, (unsigned long long)faults,
+	       (unsigned long long)rests, (unsigned long long)hash);
+	return 0;
+}
