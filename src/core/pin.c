@@ -193,9 +193,10 @@ void sublet_pin_limit(struct sublet_mm *mm, uint64_t bytes)
 
 /*
  * Where pages [vpn, end) begin to be, for as long as nothing moves them: *pfn, and as the answer how many of them are
- * one after the other in one folio; or -errno.
+ * one after the other in one folio; or -errno. Under a pin a folio may be HELD for an instant, by a fork_begin that is about
+ * to see the pin and to back out.
  */
-static int pages_find(struct sublet_mm *mm, uint32_t vpn, uint32_t end, uint32_t *pfn)
+static int pages_find(struct sublet_mm *mm, uint32_t vpn, uint32_t end, bool is_pinned, uint32_t *pfn)
 {
 	struct sublet_arena *arena = mm->arena;
 	uint32_t pte = a32_load_acquire(&mm->pte[vpn]),
@@ -213,7 +214,7 @@ static int pages_find(struct sublet_mm *mm, uint32_t vpn, uint32_t end, uint32_t
 		return -EFAULT;
 	if (word_state(word) != FRAME_MOVABLE || (ref & REF_FROZEN))
 		return -EAGAIN;
-	if (word & FRAME_HELD)
+	if ((word & FRAME_HELD) && !is_pinned)
 		return -EBUSY;
 	uint32_t most = min_u32(end - vpn, max_u32(head + (1u << word_order(word)), *pfn + 1) - *pfn);
 	while (n < most && (a32_load_acquire(&mm->pte[vpn + n]) & ~(PTE_FLAGS & ~(PTE_PRESENT | PTE_HOLE))) ==
@@ -223,7 +224,7 @@ static int pages_find(struct sublet_mm *mm, uint32_t vpn, uint32_t end, uint32_t
 }
 
 /* Fill in extents of [addr + from, addr + bytes). What is in the way of the first one is the answer. */
-static int extents_fill(struct sublet_mm *mm, uint64_t addr, uint64_t bytes, uint64_t from,
+static int extents_fill(struct sublet_mm *mm, uint64_t addr, uint64_t bytes, uint64_t from, bool is_pinned,
 			struct sublet_extent *extents, uint32_t count)
 {
 	uint32_t shift = frames_bytes_shift(mm->arena), n = 0, pfn;
@@ -232,7 +233,7 @@ static int extents_fill(struct sublet_mm *mm, uint64_t addr, uint64_t bytes, uin
 
 	for (uint64_t at = addr + from; at < end;) {
 		uint32_t vpn = (uint32_t)((at - base) >> shift);
-		int pages = pages_find(mm, vpn, end_vpn, &pfn);
+		int pages = pages_find(mm, vpn, end_vpn, is_pinned, &pfn);
 		if (pages < 0)
 			return n ? (int)n : pages;
 		uint64_t next = base + ((uint64_t)(vpn + (uint32_t)pages) << shift);
@@ -254,7 +255,7 @@ int sublet_pin_extents(const struct sublet_pin *pin, uint64_t from_bytes, struct
 {
 	if (!pin->mm || from_bytes > pin->bytes || !count || count > INT32_MAX)
 		return -EINVAL;
-	return extents_fill(pin->mm, pin->addr, pin->bytes, from_bytes, extents, count);
+	return extents_fill(pin->mm, pin->addr, pin->bytes, from_bytes, true, extents, count);
 }
 
 int sublet_mm_extents(struct sublet_mm *mm, const void *addr, uint64_t bytes, uint64_t from_bytes,
@@ -265,5 +266,5 @@ int sublet_mm_extents(struct sublet_mm *mm, const void *addr, uint64_t bytes, ui
 	if (sublet__mm_range(mm, addr, bytes, &vpn, &pages) || from_bytes > bytes || !count ||
 	    count > INT32_MAX)
 		return -EINVAL;
-	return extents_fill(mm, (uint64_t)(uintptr_t)addr, bytes, from_bytes, extents, count);
+	return extents_fill(mm, (uint64_t)(uintptr_t)addr, bytes, from_bytes, false, extents, count);
 }

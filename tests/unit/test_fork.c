@@ -177,6 +177,50 @@ static void fork_pins(void **unused)
 	fixture_close(&f);
 }
 
+struct asker {
+	const struct sublet_pin *pin;
+	_Atomic bool stop;
+	int answer; /* the first that was not one extent */
+};
+
+static void *asker_main(void *arg)
+{
+	struct asker *a = arg;
+	struct sublet_extent extent;
+
+	a->answer = 1;
+	while (!atomic_load(&a->stop) && a->answer == 1)
+		a->answer = sublet_pin_extents(a->pin, 0, &extent, 1);
+	return NULL;
+}
+
+/* A pin keeps its extents while a fork tries, waits for it, and gives up (G2). */
+static void fork_asks_pins(void **unused)
+{
+	static struct fake f;
+	struct sublet_pin pin;
+	pthread_t thread;
+	(void)unused;
+
+	fixture_open(&f, &(struct fake_options){ .virtual_time = true });
+	uint32_t vpn = map_pages(&f, 16, SUBLET_MOVABLE);
+	assert_int_equal(sublet_pin(f.engine_mm[0], addr_of(&f, 0, vpn), PAGE, SUBLET_PIN_WRITE, NULL, &pin), 0);
+	struct asker asker = { .pin = &pin };
+	threads_begin();
+	assert_int_equal(pthread_create(&thread, NULL, asker_main, &asker), 0);
+	for (uint32_t i = 0; i < 30; i++) {
+		assert_int_equal(sublet__mm_fork_begin(f.engine_mm[0]), -EAGAIN);
+		sublet__mm_fork_end(f.engine_mm[0], 0);
+	}
+	atomic_store(&asker.stop, true);
+	pthread_join(thread, NULL);
+	threads_end();
+	assert_int_equal(asker.answer, 1);
+	assert_int_equal(sublet_unpin(&pin), 0);
+	assert_int_equal(restore_now(&f), 0);
+	fixture_close(&f);
+}
+
 /* Who reads the epoch while a fork is under way has not seen its child: nothing is restored on that word. */
 static void fork_epoch_read_early(void **unused)
 {
@@ -351,6 +395,7 @@ int main(void)
 		cmocka_unit_test(fork_snapshot),    cmocka_unit_test(fork_parked),
 		cmocka_unit_test(fork_map_between), cmocka_unit_test(fork_epochs),
 		cmocka_unit_test(fork_pins),        cmocka_unit_test(fork_failures),
+		cmocka_unit_test(fork_asks_pins),
 		cmocka_unit_test(fork_epoch_read_early), cmocka_unit_test(fork_protected),
 		cmocka_unit_test(fork_race),
 	};
