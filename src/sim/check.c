@@ -658,20 +658,34 @@ void check_standing(struct sim *s)
 	s->is_quiet = false;
 }
 
+/* Where a map failed half way, and then the kernel refused to unmap what it had given, that stays where it is. */
+static uint64_t left_bytes(const struct sim *s)
+{
+	uint64_t left = 0;
+
+	for (uint32_t m = 0; m < s->mms; m++)
+		for (uint32_t vpn = 0; vpn < s->mm[m].pages; vpn++)
+			left += s->mm[m].page[vpn].kind != KIND_NONE;
+	return left << s->frame_shift;
+}
+
 void check_empty(struct sim *s)
 {
 	struct sublet_stats stats = { SUBLET_OPTIONS(sublet_stats) };
+	uint64_t left = left_bytes(s);
 
 	s->is_quiet = true;
 	if (sublet_arena_stats(s->arena, &stats))
 		sim_violation(s, "no statistics");
 	s->is_quiet = false;
-	if (stats.area_free_bytes != stats.area_bytes || stats.normal_used_bytes || stats.lent_bytes ||
-	    stats.plain_bytes || stats.claims_held || stats.longterm_bytes || stats.notifiers)
-		sim_violation(s, "all was given back, but: area free %llu of %llu, normal used %llu, lent %llu, plain "
-				 "%llu, claims %llu, long-term %llu, notifiers %llu (G8)",
-			      (unsigned long long)stats.area_free_bytes, (unsigned long long)stats.area_bytes,
-			      (unsigned long long)stats.normal_used_bytes, (unsigned long long)stats.lent_bytes,
-			      (unsigned long long)stats.plain_bytes, (unsigned long long)stats.claims_held,
-			      (unsigned long long)stats.longterm_bytes, (unsigned long long)stats.notifiers);
+	uint64_t used = stats.area_bytes - stats.area_free_bytes + stats.normal_used_bytes;
+	if ((left && !s->map_stuck) || used != stats.lent_bytes || stats.lent_bytes + stats.plain_bytes != left ||
+	    stats.claims_held || stats.longterm_bytes || stats.notifiers)
+		sim_violation(s,
+			      "all was given back, but: %llu bytes are used, %llu lent, %llu plain, %llu mapped, %llu "
+			      "claims, %llu bytes pinned, %llu notifiers (G8)",
+			      (unsigned long long)used, (unsigned long long)stats.lent_bytes,
+			      (unsigned long long)stats.plain_bytes, (unsigned long long)left,
+			      (unsigned long long)stats.claims_held, (unsigned long long)stats.longterm_bytes,
+			      (unsigned long long)stats.notifiers);
 }

@@ -373,7 +373,7 @@ int device_open(struct sim *s, struct sim_device *d)
 
 	if (!tlb)
 		sim_violation(s, "no memory for a TLB");
-	*d = (struct sim_device){ .sim = s, .index = index, .tlb = tlb, .tlb_entries = TLB_ENTRIES };
+	*d = (struct sim_device){ .sim = s, .index = index, .is_busy = true, .tlb = tlb, .tlb_entries = TLB_ENTRIES };
 	d->has_iopt = !sim_one_in(s, 3);
 	d->unstoppable = !s->no_faults && sim_one_in(s, 4);
 	d->reset_fails = !s->no_faults && sim_one_in(s, 8);
@@ -394,7 +394,7 @@ int device_open(struct sim *s, struct sim_device *d)
 		sim_violation(s, "no fiber for a device");
 	if (err) {
 		free(tlb);
-		*d = (struct sim_device){ .sim = s, .index = index };
+		*d = (struct sim_device){ .sim = s, .index = index, .is_busy = true };
 	}
 	return err;
 }

@@ -131,7 +131,7 @@ uint32_t mm_mappings(const struct sim_mm *mm)
 /* The kernel's own limit, a little above what the engine was told. */
 static int mappings_exhausted(struct sim_mm *mm, uint32_t more)
 {
-	if (!mm->mapping_limit || mm_mappings(mm) + more <= mm->mapping_limit)
+	if (!mm->mapping_limit || mm->sim->no_faults || mm_mappings(mm) + more <= mm->mapping_limit)
 		return 0;
 	mm->sim->faults++;
 	cover_event(mm->sim, "fault: kernel mappings exhausted");
@@ -190,7 +190,6 @@ static int op_map(void *ctx, const struct sublet__segment *segs, uint32_t count,
 				sim_violation(mm->sim, "map over page %u, which is mapped", vpn);
 			page_drop(mm, vpn);
 			kind_set(mm->sim, p, (flags & SUBLET__MAP_PRIVATE) ? KIND_PRIVATE : KIND_SHARED);
-			p->locked = flags & SUBLET__MAP_LOCKED;
 			p->pfn = segs[n].dst_pfn + i;
 			frame_map(mm, "map of", p->pfn, vpn);
 		}
@@ -322,7 +321,6 @@ static void page_remap(struct sim_mm *mm, uint32_t vpn, uint32_t src_pfn, uint32
 				      (unsigned long long)p->value[w]);
 	frame_unmap(mm, "remap of", src_pfn, vpn);
 	p->pfn = dst_pfn;
-	p->locked = locked;
 	p->tracked = p->dirty = p->uninherited = false;
 	frame_map(mm, "remap of", dst_pfn, vpn);
 	cover_transition(s, COVER_PAGE, KIND_SHARED, KIND_SHARED);
@@ -414,6 +412,8 @@ static void page_restore(struct sim_mm *mm, uint32_t vpn, uint32_t pfn, bool loc
 		sim_violation(s, "restore of page %u while %u children share frame %u", vpn, s->child[pfn], pfn);
 	if (p->is_protected)
 		sim_violation(s, "restore of page %u, which the program protected", vpn);
+	if (p->locked && !locked)
+		sim_violation(s, "restore of page %u loses its lock", vpn);
 	p->blocked = true; /* who stores waits, for as long as the copy takes */
 	for (uint32_t w = 0; p->kind == KIND_COPIED && w < SIM_WORDS; w++) {
 		sim_step(s);
@@ -421,7 +421,6 @@ static void page_restore(struct sim_mm *mm, uint32_t vpn, uint32_t pfn, bool loc
 	}
 	p->blocked = false;
 	kind_set(s, p, KIND_SHARED);
-	p->locked = locked;
 	sim_page_wake(s, mm->index, vpn, 1);
 }
 

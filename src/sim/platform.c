@@ -46,6 +46,7 @@ int sim_fault(struct sim *s, enum sim_call call)
 	int err = (call == CALL_BLOCK || call == CALL_REMAP) && sim_one_in(s, 2) ? -EIO : -ENOMEM;
 	err = call == CALL_SUBMIT ? -EIO : err;
 	s->faults++;
+	s->unmaps_refused += call == CALL_UNMAP;
 	cover_event(s, fault_events[call][for_good]);
 	sim_trace(s, "fault: %s answers %llu", (uintptr_t)call_names[call], (uint64_t)(int64_t)err, 0, 0);
 	return err;
@@ -110,6 +111,7 @@ static void *op_reserve(void *ctx, size_t bytes)
 			memset(memory, 0, bytes);
 	}
 	s->reserved_bytes += memory ? (int64_t)bytes : 0;
+	sim_trace(s, "reserve %llu bytes", bytes, 0, 0, 0);
 	return memory;
 }
 
@@ -119,6 +121,7 @@ static void op_unreserve(void *ctx, void *memory, size_t bytes)
 
 	sim_step(s);
 	s->reserved_bytes -= (int64_t)bytes;
+	sim_trace(s, "unreserve %llu bytes", bytes, 0, 0, 0);
 	if (bytes >= MAPPED_BYTES)
 		munmap(memory, bytes);
 	else

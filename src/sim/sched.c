@@ -20,10 +20,11 @@
 #include <string.h>
 
 #define PRIORITY_CHANGES 150u /* about so many steps between two */
-#define WATCH_STEPS      4096u /* between looks at who takes too long */
-#define OP_MOST_NS       (30 * SUBLET_SEC) /* of virtual time, for one call of the engine */
-#define OP_MOST_STEPS    20000000u
-#define HURRY            16u /* times faster goes time while a rest is wanted */
+#define WATCH_STEPS      1024u /* between looks at who takes too long */
+#define OP_LONG_NS       (20 * SUBLET_MS) /* who waits for longer waits for a deadline: time goes faster */
+#define OP_MOST_NS       (600 * SUBLET_SEC) /* of virtual time, for one call of the engine */
+#define OP_MOST_STEPS    5000000u
+#define HURRY            64u /* times faster, then and while a rest is wanted */
 
 /* The engine's thread-local variables: the build puts them into this section (src/sim/meson.build). */
 extern char sim_tls_start[] __asm__("__start_sublet_tls");
@@ -144,7 +145,7 @@ static bool is_standing(const struct sim *s)
 	return true;
 }
 
-static void deadlock(struct sim *s)
+static void fibers_print(const struct sim *s)
 {
 	for (uint32_t i = 0; i < s->fibers; i++) {
 		const struct sim_fiber *f = &s->fiber[i];
@@ -154,7 +155,12 @@ static void deadlock(struct sim *s)
 			fprintf(stderr, "  %-12s %s in %s since step %llu\n", f->name, waits[f->wait], f->op,
 				(unsigned long long)f->since_step);
 	}
-	sim_violation(s, "deadlock: nobody will ever wake");
+}
+
+static void stuck(struct sim *s, const char *what)
+{
+	fibers_print(s);
+	sim_violation(s, "%s", what);
 }
 
 static struct sim_fiber *nth_ready(struct sim *s, uint32_t n)
@@ -187,7 +193,7 @@ static struct sim_fiber *next(struct sim *s)
 		if (is_standing(s))
 			return NULL;
 		if (s->timer_ns == UINT64_MAX)
-			deadlock(s);
+			stuck(s, "deadlock: nobody will ever wake");
 		s->now_ns = s->timer_ns > s->now_ns ? s->timer_ns : s->now_ns;
 		timers_fire(s);
 	}
@@ -228,14 +234,18 @@ static void wait_until(struct sim *s, enum sim_wait wait, uint64_t until_ns)
 
 static void watch(struct sim *s)
 {
+	s->is_long = false;
 	for (uint32_t i = 0; i < s->fibers; i++) {
 		const struct sim_fiber *f = &s->fiber[i];
 		if (!f->depth || f->is_daemon)
 			continue;
-		if (s->now_ns - f->op_since_ns > OP_MOST_NS || s->steps - f->op_since_step > OP_MOST_STEPS)
-			sim_violation(s, "%s is in %s for %llu ms and %llu steps", f->name, f->op,
-				      (unsigned long long)((s->now_ns - f->op_since_ns) / SUBLET_MS),
-				      (unsigned long long)(s->steps - f->op_since_step));
+		s->is_long |= s->now_ns - f->op_since_ns > OP_LONG_NS;
+		if (s->now_ns - f->op_since_ns <= OP_MOST_NS && s->steps - f->op_since_step <= OP_MOST_STEPS)
+			continue;
+		fibers_print(s);
+		sim_violation(s, "%s is in '%s' for %llu ms and %llu steps (G7)", f->name, f->op,
+			      (unsigned long long)((s->now_ns - f->op_since_ns) / SUBLET_MS),
+			      (unsigned long long)(s->steps - f->op_since_step));
 	}
 }
 
@@ -256,7 +266,7 @@ static void step(struct sim *s, const volatile void *at)
 {
 	check_touched(s);
 	s->steps++;
-	s->now_ns += s->rest_wanted ? HURRY * s->step_ns : s->step_ns;
+	s->now_ns += s->rest_wanted || s->is_long ? HURRY * s->step_ns : s->step_ns;
 	s->hash = (s->hash ^ (s->current->index + 1 + ((uint64_t)s->touch_at << 8))) * 0x100000001b3ull;
 	if (s->steps >= s->check_at) {
 		s->check_at = s->steps + s->options.check_every;
@@ -346,10 +356,14 @@ void sim_page_wake(struct sim *s, uint32_t mm, uint32_t vpn, uint32_t pages)
 	}
 }
 
+bool sim_rest_is_due(struct sim *s)
+{
+	s->rest_wanted |= s->steps >= s->rest_at;
+	return s->rest_wanted;
+}
+
 void sim_rest(struct sim *s)
 {
-	if (s->steps >= s->rest_at)
-		s->rest_wanted = true;
 	while (s->rest_wanted) {
 		check_touched(s);
 		s->current->wait = WAIT_REST;

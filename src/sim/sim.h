@@ -98,7 +98,7 @@ struct sim_event {
 
 enum cover_machine { COVER_FRAME = 0, COVER_BO, COVER_BOUND, COVER_JOB, COVER_PAGE, COVER_ENTRY, COVER_MACHINES };
 
-#define COVER_EVENTS_MAX 96u
+#define COVER_EVENTS_MAX 112u
 
 struct sim_cover {
 	uint64_t transition[COVER_MACHINES][COVER_STATES][COVER_STATES];
@@ -112,8 +112,8 @@ enum sim_kind { KIND_NONE = 0, KIND_SHARED, KIND_PRIVATE, KIND_COPIED, KIND_PLAI
 /* A page as the kernel has it, and what a program that reads it has to see. */
 struct sim_page {
 	uint8_t kind;
-	bool locked;
-	bool is_protected;
+	bool locked;       /* by the program; the engine may lock more */
+	bool is_protected; /* by the program: it must stay */
 	bool tracked;
 	bool dirty;
 	bool blocked;
@@ -153,6 +153,7 @@ struct sim_region {
 	bool is_discardable;
 	bool is_unlocked;
 	bool may_be_plain;
+	bool is_noted;     /* being locked or protected */
 	bool is_exclusive; /* somebody maps, unmaps, decommits, locks */
 	uint32_t users;      /* others that rely on it as it is */
 	uint32_t pins;       /* that returned, and are held */
@@ -319,10 +320,13 @@ struct sim {
 	uint64_t ready; /* a bit a fiber */
 	uint64_t timer_ns;
 	bool rest_wanted;
+	bool is_long; /* somebody is in the engine for long */
 	bool is_ending;
 	bool is_over;     /* daemons go home */
 	bool is_quiet;    /* the engine is asked by a check: no steps, no faults */
 	bool no_faults;
+	bool map_stuck; /* a map failed while the kernel refused to unmap */
+	uint64_t unmaps_refused;
 	uint64_t faults;
 	uint64_t rest_at; /* step of the next rest */
 	uint64_t check_at;
@@ -384,6 +388,7 @@ void sim_page_wait(struct sim *s, uint32_t mm, uint32_t vpn);
 void sim_page_wake(struct sim *s, uint32_t mm, uint32_t vpn, uint32_t pages);
 /* Between two operations: where an actor stands still when that is wanted. */
 void sim_rest(struct sim *s);
+bool sim_rest_is_due(struct sim *s);
 void sched_free(struct sim *s);
 
 uint64_t sim_random(struct sim *s);
@@ -512,7 +517,7 @@ bool range_is_live(const struct sim *s, const struct sim_region *r, struct sim_r
 
 void work_memory(struct sim *s, enum sim_op op);
 void work_memory_close(struct sim *s);
-void work_fork(struct sim *s, enum sim_op op);
+void work_fork(struct sim *s, struct sim_actor *a, enum sim_op op);
 void work_fork_close(struct sim *s);
 void work_pin(struct sim *s, struct sim_actor *a, enum sim_op op);
 void work_pin_end(struct sim *s, struct sim_actor *a);

@@ -24,7 +24,8 @@ static void do_device(struct sim *s)
 {
 	struct sim_device *d = &s->device[sim_below(s, SIM_DEVICES_MAX)];
 
-	if (d->is_busy || d->users || (d->device && (!d->device->is_dead || d->device->lost_count)))
+	/* Closed with jobs that it still has, what cannot be stopped keeps its memory for ever. */
+	if (d->is_busy || d->users || (d->device && (!d->device->is_dead || d->device->running_count)))
 		return;
 	d->is_busy = true;
 	if (!d->device) {
@@ -337,9 +338,9 @@ void work_device_close(struct sim *s)
 		if (d->users)
 			sim_violation(s, "device %u has %u users at the end", i, d->users);
 		/* What it had when it could not be stopped it ends some day. */
-		for (uint32_t tries = 0; d->device->lost_count; tries++) {
+		for (uint32_t tries = 0; d->unstoppable && d->device->running_count; tries++) {
 			if (tries == 1000)
-				sim_violation(s, "device %u never ends %u jobs", i, d->device->lost_count);
+				sim_violation(s, "device %u never ends %u jobs", i, d->device->running_count);
 			sim_sleep(s, SUBLET_MS);
 		}
 		sim_enter(s, "close device %llu", i, 0, 0);

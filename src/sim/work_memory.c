@@ -86,6 +86,8 @@ static void do_map(struct sim *s, bool reserve)
 	uint64_t align = 1ull << sim_below(s, 22);
 	void *addr = NULL;
 
+	uint64_t refused = s->unmaps_refused;
+
 	if (!r)
 		return;
 	r->is_exclusive = true;
@@ -94,11 +96,12 @@ static void do_map(struct sim *s, bool reserve)
 	int err = sim_leave(s, reserve ? sublet__mm_reserve(s->mm[mm].mm, bytes_of(s, pages), align, &addr) :
 					 sublet_map_aligned(s->mm[mm].mm, bytes_of(s, pages), align, flags, &addr));
 	sim_answer(s, "map", err);
-	if (err)
-		must_be_refusal(s, "map", err);
 	r->is_exclusive = false;
-	if (err)
+	if (err) {
+		must_be_refusal(s, "map", err);
+		s->map_stuck |= s->unmaps_refused != refused;
 		return;
+	}
 	*r = (struct sim_region){ .pages = pages,
 				  .mm = mm,
 				  .vpn = (uint32_t)(((uint64_t)(uintptr_t)addr - s->mm[mm].base) >> s->frame_shift),
@@ -234,14 +237,25 @@ static void do_access(struct sim *s, struct sim_region *r, bool is_store)
 	}
 }
 
+/* Moves that nobody asked for: a page of a region; now and then the engine picks one, which costs it a long look. */
 static void do_chaos(struct sim *s)
 {
-	uint32_t mm = sim_below(s, s->mms);
+	struct sim_region *r = region_get(s, false);
 
-	sim_enter(s, "chaos in mm %llu", mm, 0, 0);
-	uint64_t moved = sublet__chaos_move(s->arena, s->mm[mm].mm, sim_random(s));
+	if (!r)
+		return;
+	struct sublet_mm *mm = s->mm[r->mm].mm;
+	uint32_t vpn = r->vpn + sim_below(s, r->pages);
+	struct sublet__window_range to = { .to = (enum sublet__move_to)sim_below(s, 4),
+					   .nowait = sim_one_in(s, 3),
+					   .linearise = sim_one_in(s, 8) };
+	region_put(r);
+	sim_enter(s, "move in mm %llu: page %llu, to %llu", r->mm, vpn, to.to);
+	sublet__mm_relieve(mm);
+	int64_t moved = sim_one_in(s, 100) ? (int64_t)sublet__chaos_move(s->arena, mm, sim_random(s)) :
+					     sublet__move_page(mm, vpn, &to);
 	(void)sim_leave(s, 0);
-	cover_event(s, moved ? "chaos: moved" : "chaos: refused");
+	cover_event(s, moved > 0 ? "chaos: moved" : "chaos: refused");
 }
 
 /*
@@ -254,6 +268,9 @@ static void do_note(struct sim *s, struct sim_region *r, bool protect)
 	bool on = sim_one_in(s, 2);
 	struct sublet_mm *mm = s->mm[r->mm].mm;
 
+	if (r->is_noted)
+		return; /* of two that contradict each other nobody knows which is the last */
+	r->is_noted = true;
 	for (uint32_t set = 0; set < 2; set++) {
 		for (uint32_t i = range.first; set == on && i < range.first + range.pages; i++) {
 			struct sim_page *p = page_at(s, r, i);
@@ -274,6 +291,7 @@ static void do_note(struct sim *s, struct sim_region *r, bool protect)
 			sublet__mm_note_locked(mm, addr_of(s, r, range.first), bytes_of(s, range.pages), on);
 		(void)sim_leave(s, 0);
 	}
+	r->is_noted = false;
 }
 
 void work_memory(struct sim *s, enum sim_op op)
@@ -370,15 +388,17 @@ static int do_restore(struct sim *s, struct sim_mm *mm)
 	return err;
 }
 
-void work_fork(struct sim *s, enum sim_op op)
+void work_fork(struct sim *s, struct sim_actor *a, enum sim_op op)
 {
 	struct sim_mm *mm = &s->mm[sim_below(s, s->mms)];
 
-	if (op == OP_FORK)
+	if (op == OP_FORK) {
+		work_pin_end(s, a); /* or it waits for itself, a second long */
 		do_fork(s, mm);
-	else if (op == OP_CHILD_EXIT)
+	}
+	if (op == OP_CHILD_EXIT)
 		do_child_exit(s, mm);
-	else
+	if (op == OP_RESTORE)
 		(void)do_restore(s, mm);
 }
 
@@ -392,7 +412,8 @@ void work_fork_close(struct sim *s)
 		for (uint32_t vpn = 0; vpn < mm->pages; vpn++)
 			mm->page[vpn].is_protected = false;
 		sim_enter(s, "unprotect all of mm %llu", i, 0, 0);
-		(void)sublet__mm_note_protected(mm->mm, mm_addr(s, i, 0), bytes_of(s, mm->pages), false);
+		if (s->weight[OP_NOTE_PROTECTED])
+			(void)sublet__mm_note_protected(mm->mm, mm_addr(s, i, 0), bytes_of(s, mm->pages), false);
 		(void)sim_leave(s, 0);
 		for (uint32_t tries = 0; do_restore(s, mm); tries++) {
 			if (tries == 100)
