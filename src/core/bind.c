@@ -167,8 +167,12 @@ void sublet__bo_unbind(struct sublet__bo *bo)
 
 void sublet__device_unbind_all(struct sublet_device *device)
 {
-	while (device->lru_head != ENGINE_NONE)
-		sublet__bo_unbind(&device->bo[device->lru_head]);
+	for (uint32_t i = device->lru_head; i != ENGINE_NONE;) {
+		struct sublet__bo *bo = &device->bo[i];
+		i = bo->lru_next;
+		if (!bo->lost) /* else by whoever completes the last of its jobs (core/job.c) */
+			sublet__bo_unbind(bo);
+	}
 }
 
 /* Remove the translation of [from, end); no job uses it. When it returns the device has forgotten it (G4). */

@@ -322,6 +322,9 @@ static void job_recover(struct sublet_device *device, struct sublet__job *job)
 	for (uint32_t i = 0; i < bos; i++)
 		device->bo[slot[i]].lost--;
 	job_release(device, job);
+	for (uint32_t i = 0; i < bos; i++)
+		if (!device->bo[slot[i]].lost) /* the dead device has nothing left that it may access there */
+			sublet__bo_unbind(&device->bo[slot[i]]);
 	if (!job->has_fence)
 		job_free(device, job);
 	sublet__device_pulse(device);
