@@ -280,6 +280,8 @@ static void cut(struct sublet_mm *mm, uint32_t pfn, uint32_t order, uint32_t vpn
 	uint32_t next = (word & ~(FRAME_ORDER_MASK | FRAME_PROTECTED)) | order << FRAME_ORDER_SHIFT;
 	if ((word & FRAME_PROTECTED) && sublet__mm_flagged(mm, vpn, end - vpn, PTE_PROTECTED))
 		next |= FRAME_PROTECTED;
+	else if ((word & FRAME_PROTECTED) && (word & FRAME_HELD))
+		a32_store_seq_cst(&mm->fork_held, 1); /* something to restore, for the next fork_restore */
 	sublet__account(arena, pfn, end - vpn, mapped_account(word), mapped_account(next));
 	a32_store_relaxed(&f->a, vpn);
 	a32_store_relaxed(&f->b, mm->index);

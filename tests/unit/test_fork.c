@@ -272,6 +272,28 @@ static void fork_protected(void **unused)
 	fixture_close(&f);
 }
 
+/* The protected part of a folio is unmapped: what is left of it can be restored, and is by the next look (G8). */
+static void fork_protected_cut(void **unused)
+{
+	static struct fake f;
+	struct fake_child child;
+	(void)unused;
+
+	fixture_open(&f, NULL);
+	uint32_t vpn = map_pages(&f, 32, SUBLET_MOVABLE);
+	fill(&f, 0, vpn, 32, 1);
+	assert_false(sublet__mm_note_protected(f.engine_mm[0], addr_of(&f, 0, vpn), 4 * PAGE, true));
+	fork_now(&f, &child);
+	fake_child_exit(&child);
+	assert_int_equal(restore_now(&f), 0);
+	assert_int_equal(stats_of(&f).area_held_bytes, bytes_of(&f, 32));
+	assert_int_equal(sublet_unmap(f.engine_mm[0], addr_of(&f, 0, vpn), 16 * PAGE), 0);
+	assert_int_equal(restore_now(&f), 0);
+	assert_int_equal(stats_of(&f).area_held_bytes, 0);
+	check_part(&f, 0, vpn, 16, 16, 1);
+	fixture_close(&f);
+}
+
 /* G5: each platform call of a fork and its restore fails in turn. */
 static void fork_failures(void **unused)
 {
@@ -395,7 +417,7 @@ int main(void)
 		cmocka_unit_test(fork_snapshot),    cmocka_unit_test(fork_parked),
 		cmocka_unit_test(fork_map_between), cmocka_unit_test(fork_epochs),
 		cmocka_unit_test(fork_pins),        cmocka_unit_test(fork_failures),
-		cmocka_unit_test(fork_asks_pins),
+		cmocka_unit_test(fork_asks_pins),   cmocka_unit_test(fork_protected_cut),
 		cmocka_unit_test(fork_epoch_read_early), cmocka_unit_test(fork_protected),
 		cmocka_unit_test(fork_race),
 	};
