@@ -19,7 +19,17 @@ struct machine {
 
 #define TO(x) (uint16_t)(1u << (x))
 
-enum entry { ENTRY_NONE = 0, ENTRY_PRESENT, ENTRY_HOLE, ENTRY_GONE, ENTRY_DROPPED, ENTRY_PLAIN, ENTRY_PLAIN_HOLE, ENTRY_RESERVED };
+enum entry {
+	ENTRY_NONE = 0,
+	ENTRY_PRESENT,
+	ENTRY_HOLE,
+	ENTRY_GONE,
+	ENTRY_DROPPED,
+	ENTRY_PLAIN,
+	ENTRY_PLAIN_HOLE,
+	ENTRY_RESERVED,
+};
+
 enum bound { BOUND_NOT = 0, BOUND_GAPS, BOUND_WHOLE, BOUND_IN_USE, BOUND_LOST };
 
 static const struct machine machines[COVER_MACHINES] = {
@@ -63,11 +73,11 @@ static const struct machine machines[COVER_MACHINES] = {
 		"job", "core/device.h",
 		{ "FREE", "MAKING", "RUNNING", "LOST", "ENDING", "DONE" },
 		{
-			[JOB_FREE] = TO(JOB_MAKING),
+			[JOB_FREE] = TO(JOB_MAKING) | TO(JOB_RUNNING), /* between two steps */
 			[JOB_MAKING] = TO(JOB_RUNNING) | TO(JOB_FREE),
 			[JOB_RUNNING] = TO(JOB_ENDING) | TO(JOB_LOST) | TO(JOB_DONE),
 			[JOB_LOST] = TO(JOB_ENDING) | TO(JOB_DONE),
-			[JOB_ENDING] = TO(JOB_DONE),
+			[JOB_ENDING] = TO(JOB_DONE) | TO(JOB_FREE),
 			[JOB_DONE] = TO(JOB_FREE),
 		},
 	},

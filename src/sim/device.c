@@ -174,8 +174,10 @@ static void engine_job(struct sim_fiber *self, struct sim_device *d)
 	self->depth++;
 	self->op_since_ns = s->now_ns;
 	self->op_since_step = s->steps;
-	if (ill == ILL_DIE) {
-		d->generation++; /* from here on it accesses nothing */
+	/* One that is dead already, and could not be stopped, ends what it has. */
+	if (ill == ILL_DIE && !d->device->is_dead) {
+		d->generation++; /* from here on it accesses nothing, and takes nothing */
+		d->has_died = true;
 		d->queued = 0;
 		sublet_device_died(d->device);
 	} else {
@@ -251,7 +253,7 @@ static int op_submit(void *ctx, const struct sublet_device_work *work)
 	sim_step(s);
 	if (d->in_reset)
 		sim_violation(s, "device %u: submit during a reset", d->index);
-	int err = sim_fault(s, CALL_SUBMIT);
+	int err = d->has_died ? -ENODEV : sim_fault(s, CALL_SUBMIT);
 	if (err)
 		return err;
 	if (d->queued == SIM_JOBS_MAX)
@@ -341,6 +343,8 @@ static void op_close(void *ctx)
 		if (d->slot[i].is_attached)
 			sim_violation(d->sim, "device %u is closed with buffer %u attached", d->index, i);
 	d->is_closed = true;
+	check_touched(d->sim);
+	d->device = NULL; /* nothing of it is looked at from here on */
 	d->in_call--;
 	engine_signal(d);
 }
@@ -401,10 +405,7 @@ int device_open(struct sim *s, struct sim_device *d)
 
 void device_close(struct sim *s, struct sim_device *d)
 {
-	struct sublet_device *device = d->device;
-
-	d->device = NULL; /* nothing of it is looked at from here on */
-	sublet_device_close(device);
+	sublet_device_close(d->device);
 	if (!d->is_closed)
 		sim_violation(s, "device %u is closed, and was not told", d->index);
 	while (d->has_engine)

@@ -16,7 +16,7 @@
 #include <time.h>
 
 #define STEPS       10000u
-#define CHECK_EVERY 64u
+#define CHECK_EVERY 16u
 #define TRACE       80u
 
 static const char usage[] =
@@ -25,7 +25,7 @@ static const char usage[] =
 	"  --seed N         first seed; without it one that differs each time, and is printed\n"
 	"  --steps N        steps of a world before it comes to its end (10000)\n"
 	"  --worlds N       so many seeds, one after the other (1)\n"
-	"  --check-every N  steps between two looks at all bytes, frames and pins (64)\n"
+	"  --check-every N  steps between two looks at all bytes, frames and pins (16)\n"
 	"  --trace N        events printed at a violation (80)\n"
 	"  --log            print each event as it comes\n"
 	"  --report         print each transition and answer, and how often it was reached\n"

@@ -219,6 +219,7 @@ struct sim_device {
 	bool has_iopt;
 	bool is_busy;    /* opened or closed just now */
 	bool is_closed;
+	bool has_died;    /* by itself */
 	bool unstoppable; /* reset answers -EINPROGRESS */
 	bool reset_fails;
 	uint32_t users;   /* fibers in a call of it, fences and buffers that are kept */

@@ -36,13 +36,13 @@ static const uint8_t weights[OPS] = {
 	[OP_DRIVER_ADD] = 3,
 	[OP_DRIVER_READ] = 6,
 	[OP_DRIVER_REMOVE] = 2,
-	[OP_ASK] = 1,
+	[OP_ASK] = 0,
 	[OP_DEVICE] = 3,
-	[OP_BO] = 5,
+	[OP_BO] = 10,
 	[OP_BO_DESTROY] = 3,
-	[OP_SUBMIT] = 10,
-	[OP_SUBMIT_RANGE] = 3,
-	[OP_FENCE] = 9,
+	[OP_SUBMIT] = 24,
+	[OP_SUBMIT_RANGE] = 8,
+	[OP_FENCE] = 16,
 	[OP_COLLAPSE] = 1,
 	[OP_SLEEP] = 3,
 };
@@ -51,7 +51,7 @@ void work_plan(struct sim *s)
 {
 	s->weight_sum = 0;
 	for (uint32_t i = 0; i < OPS; i++) {
-		s->weight[i] = weights[i] << sim_below(s, 4);
+		s->weight[i] = (uint32_t)(weights[i] + (i == OP_ASK && sim_one_in(s, 8))) << sim_below(s, 4);
 		if (i > OP_MAP && sim_one_in(s, 5))
 			s->weight[i] = 0;
 	}
@@ -188,6 +188,8 @@ void work_actor(struct sim_fiber *self, void *arg)
 	struct sim_actor *a = arg;
 	struct sim *s = self->sim;
 
+	if (self->index < SIM_DEVICES_MAX && s->weight[OP_DEVICE])
+		work_device(s, a, OP_DEVICE);
 	while (s->steps < s->options.steps) {
 		uint32_t at = sim_below(s, s->weight_sum), op = 0;
 		while (at >= s->weight[op])
@@ -229,7 +231,7 @@ static void claim_check(struct sim *s)
 	uint32_t frames = min_u32(s->area_frames, s->normal_frames);
 	struct sublet_claim claim;
 
-	if (!frames)
+	if (!frames || !sim_one_in(s, 3))
 		return;
 	sim_enter(s, "claim %llu frames, which must succeed (G10)", frames, 0, 0);
 	int err = sim_leave(s, sublet_claim(s->arena, (uint64_t)frames << s->frame_shift, NULL, &claim));
@@ -238,7 +240,9 @@ static void claim_check(struct sim *s)
 			    claim.blockers[i].kind == SUBLET_BLOCKER_PLATFORM))
 			return;
 	if (err)
-		sim_violation(s, "a claim of %u frames with nobody in the way: %d (G10)", frames, err);
+		sim_violation(s, "a claim of %u frames with nobody in the way: %d, blocker %u of %u at frame %llu (G10)",
+			      frames, err, claim.blocker_count ? claim.blockers[0].kind : 0, claim.blocker_count,
+			      (unsigned long long)claim.blockers[0].offset_bytes >> s->frame_shift);
 	check_moving(s);
 	sim_enter(s, "release", 0, 0, 0);
 	if (sim_leave(s, sublet_release(s->arena, &claim)))

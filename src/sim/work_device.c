@@ -144,6 +144,12 @@ static bool bo_get(struct sim *s, struct sim_bo *b)
 {
 	struct sim_region *r = &s->region[b->region];
 
+	/* Its memory was unmapped: jobs on it must be refused from then on, whatever is mapped there now. */
+	if (b->claim == SIM_CLAIMS_MAX && r->generation != b->generation && !r->is_exclusive) {
+		r->users++;
+		b->users++;
+		return true;
+	}
 	if (b->claim == SIM_CLAIMS_MAX) {
 		struct sim_range range = { b->vpn - r->vpn, b->pages };
 		if (r->generation != b->generation || r->is_exclusive || r->is_unlocked ||
@@ -220,6 +226,8 @@ static void do_submit(struct sim *s, struct sim_actor *a)
 	struct sim_bo *b[2] = { &s->bo[sim_below(s, BOS)], NULL };
 	uint32_t count = 1, pages;
 
+	for (uint32_t i = 0; i < BOS && (!b[0]->is_live || b[0]->is_busy); i++)
+		b[0] = &s->bo[(uint32_t)(b[0] - s->bo + 1) % BOS];
 	if (!b[0]->is_live || b[0]->is_busy || !bo_get(s, b[0]))
 		return;
 	b[1] = sim_one_in(s, 2) ? bo_other(s, b[0]) : NULL;
@@ -239,10 +247,14 @@ static void do_submit(struct sim *s, struct sim_actor *a)
 	sim_enter(s, "submit to device %llu: op %llu, %llu pages", d->index, job.op, pages);
 	int err = sim_leave(s, sublet_submit(d->device, &job, bos, count, &fence));
 	submit_answer(s, err);
+	for (uint32_t i = 0; i < count; i++) {
+		if (!err && b[i]->claim == SIM_CLAIMS_MAX && s->region[b[i]->region].generation != b[i]->generation)
+			sim_violation(s, "a job on buffer %u, whose memory was unmapped, is taken (G4)",
+				      (uint32_t)(b[i] - s->bo));
+		bo_put(s, b[i]);
+	}
 	if (!err)
 		fence_keep(s, a, fence, d->index);
-	for (uint32_t i = 0; i < count; i++)
-		bo_put(s, b[i]);
 }
 
 static void do_submit_range(struct sim *s, struct sim_actor *a)

@@ -140,7 +140,9 @@ static void do_unmap(struct sim *s, struct sim_region *r)
 {
 	uint32_t unit = unit_pages(s->arena), first = 0;
 
-	/* A pin of a region is known by its slot; who unmaps under one is told so, and the slot stays. */
+	/* Who unmaps under a pin is refused; but plain memory has no count of its pins, so that is for the caller to know. */
+	if (r->may_be_plain && r->pins)
+		return;
 	if (sim_one_in(s, 3) && r->pages > unit)
 		first = (1 + sim_below(s, (r->pages - 1) / unit)) * unit;
 	(void)unmap(s, r, first);
@@ -412,8 +414,10 @@ void work_fork_close(struct sim *s)
 		for (uint32_t vpn = 0; vpn < mm->pages; vpn++)
 			mm->page[vpn].is_protected = false;
 		sim_enter(s, "unprotect all of mm %llu", i, 0, 0);
-		if (s->weight[OP_NOTE_PROTECTED])
-			(void)sublet__mm_note_protected(mm->mm, mm_addr(s, i, 0), bytes_of(s, mm->pages), false);
+		for (uint32_t n = 0; n < SIM_REGIONS_MAX; n++)
+			if (s->region[n].pages && s->region[n].mm == i && s->weight[OP_NOTE_PROTECTED])
+				(void)sublet__mm_note_protected(mm->mm, addr_of(s, &s->region[n], 0),
+								bytes_of(s, s->region[n].pages), false);
 		(void)sim_leave(s, 0);
 		for (uint32_t tries = 0; do_restore(s, mm); tries++) {
 			if (tries == 100)

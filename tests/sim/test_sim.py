@@ -1,0 +1,67 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: MIT
+"""Runs sublet-sim: fixed seeds, a fresh one, those of seeds.txt, and a few twice. SEED=n sets the fresh one."""
+
+import os
+import re
+import subprocess
+import sys
+import time
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+FIXED_WORLDS = 250
+FRESH_WORLDS = 120
+
+
+def sim(*arguments):
+    """Its output; ends this test with its trace where there was a violation."""
+    done = subprocess.run([SIM, *arguments], capture_output=True, text=True, check=False)
+    if done.returncode:
+        print("sublet-sim", *arguments)
+        print(done.stdout[-2000:], done.stderr[-20000:])
+        print("Add the seed to tests/sim/seeds.txt.")
+        sys.exit(1)
+    return done.stdout
+
+
+def report(out):
+    print(out.splitlines()[-1])
+
+
+def fixed():
+    report(sim("--seed", "1", "--worlds", str(FIXED_WORLDS)))
+
+
+def fresh():
+    seed = os.environ.get("SEED", str(time.time_ns() // 1000 % 10**12))
+    print("fresh: SEED=" + seed)
+    report(sim("--seed", seed, "--worlds", str(FRESH_WORLDS)))
+
+
+def failed():
+    with open(os.path.join(HERE, "seeds.txt"), encoding="utf-8") as lines:
+        known = [line.split()[:2] for line in lines if line.strip() and not line.startswith("#")]
+    assert known, "seeds.txt lists none"
+    for seed, steps in known:
+        sim("--seed", seed, "--steps", steps)
+    print(f"{len(known)} seeds")
+
+
+def worlds(*arguments):
+    return re.findall(r"seed \d+: \d+ steps, hash [0-9a-f]+", sim("--each", *arguments))
+
+
+def replay():
+    """The same seed is the same world, alone or after others; another seed is another."""
+    many = worlds("--seed", "500", "--worlds", "30")
+    assert len(many) == 30 and len(set(line.split()[-1] for line in many)) == 30, many
+    assert worlds("--seed", "500", "--worlds", "30") == many
+    for i in (0, 7, 29):
+        assert worlds("--seed", str(500 + i)) == [many[i]], many[i]
+    # What is looked at changes nothing of what happens.
+    assert worlds("--seed", "507", "--check-every", "1") == [many[7]]
+    print("30 worlds, the same each time")
+
+
+SIM = sys.argv[2]
+{"fixed": fixed, "fresh": fresh, "failed": failed, "replay": replay}[sys.argv[1]]()
