@@ -7,8 +7,8 @@
 #
 # Each group contains the ones before it. Says nothing and starts nothing where all is there. On other
 # systems, or without the right to install, it names what is missing and leaves it at that: the build
-# goes on, because the tools may be there under other names. What only adds parts to the build (the
-# libraries that adapters talk to) is optional: where it is not to be had, those parts are left out.
+# goes on, because the tools may be there under other names. What only adds parts (the libraries that
+# adapters talk to, another processor to test on) is optional: where it is not to be had, those are left out.
 #
 # Redis and memcached come with a system service that their packages start. Nobody asked for that:
 # a policy-rc.d (Debian's own switch for this) forbids the start while they are installed, and a
@@ -19,7 +19,7 @@ build="gcc libc6-dev make meson ninja-build pkg-config python3 libjemalloc-dev l
 	liburing-dev libcjson-dev libcmocka-dev"
 run="redis-server redis-tools"
 test="clang libclang-rt-dev g++ git libcap2-bin memcached memtester socat sqlite3 xz-utils"
-test_optional="libfabric-dev libibverbs-dev libucx-dev"
+test_optional="gcc-aarch64-linux-gnu gcovr libc6-dev-arm64-cross libfabric-dev libibverbs-dev libucx-dev qemu-user"
 
 optional=""
 case "${1:-build}" in
