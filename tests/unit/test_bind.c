@@ -513,6 +513,29 @@ static void unmap_resets_a_hung_device(void **unused)
 	}
 }
 
+/* So does a long-term pin that has to move the memory out of the area first (G11). */
+static void pin_resets_a_hung_device(void **unused)
+{
+	struct sublet_job job = job_of(SUBLET_JOB_FILL, 16);
+	struct sublet_pin pin;
+	(void)unused;
+
+	setup(NULL, NULL);
+	uint32_t vpn = map_pages(&f, 16, SUBLET_MOVABLE);
+	struct sublet_bo bo = bo_over(&fd, vpn, 16, SUBLET_BO_TRACKED);
+	job.timeout_ns = SHORT_NS;
+	uint64_t start = wall_ns();
+	struct sublet_fence fence = go(&fd, &job, bo, no_bo);
+	assert_int_equal(sublet_pin(f.engine_mm[0], addr_of(&f, 0, vpn), 16 * PAGE,
+				    SUBLET_PIN_WRITE | SUBLET_PIN_LONGTERM, NULL, &pin),
+			 0);
+	assert_in_range(wall_ns() - start, SHORT_NS, LONG_NS / 2);
+	assert_int_equal(fd.resets, 1);
+	assert_int_equal(fence_end(&fence), -ETIMEDOUT);
+	assert_int_equal(sublet_unpin(&pin), 0);
+	teardown();
+}
+
 /* ---- other events ---- */
 
 static void discardable(void **unused)
@@ -683,6 +706,7 @@ int main(void)
 		cmocka_unit_test(unmap_kills),
 		cmocka_unit_test(unmap_waits),
 		cmocka_unit_test(unmap_resets_a_hung_device),
+		cmocka_unit_test(pin_resets_a_hung_device),
 		cmocka_unit_test(discardable),
 		cmocka_unit_test(protect),
 		cmocka_unit_test(aperture_is_full),

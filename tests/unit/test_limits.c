@@ -166,6 +166,34 @@ static void pins_without_end(void **unused)
 	fixture_close(&f);
 }
 
+/* The same in the middle of a long-term pin: what it had taken before is given back (G5). */
+static void long_pins_without_end(void **unused)
+{
+	struct fake f;
+	struct fake_options options = { 0 };
+	struct sublet_pin pin;
+	const uint32_t flags = SUBLET_PIN_WRITE | SUBLET_PIN_LONGTERM, pages = 64;
+	(void)unused;
+
+	fixture_open(&f, &options);
+	struct sublet_mm *mm = f.engine_mm[0];
+	uint32_t vpn = map_pages(&f, 2 * pages, SUBLET_MOVABLE);
+	void *first = addr_of(&f, 0, vpn), *second = addr_of(&f, 0, vpn + pages);
+	/* Each half is moved to the normal zone, as folios of its own. */
+	assert_int_equal(sublet_pin(mm, first, pages * PAGE, flags, NULL, &pin), 0);
+	assert_int_equal(sublet_unpin(&pin), 0);
+	assert_int_equal(sublet_pin(mm, second, pages * PAGE, flags, NULL, &pin), 0);
+	assert_int_equal(sublet_unpin(&pin), 0);
+	struct sublet__frame *a = &f.arena->frames[pte_pfn(a32_load_relaxed(&mm->pte[vpn]))];
+	struct sublet__frame *b = &f.arena->frames[pte_pfn(a32_load_relaxed(&mm->pte[vpn + pages]))];
+	a32_store_relaxed(&b->ref, REF_LONG_MASK);
+	assert_int_equal(sublet_pin(mm, first, 2 * pages * PAGE, flags, NULL, &pin), -EBUSY);
+	assert_int_equal(a32_load_relaxed(&a->ref) & REF_COUNT_MASK, 0);
+	assert_int_equal(a32_load_relaxed(&b->ref) & REF_COUNT_MASK, REF_LONG_MASK);
+	a32_store_relaxed(&b->ref, 0);
+	fixture_close(&f);
+}
+
 /* Somebody holds the block lock: whoever must not sleep is told to come again, whichever kind of pin it is. */
 static void pins_that_must_not_wait(void **unused)
 {
@@ -224,6 +252,7 @@ int main(void)
 		cmocka_unit_test(claims_without_a_slot),
 		cmocka_unit_test(claim_from_a_lent_stack),
 		cmocka_unit_test(pins_without_end),
+		cmocka_unit_test(long_pins_without_end),
 		cmocka_unit_test(pins_that_must_not_wait),
 		cmocka_unit_test(locked_and_shown_again),
 	};

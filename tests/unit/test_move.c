@@ -174,6 +174,82 @@ static void move_act_everywhere(void **unused)
 		}
 }
 
+/* Map pages of one frame each, no two of them neighbours; the area has 512 frames. */
+static uint32_t map_scattered(struct fake *f, uint32_t pages)
+{
+	static const uint32_t area[ZONES] = { ZONE_AREA, ZONE_AREA };
+	uint32_t single[512];
+
+	for (uint32_t n = 0; n < 512; n++)
+		single[n] = sublet__folio_take(f->arena, 0, area);
+	for (uint32_t n = 0; n < 2 * pages; n += 2)
+		sublet__frames_put(f->arena, single[n], 1, ACCOUNT_MOVABLE);
+	uint32_t vpn = map_pages(f, pages, SUBLET_MOVABLE);
+	for (uint32_t n = 1; n < 512; n += n + 1 < 2 * pages ? 2 : 1)
+		sublet__frames_put(f->arena, single[n], 1, ACCOUNT_MOVABLE);
+	return vpn;
+}
+
+/*
+ * A device writes to what the pre-copy has copied already, and is gone before the freeze: between the copies of two
+ * pieces of the run. No page table knows of it; it is copied again all the same (L2, G1).
+ */
+static void move_device_writes_what_was_copied(void **unused)
+{
+	enum { PAGES = 16 };
+	static struct fake f;
+	(void)unused;
+
+	for (uint64_t at = 1; at < PAGES; at++) {
+		fixture_open(&f,
+			     &(struct fake_options){ .area_frames = 512, .normal_frames = FAKE_NORMAL_NONE });
+		uint32_t vpn = map_scattered(&f, PAGES);
+		fill(&f, 0, vpn, PAGES, 1);
+		/* the at-th call after that of track comes before the at-th piece is copied */
+		struct act a = { .f = &f, .vpn = vpn, .what = ACT_DEVICE, .value = 0xabcdef };
+		f.hook_arg = &a;
+		f.hook = act_hook;
+		a.at = 1 + at + 1;
+		assert_int_equal(move_at(&f, vpn), PAGES);
+		f.hook = NULL;
+		assert_int_equal(a.op, FAKE_COPY);
+		assert_true(a.done);
+		uint64_t value = 0;
+		assert_true(fake_read(&f.mm[0], vpn, 3, &value));
+		assert_int_equal(value, 0xabcdef);
+		fixture_close(&f);
+	}
+}
+
+/* A folio in the middle of the run is pinned during the pre-copy: those before it, frozen by then, can be pinned too. */
+static void move_meets_a_pin_half_way(void **unused)
+{
+	enum { PAGES = 16 };
+	static struct fake f;
+	struct sublet_pin pin;
+	(void)unused;
+
+	for (uint32_t page = 0; page < PAGES; page++) {
+		fixture_open(&f,
+			     &(struct fake_options){ .area_frames = 512, .normal_frames = FAKE_NORMAL_NONE });
+		uint32_t vpn = map_scattered(&f, PAGES);
+		struct act a = { .f = &f, .vpn = vpn + page, .what = ACT_PIN_HELD, .at = 3 };
+		f.hook_arg = &a;
+		f.hook = act_hook;
+		assert_int_equal(move_at(&f, vpn), -EAGAIN);
+		f.hook = NULL;
+		assert_true(a.pinned);
+		fixture_verify(&f);
+		assert_int_equal(sublet_pin(f.engine_mm[0], addr_of(&f, 0, vpn), PAGES * PAGE,
+					    SUBLET_PIN_WRITE | SUBLET_PIN_NOWAIT, NULL, &pin),
+				 0);
+		assert_int_equal(sublet_unpin(&pin), 0);
+		act_release(&a);
+		assert_int_equal(move_at(&f, vpn), PAGES);
+		fixture_close(&f);
+	}
+}
+
 /* G5: each platform call of a move fails in turn, once and for good; bytes, frames and counts stay. */
 static void move_failures(void **unused)
 {
@@ -350,6 +426,8 @@ int main(void)
 		cmocka_unit_test(move_run),
 		cmocka_unit_test(move_precopy_where_written),
 		cmocka_unit_test(move_act_everywhere),
+		cmocka_unit_test(move_device_writes_what_was_copied),
+		cmocka_unit_test(move_meets_a_pin_half_way),
 		cmocka_unit_test(move_failures),
 		cmocka_unit_test(move_refused),
 		cmocka_unit_test(move_live),
