@@ -6,8 +6,10 @@ BUILD ?= build
 MESON_ARGS ?=
 export MESON_ARGS
 BENCH_BUILD ?= build-release
+COVERAGE_BUILD ?= build-coverage
 DEMO_ARGS ?=
 TEST_ARGS ?=
+MUTANTS_ARGS ?=
 
 all: build
 
@@ -25,6 +27,14 @@ run: deps-run build
 test: deps-test build
 	@tools/test.sh $(BUILD) $(TEST_ARGS)
 
+## mutants   bugs planted one after the other, and who catches them; MUTANTS_ARGS="--only NAME --suites unit"
+mutants: deps-test build
+	@tools/mutants.py --folder $(abspath $(BUILD))/mutants $(MUTANTS_ARGS)
+
+## coverage  lines and branches of src/core that the tests reach; docs/coverage.md says why not all
+coverage: deps-test
+	@tools/coverage.sh $(COVERAGE_BUILD)
+
 ## bench     the benchmarks, in a release build of their own
 bench: deps-test
 	@test -x bench/run || { echo "sublet: bench/run is not there" >&2; exit 1; }
@@ -38,7 +48,7 @@ install: build
 
 ## clean     remove the build folders
 clean:
-	@rm -rf $(BUILD) $(BENCH_BUILD)
+	@rm -rf $(BUILD) $(BENCH_BUILD) $(COVERAGE_BUILD)
 
 ## help      this list
 help:
@@ -51,4 +61,4 @@ $(BUILD)/build.ninja: | deps-build
 deps-build deps-run deps-test:
 	@tools/deps.sh $(@:deps-%=%)
 
-.PHONY: all build run test bench install clean help deps-build deps-run deps-test
+.PHONY: all build run test mutants coverage bench install clean help deps-build deps-run deps-test
