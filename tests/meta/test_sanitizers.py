@@ -31,7 +31,7 @@ def check(kind):
     folder = os.path.join(BUILD, "sanitize-" + kind)
     if not os.path.exists(os.path.join(folder, "build.ninja")):
         run(["meson", "setup", folder, SOURCE, "-Dcli=false", "-Dbridge=false", "-Dbench=false",
-             "-Db_lundef=false", "-Db_sanitize=" + sanitizer], env=dict(os.environ, CC=compiler))
+             "-Db_lundef=false", "-Doptimization=1", "-Db_sanitize=" + sanitizer], env=dict(os.environ, CC=compiler))
     run(["ninja", "-C", folder, "build.ninja"])  # a folder of before a test was added does not list it
     targets = run(["ninja", "-C", folder, "-t", "targets", "all"])
     names = re.findall(r"^(tests/(?:%s)/test_\w+):" % "|".join(suites), targets, re.M)
