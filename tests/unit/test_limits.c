@@ -5,7 +5,8 @@
  */
 #include "fixture.h"
 
-#include <string.h>
+#include <sublet/iopt.h>
+#include <sublet/notifier.h>
 
 static struct sublet__arena_config config_of(struct fake *f)
 {
@@ -100,6 +101,50 @@ static void outside_the_window(void **unused)
 	sublet__mm_note_locked(mm, below, UINT64_MAX, true);
 	for (uint32_t i = 0; i < 16; i++)
 		assert_true(a32_load_relaxed(&mm->pte[vpn + i]) & PTE_LOCKED);
+	fixture_close(&f);
+}
+
+/* Where the arena is full and the kernel has no ordinary memory either, a mapping is refused, and nothing is lent. */
+static void nothing_left_to_map(void **unused)
+{
+	struct fake f;
+	struct fake_options options = { .area_frames = 512, .normal_frames = FAKE_NORMAL_NONE };
+	void *addr = NULL;
+	(void)unused;
+
+	fixture_open(&f, &options);
+	(void)map_pages(&f, 512, SUBLET_MOVABLE);
+	fake_fail(&f, 1u << FAKE_MAP_PLAIN, 1, -ENOMEM, true);
+	assert_int_equal(sublet_map(f.engine_mm[0], 16 * PAGE, SUBLET_MOVABLE | SUBLET_PLAIN_OK, &addr),
+			 -ENOMEM);
+	assert_true(fake_fail_end(&f));
+	assert_null(addr);
+	assert_int_equal(stats_of(&f).lent_bytes, 512 * PAGE);
+	assert_int_equal(stats_of(&f).plain_bytes, 0);
+	fixture_close(&f);
+}
+
+/* Questions about nothing. */
+static void asked_in_vain(void **unused)
+{
+	struct fake f;
+	struct fake_options options = { 0 };
+	struct sublet_extent extent;
+	struct sublet_iopt_options table = { SUBLET_OPTIONS(sublet_iopt_options),
+					     .aperture_bytes = SUBLET_MIB };
+	struct sublet_iopt *iopt = NULL;
+	(void)unused;
+
+	fixture_open(&f, &options);
+	struct sublet_mm *mm = f.engine_mm[0];
+	void *addr = addr_of(&f, 0, map_pages(&f, 16, SUBLET_MOVABLE));
+	assert_int_equal(sublet_mm_extents(mm, (char *)addr - SUBLET_GIB, PAGE, 0, &extent, 1), -EINVAL);
+	assert_int_equal(sublet_mm_extents(mm, addr, PAGE, 0, &extent, 0), -EINVAL);
+	assert_int_equal(sublet_mm_extents(mm, addr, PAGE, PAGE + 1, &extent, 1), -EINVAL);
+	/* A table of a device that keeps nothing has nothing to flush. */
+	assert_int_equal(sublet_iopt_create(f.arena, &table, &iopt), 0);
+	sublet_iopt_flush(iopt);
+	sublet_iopt_destroy(iopt);
 	fixture_close(&f);
 }
 
@@ -249,6 +294,8 @@ int main(void)
 		cmocka_unit_test(arena_sizes),
 		cmocka_unit_test(address_spaces),
 		cmocka_unit_test(outside_the_window),
+		cmocka_unit_test(nothing_left_to_map),
+		cmocka_unit_test(asked_in_vain),
 		cmocka_unit_test(claims_without_a_slot),
 		cmocka_unit_test(claim_from_a_lent_stack),
 		cmocka_unit_test(pins_without_end),
