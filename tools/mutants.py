@@ -13,7 +13,7 @@ says whether each was caught.
     --suites     instead of all that there are (none with --sample: only the tests that are known)
     --check      do not build: does each patch apply, has each guarantee a mutant, does the documentation name
                  each, and does it cite tests for each guarantee
-    --refresh    write the patches anew, after code around them, or they themselves, went elsewhere in src/core
+    --refresh    write those anew that do not apply, because the code has moved within src/core; look at what it did
 """
 import argparse
 import difflib
@@ -54,12 +54,25 @@ class Mutant:
         self.what, self.guarantee, self.known = fields["What"], fields["Guarantee"], fields["Caught-by"]
         self.file = re.search(r"^\+\+\+ b/(.*)$", self.diff, re.M).group(1)
 
-    def blocks(self):
-        """(lines before, lines after) of each hunk."""
+    def changes(self):
+        """For each hunk what it makes of what, with ever fewer of the lines around the change: lists of (old, new)."""
         for hunk in re.split(r"^@@.*@@.*\n", self.diff, flags=re.M)[1:]:
             lines = hunk.splitlines(True)
-            yield ("".join(line[1:] for line in lines if line[0] != "+"),
-                   "".join(line[1:] for line in lines if line[0] != "-"))
+            at = [i for i, line in enumerate(lines) if line[0] != " "]
+            before, after = at[0], len(lines) - 1 - at[-1]
+            cuts = sorted(((k, j) for k in range(before + 1) for j in range(after + 1)), key=sum)
+            cut = [lines[k:len(lines) - j] for k, j in cuts]
+            yield [("".join(line[1:] for line in part if line[0] != "+"),
+                    "".join(line[1:] for line in part if line[0] != "-")) for part in cut]
+
+    def change(self, text):
+        """The text with the mutant in it, as far as each hunk fits at one place of it; None."""
+        for candidates in self.changes():
+            fitting = [(old, new) for old, new in candidates if old and text.count(old) == 1]
+            if not fitting:
+                return None
+            text = text.replace(*fitting[0])
+        return text
 
     def learn(self, who):
         self.known = who
@@ -133,15 +146,14 @@ def refresh(root, mutants):
         with open(path, encoding="utf-8") as file:
             texts[os.path.relpath(path, root)] = file.read()
     for mutant in mutants:
-        blocks = list(mutant.blocks())
-        files = [file for file, text in texts.items() if all(text.count(old) == 1 for old, _ in blocks)]
+        if apply(root, mutant, "--check") is None:
+            continue
+        changed = {file: mutant.change(text) for file, text in texts.items()}
+        files = [file for file, text in changed.items() if text is not None]
         if len(files) != 1:
             yield f"{mutant.name}: its lines are in {len(files)} files; write it again by hand"
-            continue
-        changed = texts[files[0]]
-        for old, new in blocks:
-            changed = changed.replace(old, new)
-        mutant.write(root, files[0], changed)
+        else:
+            mutant.write(root, files[0], changed[files[0]])
 
 
 # ---- the copy ----
