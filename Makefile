@@ -10,6 +10,7 @@ COVERAGE_BUILD ?= build-coverage
 DEMO_ARGS ?=
 TEST_ARGS ?=
 MUTANTS_ARGS ?=
+SECONDS ?= 600
 
 all: build
 
@@ -34,6 +35,11 @@ mutants: deps-test build
 ## coverage  lines and branches of src/core that the tests reach; docs/coverage.md says why not all
 coverage: deps-test
 	@tools/coverage.sh $(COVERAGE_BUILD)
+
+## torture   real programs under chaos, claims and kills for SECONDS=600; BACKINGS=, PERIODS=, SEED= choose
+torture: deps-test build
+	@SUBLET=$(BUILD)/sublet SUBLET_BUILD=$(BUILD) python3 tests/clients/torture.py --budget $(SECONDS) \
+		$(if $(BACKINGS),--backings "$(BACKINGS)") $(if $(PERIODS),--periods "$(PERIODS)") $(if $(SEED),--seed $(SEED))
 
 ## bench     the benchmarks, in a release build of their own
 bench: deps-test
@@ -61,4 +67,4 @@ $(BUILD)/build.ninja: | deps-build
 deps-build deps-run deps-test:
 	@tools/deps.sh $(@:deps-%=%)
 
-.PHONY: all build run test mutants coverage bench install clean help deps-build deps-run deps-test
+.PHONY: all build run test mutants coverage torture bench install clean help deps-build deps-run deps-test

@@ -35,9 +35,13 @@ def die_with_parent():
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
 
+def find(name):
+    return shutil.which(name, path=os.environ.get("PATH", "") + ":/usr/sbin:/sbin")
+
+
 def program(name):
     """The path of a program; the test is skipped where there is none."""
-    path = shutil.which(name, path=os.environ.get("PATH", "") + ":/usr/sbin:/sbin")
+    path = find(name)
     if path is None:
         raise unittest.SkipTest(f"no {name} here")
     return path
@@ -137,6 +141,9 @@ class Case(unittest.TestCase):
     def setUp(self):
         began = time.monotonic()
         self.addCleanup(lambda: print(f"  {self.id().split('.')[-1]}: {time.monotonic() - began:.1f} s", flush=True))
+        self.make_folder()
+
+    def make_folder(self):
         self.folder = tempfile.mkdtemp(prefix="sublet-clients-")
         self.addCleanup(shutil.rmtree, self.folder, ignore_errors=True)
         self.env = dict(os.environ, XDG_RUNTIME_DIR=self.folder, LC_ALL="C.UTF-8", TZ="UTC")

@@ -8,11 +8,11 @@ import lent
 LINES = 5000
 
 
-def source():
+def source(lines=LINES):
     """Functions of 10 lines each, no two alike."""
     text = ["#include <stdio.h>", "#include <string.h>", "static unsigned table[4096];", "int main(void);"]
     calls = []
-    for i in range((LINES - 24) // 10):
+    for i in range((lines - 24) // 10):
         text += [f"static unsigned f{i}(unsigned x, const char *s)",
                  "{",
                  f"\tunsigned y = x * {i * 2654435761 % 65521}u + {i};",
@@ -26,7 +26,7 @@ def source():
         calls.append(i)
     body = " + ".join(f"f{i}({i}u, \"{'s' * (i % 9)}\")" for i in calls)
     text += ["int main(void)", "{", f"\tprintf(\"%u\\n\", {body});", "\treturn 0;", "}"]
-    text += [f"/* {n} */" for n in range(LINES - len(text))]
+    text += [f"/* {n} */" for n in range(lines - len(text))]
     return "\n".join(text) + "\n"
 
 

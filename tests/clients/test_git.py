@@ -10,12 +10,12 @@ FILES = 60
 LARGE_BYTES = 40 * lent.MIB  # one file that git holds in its heap as a whole
 
 
-def history():
+def history(commits=COMMITS, large_bytes=LARGE_BYTES):
     """What `git fast-import` reads: every commit changes two of the files."""
     chance = random.Random(11)
     lines = [[chance.randbytes(12).hex() for _ in range(120)] for _ in range(FILES)]
     out = []
-    for n in range(1, COMMITS + 1):
+    for n in range(1, commits + 1):
         message = f"commit {n}\n".encode()
         out.append(b"commit refs/heads/main\nmark :%d\ncommitter A U Thor <a@example.com> %d +0000\ndata %d\n%b"
                    % (n, 1_600_000_000 + n, len(message), message))
@@ -25,8 +25,8 @@ def history():
             lines[file][chance.randrange(120)] = chance.randbytes(12).hex()
             data = "\n".join(lines[file]).encode()
             out.append(b"M 100644 inline folder%d/file%d\ndata %d\n%b\n" % (file % 5, file, len(data), data))
-    large = chance.randbytes(LARGE_BYTES // 8) * 8
-    out.append(b"M 100644 inline large\ndata %d\n%b\n" % (LARGE_BYTES, large))
+    large = chance.randbytes(large_bytes // 8) * 8
+    out.append(b"M 100644 inline large\ndata %d\n%b\n" % (large_bytes, large))
     return b"".join(out) + b"done\n"
 
 

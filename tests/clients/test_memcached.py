@@ -21,14 +21,16 @@ def value(name, generation):
 class Connection(threading.Thread):
     """Sets and gets keys that nobody else touches, and knows what they must be."""
 
-    def __init__(self, path, number):
+    def __init__(self, path, number, keys=KEYS, rounds=ROUNDS):
         super().__init__(daemon=True)
+        self.keys = keys
+        self.rounds = rounds
         self.socket = socket.socket(socket.AF_UNIX)
         self.socket.settimeout(lent.TIMEOUT_S)
         self.socket.connect(path)
         self.file = self.socket.makefile("rb")
         self.number = number
-        self.generation = [0] * KEYS
+        self.generation = [0] * keys
         self.chance = random.Random(number)
         self.error = None
 
@@ -57,12 +59,12 @@ class Connection(threading.Thread):
         assert self.file.readline() == b"END\r\n"
 
     def load(self):
-        for at in range(0, KEYS, 50):
+        for at in range(0, self.keys, 50):
             self.set(range(at, at + 50))
-        for _ in range(ROUNDS // 20):
-            self.set(self.chance.sample(range(KEYS), 20))
-            self.check(self.chance.sample(range(KEYS), 20))
-        for at in range(0, KEYS, 50):
+        for _ in range(self.rounds // 20):
+            self.set(self.chance.sample(range(self.keys), 20))
+            self.check(self.chance.sample(range(self.keys), 20))
+        for at in range(0, self.keys, 50):
             self.check(range(at, at + 50))
 
     def run(self):

@@ -4,11 +4,14 @@
 import lent
 
 ROWS = 100_000
-SCRIPT = f"""
+
+
+def script(rows=ROWS):
+    return f"""
 PRAGMA cache_size = -65536;
 PRAGMA temp_store = MEMORY;
 CREATE TABLE item (id INTEGER PRIMARY KEY, name TEXT, price INTEGER, note TEXT);
-WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < {ROWS})
+WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < {rows})
   INSERT INTO item SELECT i, printf('%08x', i * 2654435761 % 4294967296), i * 7919 % 100003,
     substr(hex(i * 40503) || 'abcdefghijklmnopqrstuvwxyzabcdefghijklmnopqrstuvwxyz', 1, 20 + i % 40) || substr(printf('%0200d', i), 1 + i % 40) FROM n;
 CREATE UNIQUE INDEX item_name ON item (name);
@@ -16,7 +19,7 @@ CREATE INDEX item_price ON item (price, name);
 CREATE INDEX item_note ON item (note);
 UPDATE item SET price = price + 1 WHERE id % 3 = 0;
 DELETE FROM item WHERE id % 10 = 7;
-INSERT INTO item SELECT id + {ROWS // 10 * 10 + 5}, 'again ' || name, price, note FROM item WHERE id % 10 = 1;
+INSERT INTO item SELECT id + {rows // 10 * 10 + 5}, 'again ' || name, price, note FROM item WHERE id % 10 = 1;
 PRAGMA integrity_check;
 SELECT count(*), sum(price), count(DISTINCT note) FROM item;
 """
@@ -25,7 +28,7 @@ SELECT count(*), sum(price), count(DISTINCT note) FROM item;
 class Sqlite(lent.Case):
     def build(self, run, name):
         path = self.path(name)
-        return run(lent.program("sqlite3"), path, input=SCRIPT.encode()), path
+        return run(lent.program("sqlite3"), path, input=script().encode()), path
 
     def test_database(self):
         (code, out, err), plain = self.build(self.run_plain, "plain.db")
