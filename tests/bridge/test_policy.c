@@ -2,7 +2,7 @@
 /*
  * The seccomp policy: each system call of each part is tried in a child of its own, without the
  * policy, under it, and with its part allowed. The attempts are made so that the kernel refuses them
- * for another reason (a bad descriptor, a missing file) when the policy does not.
+ * for another reason (a bad descriptor, a missing file) when the policy does not. S22 of docs/security.md.
  */
 #include "cli/policy.h"
 

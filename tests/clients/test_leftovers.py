@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: MIT
-"""After a SIGKILL nothing is left: no socket that is listed, no mount, no file, no memory."""
+"""After a SIGKILL nothing is left: no socket that is listed, no mount, no file, no memory (S27 of docs/security.md)."""
 import os
 import signal
 import subprocess

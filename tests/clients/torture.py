@@ -14,6 +14,7 @@ import collections
 import dataclasses
 import os
 import random
+import signal
 import sys
 import time
 
@@ -156,6 +157,7 @@ def torture(options, programs, backings, endings):
 
 def main():
     options = arguments()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # huge pages are given back on the way out
     sys.stdout.reconfigure(line_buffering=True)
     programs, absent = torture_programs.present()
     if absent:

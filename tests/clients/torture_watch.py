@@ -40,6 +40,10 @@ def field_bytes(name):
 
 # ---- huge pages ----
 
+def huge_used():
+    return field_bytes("HugePages_Total") - field_bytes("HugePages_Free")
+
+
 class HugePages:
     """Reserves huge pages while it is entered; `available` says whether that came to anything."""
 
@@ -161,7 +165,7 @@ class Traces:
         self.mounts = mounts()
         self.files = files_of_ours()
         self.shmem = field_bytes("Shmem") * lent.KIB
-        self.huge_free = field_bytes("HugePages_Free")
+        self.huge_used = huge_used()
 
     def memory_left(self):
         """What memory is not back yet, in words; None: nothing."""
@@ -171,8 +175,8 @@ class Traces:
                 return f"{left} bytes of shared memory are still charged to the round"
         elif field_bytes("Shmem") * lent.KIB > self.shmem + SLACK_BYTES:
             return f"Shmem is {field_bytes('Shmem') * lent.KIB}, and was {self.shmem}"
-        if field_bytes("HugePages_Free") < self.huge_free:
-            return f"{field_bytes('HugePages_Free')} huge pages are free, and {self.huge_free} were"
+        if huge_used() > self.huge_used:
+            return f"{huge_used()} huge pages are used, and {self.huge_used} were"
         return None
 
     def left(self, list_instances):

@@ -1,5 +1,7 @@
 /* SPDX-License-Identifier: MIT */
-/* Lists over the control socket: pins and buffer objects in parts, hostile tags, a server that lies. */
+/*
+ * Lists over the control socket: pins and buffer objects in parts, hostile tags, a server that lies. S7 of docs/security.md.
+ */
 #include "world.h"
 
 #include "control/owner.h"

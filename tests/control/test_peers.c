@@ -1,5 +1,8 @@
 /* SPDX-License-Identifier: MIT */
-/* The control socket as it should not be used: garbage, floods, drivers that die, hosts that fork. */
+/*
+ * The control socket as it should not be used: garbage, floods, drivers that die, hosts that fork. S4, S5 and S26 of
+ * docs/security.md.
+ */
 #include "world.h"
 
 /* ---- what peers do wrong ---- */
