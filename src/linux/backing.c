@@ -225,6 +225,24 @@ static bool maps_huge(const struct sublet__backing *b)
 
 /* ---- the kinds ---- */
 
+static int open_memfd(unsigned int flags)
+{
+	int fd = memfd_create("sublet", flags | SUBLET__MFD_NOEXEC_SEAL);
+
+	if (fd < 0 && errno == EINVAL)
+		fd = memfd_create("sublet", flags | MFD_ALLOW_SEALING);
+	return fd;
+}
+
+/*
+ * Drivers are given the descriptor. None shall shrink the file, which would kill the program, nor seal it against the
+ * mappings of the next move. Growing it harms nobody.
+ */
+static int seal(int fd)
+{
+	return fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_SEAL) ? -errno : 0;
+}
+
 static int open_file(enum sublet_backing kind, uint64_t bytes)
 {
 	unsigned int flags = MFD_CLOEXEC;
@@ -239,11 +257,16 @@ static int open_file(enum sublet_backing kind, uint64_t bytes)
 	if (kind == SUBLET_BACKING_THP)
 		fd = sublet__huge_tmpfs_open(bytes);
 	else
-		fd = memfd_create("sublet", flags);
+		fd = open_memfd(flags);
 	if (fd < 0)
 		return kind == SUBLET_BACKING_THP || errno == EINVAL || errno == ENOENT ? -EOPNOTSUPP : -errno;
 	if (ftruncate(fd, (off_t)bytes)) {
 		int err = errno == EINVAL ? -EOPNOTSUPP : -ENOMEM;
+		close(fd);
+		return err;
+	}
+	int err = kind == SUBLET_BACKING_THP ? 0 : seal(fd);
+	if (err) {
 		close(fd);
 		return err;
 	}

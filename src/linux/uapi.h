@@ -59,6 +59,8 @@ struct sublet__pm_scan {
 #define SUBLET__MADV_POPULATE_WRITE 23
 #define SUBLET__MADV_DONTNEED_LOCKED 24
 
+/* memfd_create: no executable file, now or later, and seals are allowed: 6.3 */
+#define SUBLET__MFD_NOEXEC_SEAL 8u
 /* memfd_create: page size of a hugetlb file, as log2 in the top bits */
 #define SUBLET__MFD_HUGE_2MB (21u << 26)
 
