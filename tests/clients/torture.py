@@ -83,20 +83,31 @@ def plans(options, programs, backings, endings, seconds):
 
 def can_starve():
     """Whether a memory cgroup of our own can be made, which running out of memory needs."""
-    group = torture_watch.Cgroup(f"sublet-torture-{os.getpid()}-probe")
+    group = torture_watch.Cgroup()
     there = group.folder is not None
     group.remove()
     return there
+
+
+def try_run(*options):
+    case = lent.Case("id")
+    case.make_folder()
+    result = case.sublet("run", "--area", "96M", "--normal", "32M", *options, "--", lent.program("true"))
+    case.doCleanups()
+    return result
+
+
+def techniques_here(backings):
+    """Those that work on all of them: a round takes one of them or leaves it to sublet."""
+    return [technique for technique in ("zap", "writeprotect")
+            if all(try_run("--technique", technique, "--backing", backing).returncode == 0 for backing in backings)]
 
 
 def backings_here(options, huge):
     """Those asked for that work here, each tried once."""
     found = []
     for backing in options.backings:
-        case = lent.Case("id")
-        case.make_folder()
-        result = case.sublet("run", "--area", "96M", "--normal", "32M", "--backing", backing, "--", lent.program("true"))
-        case.doCleanups()
+        result = try_run("--backing", backing)
         if result.returncode == 0 and (backing != "hugetlb" or huge.available):
             found.append(backing)
         else:
@@ -171,6 +182,7 @@ def main():
         if not programs or not backings:
             print("nothing can be tortured here")
             return lent.SKIPPED
+        torture_round.TECHNIQUES[:] = techniques_here(backings)
         print(f"SEED={options.seed}: {len(programs)} programs, {' '.join(backings)}, {' '.join(options.periods)}, {' '.join(endings)}")
         results = torture(options, programs, backings, endings)
     print_table(results)

@@ -23,6 +23,7 @@ CLAIM_HANG_S = 60
 STOP_MAX_S = 0.3
 OOM_ROOM = 24 * lent.MIB
 HOG = "import sys\nkept = []\nwhile True:\n    kept.append(b'x' * (1 << 20))\n"
+TECHNIQUES = []  # that work here, beside the best of them
 CLAIM_CODES = (0, 4, 5)  # done; somebody holds it; no room
 CLAIM_CODES_OF_THE_DEAD = (1, 3)
 
@@ -216,7 +217,8 @@ class Round(redis.Case):
         area = self.program.area_mib * (2 if self.plan.backing == "hugetlb" else 1)
         self.area_bytes = area * lent.MIB
         follow = ("--follow",) if self.program.follow else ()
-        return ("--area", f"{area}M", "--normal", f"{self.program.normal_mib}M", "--backing", self.plan.backing, "--chaos",
+        technique = self.chance.choice(("auto", *TECHNIQUES))
+        return ("--technique", technique, "--area", f"{area}M", "--normal", f"{self.program.normal_mib}M", "--backing", self.plan.backing, "--chaos",
                 self.plan.period, *follow)
 
     def popen(self, command, **options):
@@ -341,7 +343,7 @@ class Round(redis.Case):
         """The whole round; returns the Claims that counted."""
         self.make_folder()
         self.env.update(TMPDIR=self.folder, HOME=self.folder)
-        self.cgroup = watch.Cgroup(f"sublet-torture-{os.getpid()}")
+        self.cgroup = watch.Cgroup()
         self.traces = watch.Traces(self.folder, self.cgroup)
         self.until = time.monotonic() + self.plan.seconds
         self.claims = Claims(self)
@@ -364,7 +366,12 @@ class Round(redis.Case):
             self.claims.ended.set()
             if self.helper:
                 self.helper.ended.set() if isinstance(self.helper, Stopper) else self.helper.called_off.set()
-            self.doCleanups()
             self.claims.stop()
+            for pid in watch.processes_with(self.folder):  # whoever left its group of processes
+                try:
+                    os.kill(pid, signal.SIGKILL)
+                except ProcessLookupError:
+                    pass
+            self.doCleanups()
             self.cgroup.remove()
         return self.claims

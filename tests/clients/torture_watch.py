@@ -4,6 +4,7 @@
 Memory is counted in a memory cgroup of the round's own where one may be made (version 1 or 2), because the system's
 counters move with everything else that runs; without one they are compared with what they were, with a margin.
 """
+import itertools
 import os
 import re
 import subprocess
@@ -12,6 +13,7 @@ import time
 import lent
 
 SETTLE_S = 20  # the kernel frees a killed process's memory when it gets to it
+REMOVE_S = 20
 SLACK_BYTES = 64 * lent.MIB  # of the system's counters, which others move too
 CGROUP_SLACK_BYTES = lent.MIB
 DUMP_S = 60
@@ -85,13 +87,14 @@ def cgroup_of_ours():
 
 class Cgroup:
     """A child of our own memory cgroup; `folder` is None where there is none to be had."""
+    numbers = itertools.count()
 
-    def __init__(self, name):
+    def __init__(self):
         parent, self.version = cgroup_of_ours()
         self.folder = None
         if parent is None or os.geteuid() != 0:
             return
-        folder = os.path.join(parent, name)
+        folder = os.path.join(parent, f"sublet-torture-{os.getpid()}-{next(self.numbers)}")
         try:
             os.mkdir(folder)
         except OSError:
@@ -122,7 +125,7 @@ class Cgroup:
 
     def remove(self):
         """A group goes when the last of its processes is gone for good."""
-        end = time.monotonic() + SETTLE_S
+        end = time.monotonic() + REMOVE_S
         while self.folder:
             try:
                 os.rmdir(self.folder)
