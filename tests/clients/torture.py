@@ -156,10 +156,11 @@ def print_table(results):
 def torture(options, programs, backings, endings):
     pairs = len(programs) * len(backings)
     seconds = options.seconds or max(ROUND_MIN_S, min(ROUND_MAX_S, options.budget / pairs - 1))
-    end = time.monotonic() + options.budget
+    began = time.monotonic()
     results = []
     for number, plan in enumerate(plans(options, list(programs), backings, endings, seconds)):
-        if number >= options.rounds if options.rounds else time.monotonic() + seconds > end and results:
+        spent = time.monotonic() - began
+        if number >= options.rounds if options.rounds else number and spent + spent / number > options.budget:
             break
         results.append(play(plan, programs[plan.program]))
         print_result(number + 1, results[-1])
