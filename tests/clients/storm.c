@@ -6,9 +6,11 @@
  * pattern that follows from a number of its own, and leave it in slots that they share: whoever takes a block out of a
  * slot checks all of it, and frees it, moves it by realloc, writes it anew, or puts it back. calloc must be zero. All
  * the time threads end and others begin, so that jemalloc's caches and stacks come and go. If asked to, the program
- * forks now and then: the child checks what it inherited and writes over it, and the parent goes on meanwhile.
+ * forks now and then: the child checks what it inherited and writes over it, and the parent goes on meanwhile. Or it hammers:
+ * each thread writes every page of a block of its own many times a millisecond, and knows what it wrote last, so that some
+ * write falls into every part of every move.
  *
- * usage: client_storm SECONDS SEED BYTES THREADS [fork]. Prints "full" once, "blocks N" at the end, and exits with 0; with 1 at
+ * usage: client_storm SECONDS SEED BYTES THREADS [fork|hammer]. Prints "full" once, "blocks N" at the end, and exits with 0; with 1 at
  * the first wrong byte.
  */
 #include <pthread.h>
@@ -22,11 +24,12 @@
 #include <time.h>
 #include <unistd.h>
 
-#define SLOTS_MAX   4096
-#define SIZE_MAX_   ((size_t)2 << 20)
-#define THREADS_MAX 64
-#define STEPS       400 /* of a thread, then another takes its place */
-#define CHILD_S     20
+#define SLOTS_MAX     4096
+#define SIZE_MAX_     ((size_t)2 << 20)
+#define THREADS_MAX   64
+#define STEPS         400 /* of a thread, then another takes its place */
+#define CHILD_S       20
+#define HAMMER_STRIDE 128 /* words: four of a page */
 
 struct block {
 	unsigned char *bytes;
@@ -203,6 +206,47 @@ static void fork_once(uint64_t random)
 	_exit(1);
 }
 
+static double now_s(void);
+
+/* Passes over a block of its own, a few words of each page: a write that is lost is seen in the next pass. */
+static void *hammer(void *arg)
+{
+	size_t words = (size_t)(uintptr_t)arg / sizeof(uint64_t);
+	uint64_t *block = calloc(words, sizeof(uint64_t)), pass = 0;
+
+	for (; block && !stopping; pass++)
+		for (size_t i = 0; i < words; i += HAMMER_STRIDE) {
+			if (__builtin_expect(block[i] != pass, 0)) {
+				printf("wrong: word %zu at %p is %llu, not %llu\n", i, (void *)&block[i],
+				       (unsigned long long)block[i], (unsigned long long)pass);
+				fflush(stdout);
+				_exit(1);
+			}
+			block[i] = pass + 1;
+		}
+	free(block);
+	atomic_fetch_add(&checked, pass);
+	return NULL;
+}
+
+static bool hammer_all(double until, uint64_t thread_count, uint64_t bytes)
+{
+	pthread_t thread[THREADS_MAX];
+
+	for (uint64_t i = 0; i < thread_count; i++)
+		if (pthread_create(&thread[i], NULL, hammer, (void *)(uintptr_t)(bytes / thread_count)))
+			return false;
+	puts("full");
+	fflush(stdout);
+	while (now_s() < until)
+		usleep(10000);
+	stopping = true;
+	for (uint64_t i = 0; i < thread_count; i++)
+		pthread_join(thread[i], NULL);
+	printf("blocks %lu\n", (unsigned long)checked);
+	return true;
+}
+
 static double now_s(void)
 {
 	struct timespec t;
@@ -258,6 +302,8 @@ int main(int argc, char **argv)
 	uint64_t random = strtoull(argv[2], NULL, 10) * 2 + 1;
 	uint64_t threads = strtoull(argv[4], NULL, 10);
 
+	if (threads && threads <= THREADS_MAX && argc == 6 && !strcmp(argv[5], "hammer"))
+		return hammer_all(until, threads, strtoull(argv[3], NULL, 10)) ? 0 : 2;
 	if (!threads || threads > THREADS_MAX || !prepare(strtoull(argv[3], NULL, 10), &random))
 		return 2;
 	puts("full");

@@ -172,16 +172,24 @@ class Storm(SelfChecking):
     success = b"blocks "
     forking = ()
     threads = 16
+    size = 16_000_000
 
     def command(self, round_):
         seconds = max(1, min(4, int(round_.time_left())))
-        return (os.path.join(PROGRAM_OF, "client_storm"), str(seconds), str(round_.chance.randrange(1 << 30)), "16000000",
+        return (os.path.join(PROGRAM_OF, "client_storm"), str(seconds), str(round_.chance.randrange(1 << 30)), str(self.size),
                 str(self.threads), *self.forking)
 
 
 class StormOfForks(Storm):
     forking = ("fork",)
     threads = 4
+
+
+class Hammer(Storm):
+    """A small heap, all of it written all the time: what is lost in a move is seen at once."""
+    forking = ("hammer",)
+    threads = 3
+    size = 9_000_000
 
 
 class Futures(Batch):
@@ -479,7 +487,7 @@ class Memcached(Server):
 
 PROGRAMS = {"memtester": Memtester, "stress-ng": StressNg, "redis": Redis, "memcached": Memcached, "sqlite": Sqlite,
             "python": Python, "gcc": Gcc, "xz": Xz, "unxz": Unxz, "openssl": Openssl, "git": Git, "filler": Filler,
-            "storm": Storm, "storm-of-forks": StormOfForks, "futures": Futures, "python-forks": PythonForks, "bash": Bash}
+            "storm": Storm, "storm-of-forks": StormOfForks, "hammer": Hammer, "futures": Futures, "python-forks": PythonForks, "bash": Bash}
 
 
 def present():

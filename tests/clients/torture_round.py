@@ -344,7 +344,7 @@ class Round(redis.Case):
         self.make_folder()
         self.env.update(TMPDIR=self.folder, HOME=self.folder)
         self.cgroup = watch.Cgroup()
-        self.traces = watch.Traces(self.folder, self.cgroup)
+        self.traces = watch.Traces(self.folder, self.cgroup, self.plan.backing)
         self.until = time.monotonic() + self.plan.seconds
         self.claims = Claims(self)
         self.claims.start()

@@ -162,7 +162,8 @@ def processes_with(folder):
 class Traces:
     """What there was before a round, and whether it is all there is after it."""
 
-    def __init__(self, folder, cgroup):
+    def __init__(self, folder, cgroup, backing):
+        self.backing = backing
         self.folder = folder
         self.cgroup = cgroup
         self.mounts = mounts()
@@ -178,7 +179,7 @@ class Traces:
                 return f"{left} bytes of shared memory are still charged to the round"
         elif field_bytes("Shmem") * lent.KIB > self.shmem + SLACK_BYTES:
             return f"Shmem is {field_bytes('Shmem') * lent.KIB}, and was {self.shmem}"
-        if huge_used() > self.huge_used:
+        if self.backing == "hugetlb" and huge_used() > self.huge_used:
             return f"{huge_used()} huge pages are used, and {self.huge_used} were"
         return None
 

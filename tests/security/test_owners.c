@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: MIT */
 /*
  * Frames change owner only zeroed (G9), on every backing: from a program to a claim, from a claim to a program, from one
- * address space to another, and from a program to itself after unmap, decommit and discard. Cites S13 to S16, and S19
- * for the file that they are made of, of docs/security.md.
+ * address space to another, and from a program to itself after unmap, decommit and discard: S13 to S16 of docs/security.md. And
+ * what is promised of the descriptors that they come by: S11 and S19.
  *
  * An owner writes SOIL all over what it has. Whoever comes next must not find a byte of it. The arena is small and all of
  * it is used in turn, so that the frames are the same ones: each test sees to it that nothing else is free.
@@ -19,6 +19,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -35,6 +36,7 @@
 #define ROUNDS       4
 
 static long huge_before = -1;
+static bool open_before[4096];
 
 static long huge_pages(long wanted)
 {
@@ -54,6 +56,8 @@ static long huge_pages(long wanted)
 static int reserve(void **state)
 {
 	(void)state;
+	for (int fd = 0; fd < 4096; fd++)
+		open_before[fd] = fcntl(fd, F_GETFD) >= 0;
 	huge_before = huge_pages(-1);
 	if (huge_before >= 0)
 		huge_pages(huge_before + HUGE_PAGES);
@@ -271,6 +275,24 @@ static void sealed(struct sublet_arena *arena)
 		assert_int_equal(fchmod(info.fd, 0700), -1);
 }
 
+/* S11: where an arena opens what has to get a high number first, too. */
+static void closed_on_exec(struct sublet_arena *arena)
+{
+	struct sublet_mm *mm = NULL;
+	int ours = 0;
+
+	assert_int_equal(sublet_arena_mm_add(arena, &mm), 0);
+	for (int fd = 3; fd < 4096; fd++) {
+		int flags = fcntl(fd, F_GETFD);
+
+		if (flags < 0 || open_before[fd])
+			continue;
+		assert_true(flags & FD_CLOEXEC);
+		ours++;
+	}
+	assert_true(ours >= 5);
+}
+
 static void on_each(void (*check)(struct sublet_arena *arena))
 {
 	static const enum sublet_backing kinds[] = { SUBLET_BACKING_MEMFD, SUBLET_BACKING_THP,
@@ -300,6 +322,7 @@ ON_EACH(decommitted)
 ON_EACH(discarded)
 ON_EACH(freed)
 ON_EACH(sealed)
+ON_EACH(closed_on_exec)
 
 int main(void)
 {
@@ -307,7 +330,7 @@ int main(void)
 		cmocka_unit_test(test_program_to_claim), cmocka_unit_test(test_claim_to_program),
 		cmocka_unit_test(test_program_to_other), cmocka_unit_test(test_decommitted),
 		cmocka_unit_test(test_discarded),        cmocka_unit_test(test_freed),
-		cmocka_unit_test(test_sealed),
+		cmocka_unit_test(test_sealed),           cmocka_unit_test(test_closed_on_exec),
 	};
 
 	return cmocka_run_group_tests(tests, reserve, restore);

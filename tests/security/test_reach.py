@@ -94,14 +94,14 @@ class Reach(secure.Case):
         for backing in secure.BACKINGS:
             instance = self.instance_of("--backing", backing, *lent.CHAOS, name=backing)
             instance.claim("4M")
-            ours = 0
-            for fd in os.listdir(f"/proc/{instance.pid}/fd"):
-                with open(f"/proc/{instance.pid}/fdinfo/{fd}", encoding="ascii") as file:
-                    flags = next(int(line.split()[1], 8) for line in file if line.startswith("flags:"))
-                if int(fd) > 2:
-                    self.assertTrue(flags & os.O_CLOEXEC, os.readlink(f"/proc/{instance.pid}/fd/{fd}"))
-                    ours += 1
-            self.assertGreater(ours, 4)  # a backing, two userfaultfds, a socket at least
+            for tid in os.listdir(f"/proc/{instance.pid}/task"):  # the server's threads have a table of their own
+                folder = f"/proc/{instance.pid}/task/{tid}"
+                ours = [fd for fd in os.listdir(f"{folder}/fd") if int(fd) > 2]
+                for fd in ours:
+                    with open(f"{folder}/fdinfo/{fd}", encoding="ascii") as file:
+                        flags = next(int(line.split()[1], 8) for line in file if line.startswith("flags:"))
+                    self.assertTrue(flags & os.O_CLOEXEC, os.readlink(f"{folder}/fd/{fd}"))
+                self.assertGreater(len(ours), 4)  # a backing, two userfaultfds, a socket at least
             self.end_filler(instance)
 
     def test_nothing_is_executable(self):
