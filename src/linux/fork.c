@@ -42,6 +42,7 @@
 #include <sys/eventfd.h>
 
 #define PIPES_MAX 64u
+#define PREPARE_TRIES 100 /* a millisecond apart, where the alternative is to stop the process */
 #define HANDSHAKE_MS 1000
 #define RETRY_MIN_MS 5
 #define RETRY_MAX_MS 500
@@ -182,9 +183,12 @@ int sublet__linux_fork_prepare(void)
 
 static void on_prepare(void)
 {
+	int err, tries = 0;
+
 	if (here.prepared)
 		return;
-	int err = prepare();
+	while ((err = prepare()) == -ENOMEM && ++tries < PREPARE_TRIES)
+		sublet__raw_sleep_ns(SUBLET_MS);
 	if (err) {
 		sublet__complain(err == -EAGAIN
 			? "a device does not end its use of lent memory; a child of fork() here would lose what it writes"

@@ -59,7 +59,7 @@ bool sublet__mm_must_wait(int *tries)
 	return true;
 }
 
-static _Noreturn void give_up(const char *what, int err)
+_Noreturn void sublet__mm_give_up(const char *what, int err)
 {
 	sublet__complain(what, err);
 	abort();
@@ -83,7 +83,7 @@ static int map_fixed(uintptr_t addr, size_t bytes, int prot, int flags, int fd, 
 		if (errno == EEXIST)
 			return err;
 	} while (sublet__mm_must_wait(&tries));
-	give_up("the kernel took memory away and refuses to map it again; stopping before data is lost", err);
+	sublet__mm_give_up("the kernel took memory away and refuses to map it again; stopping before data is lost", err);
 }
 
 int sublet__mm_map_nothing(uintptr_t addr, size_t bytes)
@@ -124,7 +124,7 @@ void sublet__mm_must_map(const struct sublet__linux_mm *mm, const struct sublet_
 		if (!err)
 			return;
 	} while (sublet__mm_must_wait(&tries));
-	give_up("the kernel refuses to map memory back where it was; stopping before data is lost", err);
+	sublet__mm_give_up("the kernel refuses to map memory back where it was; stopping before data is lost", err);
 }
 
 /* ---- block ---- */
@@ -242,6 +242,26 @@ static void mm_unblock(void *ctx, uint32_t vpn, uint32_t pages)
 
 /* ---- map, remap, unmap ---- */
 
+/*
+ * Segments 0 .. done - 1 are mapped, and their frames are about to be somebody else's: no address may lead there (G9).
+ * At the limit of mappings the kernel refuses to map nothing too; to take the access away it needs no mapping more.
+ */
+static void map_undo(const struct sublet__linux_mm *mm, const struct sublet__segment *segs, uint32_t done)
+{
+	int err, tries = 0;
+
+	if (!done)
+		return;
+	uintptr_t addr = sublet__mm_addr(mm, segs[0].vpn);
+	size_t bytes = sublet__mm_bytes(mm, sublet__mm_pages(segs, done));
+	do {
+		err = sublet__mm_map_nothing(addr, bytes);
+		err = err && !sublet__raw_mprotect((void *)addr, bytes, PROT_NONE) ? 0 : err;
+	} while (err && sublet__mm_must_wait(&tries));
+	if (err)
+		sublet__mm_give_up("cannot take back half a mapping; stopping before others see its memory", err);
+}
+
 static int mm_map(void *ctx, const struct sublet__segment *segs, uint32_t count, uint32_t flags)
 {
 	const struct sublet__linux_mm *mm = ctx;
@@ -251,10 +271,7 @@ static int mm_map(void *ctx, const struct sublet__segment *segs, uint32_t count,
 	for (uint32_t i = 0; i < count; i++) {
 		int err = sublet__mm_map_frames(mm, &segs[i], segs[i].dst_pfn, flags, PROT_READ | PROT_WRITE);
 		if (err) {
-			/* Fewer mappings than a moment ago: this cannot run into the limit. */
-			for (uint32_t k = 0; k < i; k++)
-				(void)sublet__mm_map_nothing(sublet__mm_addr(mm, segs[k].vpn),
-							     sublet__mm_bytes(mm, segs[k].pages));
+			map_undo(mm, segs, i);
 			return err == -EAGAIN ? -ENOMEM : err;
 		}
 	}
@@ -301,7 +318,7 @@ static void remap_undo(const struct sublet__linux_mm *mm, const struct sublet__s
 			err = block_range(mm, addr, bytes);
 		while (err && sublet__mm_must_wait(&tries));
 		if (err)
-			give_up("cannot take back half a move; stopping before data is lost", err);
+			sublet__mm_give_up("cannot take back half a move; stopping before data is lost", err);
 		sublet__copy(sublet__mm_frame(mm, s->src_pfn), sublet__mm_frame(mm, s->dst_pfn), bytes);
 		sublet__mm_must_map(mm, s, s->src_pfn, flags, PROT_READ | PROT_WRITE);
 		/*

@@ -42,7 +42,7 @@ uint32_t sublet__linux_mm_run_pages(const struct sublet__linux_mm *mm);
 
 extern const struct sublet__mm_ops sublet__linux_mm_ops;
 
-/* ---- between mm.c and private.c ---- */
+/* ---- between mm.c, private.c and uffd.c ---- */
 
 /* Where giving up would lose data: try this often, a millisecond apart, then say why and abort. */
 #define SUBLET__MUST_TRIES 1000
@@ -76,6 +76,8 @@ void sublet__mm_must_map(const struct sublet__linux_mm *mm, const struct sublet_
 int sublet__mm_map_nothing(uintptr_t addr, size_t bytes);
 /* Try again in a moment, in a loop that gives up after SUBLET__MUST_TRIES. */
 bool sublet__mm_must_wait(int *tries);
+/* Say why, and abort: to go on would lose data, or leave a thread asleep for ever. */
+_Noreturn void sublet__mm_give_up(const char *what, int err);
 void sublet__mm_relock(uintptr_t addr, size_t bytes, uint32_t flags);
 /* First and last page of adjacent segments as one range. */
 uint32_t sublet__mm_pages(const struct sublet__segment *segs, uint32_t count);

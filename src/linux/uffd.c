@@ -14,6 +14,7 @@
 #include "linux/uffd.h"
 
 #include "linux/linux.h"
+#include "linux/mm.h"
 #include "linux/raw.h"
 
 static int open_bare(bool *via_device)
@@ -85,8 +86,13 @@ int sublet__uffd_register(int uffd, uintptr_t addr, size_t bytes, uint64_t mode)
 void sublet__uffd_unregister(int uffd, uintptr_t addr, size_t bytes)
 {
 	struct uffdio_range r = { addr, bytes };
+	int tries = 0;
 
-	(void)ioctl(uffd, UFFDIO_UNREGISTER, &r);
+	/* A range that stays registered is one on which somebody sleeps for ever (G7). It is refused where a mapping has
+	   to be split for it and there is no memory; anything else means that the program has put its own there. */
+	while (ioctl(uffd, UFFDIO_UNREGISTER, &r) && errno == ENOMEM)
+		if (!sublet__mm_must_wait(&tries))
+			sublet__mm_give_up("cannot let go of a blocked range; stopping before threads hang", -ENOMEM);
 }
 
 int sublet__uffd_protect(int uffd, uintptr_t addr, size_t bytes)
