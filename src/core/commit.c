@@ -61,6 +61,13 @@ static uint32_t unit_mapped_pages(const struct sublet_mm *mm, uint32_t vpn)
 	return pages;
 }
 
+/* Only for whoever checks the program. */
+static void touchable(const struct sublet_mm *mm, uint32_t vpn, uint32_t pages, bool may)
+{
+	if (mm->config.ops->touchable)
+		mm->config.ops->touchable(mm->config.ctx, vpn, pages, may);
+}
+
 /* Free the memory of [vpn, vpn + pages), all of it holes; a unit with a pinned folio keeps it. */
 static int holes_free(struct sublet_mm *mm, uint32_t vpn, uint32_t pages)
 {
@@ -110,6 +117,7 @@ static int block_decommit(struct sublet_mm *mm, uint32_t vpn, uint32_t pages)
 		if (!(pte & PTE_HOLE) && ((pte & PTE_PRESENT) || pte_is_plain(pte)))
 			a32_store_release(&mm->pte[at], pte | PTE_HOLE);
 	}
+	touchable(mm, vpn, pages, false);
 	if (block_is_idle(mm, vpn)) {
 		vpn &= ~(ENGINE_BLOCK_PAGES - 1);
 		pages = min_u32(ENGINE_BLOCK_PAGES, mm->config.pages - vpn);
@@ -202,6 +210,7 @@ static void holes_fill(struct sublet_mm *mm, uint32_t vpn, uint32_t pages)
 		uint32_t pte = a32_load_relaxed(&mm->pte[at]);
 		if (!(pte & PTE_HOLE))
 			continue;
+		touchable(mm, at, 1, true);
 		if (!(pte & PTE_FRESH))
 			mm->config.ops->clear(mm->config.ctx, at, 1);
 		a32_store_release(&mm->pte[at], pte & ~(PTE_HOLE | PTE_FRESH));
@@ -225,8 +234,10 @@ static int units_give(struct sublet_mm *mm, uint32_t vpn, uint32_t pages, uint32
 			err = sublet__mm_give(mm, at, run, flags);
 		for (uint32_t p = at; p < at + run; p++) {
 			uint32_t pte = a32_load_relaxed(&mm->pte[p]);
-			if ((p < vpn || p >= end) && !entry_is_gone(pte))
+			if ((p < vpn || p >= end) && !entry_is_gone(pte)) {
 				a32_store_release(&mm->pte[p], pte | PTE_HOLE | PTE_FRESH);
+				touchable(mm, p, 1, false);
+			}
 		}
 	}
 	return err;

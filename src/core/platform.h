@@ -141,6 +141,12 @@ struct sublet__mm_ops {
 	 * and privatize). -ENOMEM: no kernel mapping left; a part of the range may have changed.
 	 */
 	int (*inherit)(void *mm, uint32_t vpn, uint32_t pages, bool inherit);
+
+	/*
+	 * NULL, or for a checker of programs: mapped memory that the program must not touch from here on, or may again
+	 * (it is decommitted, and keeps its frames). Changes nothing.
+	 */
+	void (*touchable)(void *mm, uint32_t vpn, uint32_t pages, bool may);
 };
 
 enum sublet__mm_features {

@@ -14,6 +14,7 @@
 #include "core/engine.h"
 #include "linux/fork.h"
 #include "linux/instance.h"
+#include "linux/memcheck.h"
 #include "linux/proc.h"
 #include "linux/uapi.h"
 #include "linux/uffd.h"
@@ -30,6 +31,7 @@
 #define WINDOW_MIN_BYTES (64 * SUBLET_GIB)
 #define WINDOW_FACTOR 16u
 #define WINDOW_LEAST_FACTOR 4u /* where addresses are limited (RLIMIT_AS) */
+#define WINDOW_CHECKED_BYTES (16 * SUBLET_GIB) /* valgrind has no more than 64 GiB in one piece */
 #define ARENA_MAX_BYTES ((uint64_t)1 << 43)
 #define WINDOW_MAX_PAGES ((uint64_t)1 << 31) /* the engine counts them, rounded up to blocks, in 32 bits */
 
@@ -177,6 +179,9 @@ static uint64_t window_bytes_fitting(const struct sublet_arena_options *o)
 	uint64_t least = WINDOW_LEAST_FACTOR * o->area_bytes, half = sublet__addresses_left() / 2;
 	uint64_t bytes = o->window_bytes < half ? o->window_bytes : half & ~(HUGE_BYTES - 1);
 
+	if (SUBLET__UNDER_VALGRIND() && bytes > WINDOW_CHECKED_BYTES)
+		bytes = WINDOW_CHECKED_BYTES;
+
 	return bytes > least ? bytes : least;
 }
 
@@ -219,6 +224,7 @@ out:
 static int create(const struct sublet_arena_options *given, struct sublet_arena **arena)
 {
 	struct sublet_arena_options o;
+	static sublet__a32 told;
 	int err = arena ? options_read(&o, given) : -EINVAL;
 	bool window_is_given = !err && o.window_bytes;
 
@@ -233,6 +239,8 @@ static int create(const struct sublet_arena_options *given, struct sublet_arena 
 	err = build(in, &o, window_is_given);
 	if (!err)
 		*arena = in->arena;
+	if (!err && in->mm[0].is_checked && !a32_exchange_acq_rel(&told, 1))
+		sublet__complain("memory does not move under valgrind: claims get what is free or discardable", 0);
 	return err;
 }
 

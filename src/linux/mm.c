@@ -24,6 +24,10 @@
  * From block to wake or unblock the calling thread takes no signal: a handler that touched the range
  * would sleep on the very thread that is to wake it.
  *
+ * Valgrind runs one thread at a time, and waits for a thread that sleeps on a page as if it were computing: a thread
+ * that touched a blocked range would stop the one that is to wake it, for ever. So nothing is blocked there; whatever
+ * needs it is refused, as by a kernel that cannot do it.
+ *
  * remap is all or nothing. One segment is one mmap, which does that by itself. Of several, those
  * done are open to everybody at once; when a later one fails they are blocked again, their bytes
  * are copied back, and the old frames return. A kernel that refuses even that (it would have to
@@ -34,6 +38,7 @@
 
 #include "linux/copy.h"
 #include "linux/linux.h"
+#include "linux/memcheck.h"
 #include "linux/platform.h"
 #include "linux/proc.h"
 #include "linux/raw.h"
@@ -161,9 +166,11 @@ static int mm_track(void *ctx, uint32_t vpn, uint32_t pages)
 	const struct sublet__linux_mm *mm = ctx;
 	uintptr_t addr = sublet__mm_addr(mm, vpn);
 	size_t bytes = sublet__mm_bytes(mm, pages);
-	int err = mm->in_child ? -EPERM
-			       : sublet__uffd_register(mm->uffd_move, addr, bytes, UFFDIO_REGISTER_MODE_WP);
+	int err;
 
+	if (mm->in_child || mm->is_checked)
+		return mm->in_child ? -EPERM : -EOPNOTSUPP;
+	err = sublet__uffd_register(mm->uffd_move, addr, bytes, UFFDIO_REGISTER_MODE_WP);
 	if (err)
 		return err;
 	err = sublet__uffd_protect(mm->uffd_move, addr, bytes);
@@ -176,8 +183,8 @@ static int mm_block(void *ctx, uint32_t vpn, uint32_t pages)
 {
 	const struct sublet__linux_mm *mm = ctx;
 
-	if (mm->in_child)
-		return -EPERM;
+	if (mm->in_child || mm->is_checked)
+		return mm->in_child ? -EPERM : -EOPNOTSUPP;
 	sublet__signals_block();
 	int err = block_range(mm, sublet__mm_addr(mm, vpn), sublet__mm_bytes(mm, pages));
 	if (err)
@@ -358,6 +365,25 @@ static int mm_inherit(void *ctx, uint32_t vpn, uint32_t pages, bool inherit)
 		       : 0;
 }
 
+/* Writes wait meanwhile, so it is a move like any other. */
+static int mm_restore(void *ctx, const struct sublet__segment *segs, uint32_t count, uint32_t flags)
+{
+	const struct sublet__linux_mm *mm = ctx;
+
+	return mm->is_checked ? -ENOMEM : sublet__mm_restore(ctx, segs, count, flags);
+}
+
+static void mm_touchable(void *ctx, uint32_t vpn, uint32_t pages, bool may)
+{
+	const struct sublet__linux_mm *mm = ctx;
+	void *addr = (void *)sublet__mm_addr(mm, vpn);
+
+	if (may)
+		SUBLET__DEFINED(addr, sublet__mm_bytes(mm, pages));
+	else
+		SUBLET__NO_ACCESS(addr, sublet__mm_bytes(mm, pages));
+}
+
 const struct sublet__mm_ops sublet__linux_mm_ops = {
 	.map = mm_map,
 	.map_plain = mm_map_plain,
@@ -370,8 +396,9 @@ const struct sublet__mm_ops sublet__linux_mm_ops = {
 	.wake = mm_wake,
 	.unblock = mm_unblock,
 	.privatize = sublet__mm_privatize,
-	.restore = sublet__mm_restore,
+	.restore = mm_restore,
 	.inherit = mm_inherit,
+	.touchable = mm_touchable,
 };
 
 /* ---- open, close ---- */
@@ -453,7 +480,7 @@ int sublet__linux_mm_open(struct sublet__linux_mm *mm, const struct sublet__back
 			  uint64_t window_bytes)
 {
 	*mm = (struct sublet__linux_mm){ .bytes = window_bytes, .shift = b->frame_shift, .is_hugetlb = b->is_hugetlb,
-					 .is_huge = b->is_huge,
+					 .is_huge = b->is_huge, .is_checked = SUBLET__UNDER_VALGRIND(),
 					 .fd = b->fd, .fd_offset = b->fd_offset, .linear = b->linear,
 					 .uffd_move = -1, .uffd_hold = -1, .pagemap = -1, .maps = -1 };
 	int err = open_descriptors(mm, technique);

@@ -21,6 +21,7 @@ struct sublet__linux_mm {
 	int uffd_hold;    /* synchronous write-protection, for restore; the same as uffd_move unless PRECOPY */
 	int pagemap;      /* /proc/self/pagemap, -1 where it cannot be read */
 	int maps;         /* /proc/self/maps, likewise: a program may lock itself in (chroot), and fork */
+	bool is_checked;  /* by valgrind: nothing moves */
 	bool in_child;    /* of a fork(): ordinary memory, and every operation is refused */
 };
 

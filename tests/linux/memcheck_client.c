@@ -1,0 +1,115 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * A program that valgrind checks (test_valgrind.py): one that does everything right, with threads and claims, and four
+ * that touch what they have given back.
+ */
+#include <sublet/arena.h>
+#include <sublet/claim.h>
+#include <sublet/map.h>
+
+#include <errno.h>
+#include <pthread.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#define BYTES SUBLET_MIB
+#define UNIT  ((size_t)64 << 10)
+#define must(what)                                                \
+	do {                                                      \
+		if (!(what)) {                                    \
+			fprintf(stderr, "not true: %s\n", #what); \
+			exit(3);                                  \
+		}                                                 \
+	} while (0)
+
+static struct sublet_arena *arena;
+static struct sublet_mm *mm;
+static char *heap;
+static volatile int sink;
+
+static void *worker(void *arg)
+{
+	void *memory;
+
+	for (int i = 0; i < 20; i++) {
+		must(!sublet_map(mm, 4 * UNIT, SUBLET_MOVABLE, &memory));
+		memset(memory, i, 4 * UNIT);
+		must(!sublet_decommit(mm, (char *)memory + 4096, 3 * UNIT));
+		must(!sublet_commit(mm, (char *)memory + 4096, 3 * UNIT, 0));
+		must(!((char *)memory)[4096] && !((char *)memory)[2 * UNIT] && ((char *)memory)[0] == i);
+		must(!sublet_unmap(mm, memory, 4 * UNIT));
+	}
+	return arg;
+}
+
+/* A thread that writes all the time, and claims of what it writes on: refused, and not the end of both. */
+static void claims(void)
+{
+	const struct sublet_claim_options all = { SUBLET_OPTIONS(sublet_claim_options),
+						  .deadline_ns = 50 * SUBLET_MS };
+	struct sublet_claim claim;
+
+	must(sublet_claim(arena, 16 * SUBLET_MIB, &all, &claim) == -EBUSY);
+	must(claim.blocker_count && claim.blockers[0].kind == SUBLET_BLOCKER_PLATFORM);
+	must(!sublet_claim(arena, SUBLET_MIB, &all, &claim));
+	memset(claim.addr, 1, SUBLET_MIB);
+	must(!sublet_release(arena, &claim));
+}
+
+static void clean(void)
+{
+	pthread_t thread[2];
+	void *cache;
+	int status;
+
+	for (int i = 0; i < 2; i++)
+		must(!pthread_create(&thread[i], NULL, worker, NULL));
+	claims();
+	for (int i = 0; i < 2; i++)
+		pthread_join(thread[i], NULL);
+	must(!sublet_map(mm, BYTES, SUBLET_DISCARDABLE, &cache));
+	memset(cache, 7, BYTES);
+	must(!sublet_unlock(mm, cache, BYTES));
+	claims();
+	int answer = sublet_lock(mm, cache, BYTES);
+	must(answer == SUBLET_INTACT || answer == SUBLET_DISCARDED);
+	must(((char *)cache)[5] == (answer == SUBLET_INTACT ? 7 : 0));
+	pid_t pid = fork();
+	if (!pid)
+		_exit(heap[5] != 1);
+	must(waitpid(pid, &status, 0) == pid && !status);
+}
+
+int main(int argc, char **argv)
+{
+	const struct sublet_arena_options options = { SUBLET_OPTIONS(sublet_arena_options),
+						      .area_bytes = 16 * SUBLET_MIB,
+						      .normal_bytes = 16 * SUBLET_MIB };
+	const char *mode = argc > 1 ? argv[1] : "clean";
+	void *memory;
+	int err = sublet_arena_create(&options, &arena);
+
+	if (err) {
+		fprintf(stderr, "no arena: %s\n", strerror(-err));
+		return 77;
+	}
+	mm = sublet_arena_mm(arena);
+	must(!sublet_map(mm, BYTES, strcmp(mode, "unlocked") ? SUBLET_MOVABLE : SUBLET_DISCARDABLE, &memory));
+	heap = memory;
+	memset(heap, 1, BYTES);
+	if (!strcmp(mode, "clean"))
+		clean();
+	else if (!strcmp(mode, "unmapped"))
+		must(!sublet_unmap(mm, heap, BYTES));
+	else if (!strcmp(mode, "decommitted")) /* a page: its unit stays where it is, and mapped */
+		must(!sublet_decommit(mm, heap + 4096, 4096));
+	else
+		must(!sublet_unlock(mm, heap, BYTES));
+	if (strcmp(mode, "clean"))
+		sink = heap[4100];
+	sublet_arena_destroy(arena);
+	return 0;
+}
