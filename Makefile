@@ -10,7 +10,6 @@ COVERAGE_BUILD ?= build-coverage
 DEMO_ARGS ?=
 TEST_ARGS ?=
 MUTANTS_ARGS ?=
-SECONDS ?= 600
 
 all: build
 
@@ -38,8 +37,13 @@ coverage: deps-test
 
 ## torture   real programs under chaos, claims and kills for SECONDS=600; BACKINGS=, PERIODS=, SEED= choose
 torture: deps-test build
-	@SUBLET=$(BUILD)/sublet SUBLET_BUILD=$(BUILD) python3 tests/clients/torture.py --budget $(SECONDS) \
+	@SUBLET=$(BUILD)/sublet SUBLET_BUILD=$(BUILD) python3 tests/clients/torture.py --budget $(or $(SECONDS),600) \
 		$(if $(BACKINGS),--backings "$(BACKINGS)") $(if $(PERIODS),--periods "$(PERIODS)") $(if $(SEED),--seed $(SEED))
+
+## fuzz      every fuzz target for SECONDS=60; what they find is in build/fuzz/TARGET
+fuzz: deps-test
+	@mkdir -p $(BUILD)
+	@python3 tests/fuzz/fuzz.py . $(BUILD) $(or $(SECONDS),60)
 
 ## bench     the benchmarks, in a release build of their own
 bench: deps-test
@@ -67,4 +71,4 @@ $(BUILD)/build.ninja: | deps-build
 deps-build deps-run deps-test:
 	@tools/deps.sh $(@:deps-%=%)
 
-.PHONY: all build run test mutants coverage torture bench install clean help deps-build deps-run deps-test
+.PHONY: all build run test mutants coverage torture fuzz bench install clean help deps-build deps-run deps-test

@@ -46,8 +46,8 @@ struct sublet_arena {
 	char last_owner[SUBLET_OWNER_BYTES];
 	struct sublet__linux_companion companions[4];
 	uint32_t companion_count;
-	uint32_t pins;
-	uint32_t bos;
+	_Atomic uint32_t pins; /* the test changes them between requests */
+	_Atomic uint32_t bos;
 };
 
 static inline void fake_create(struct sublet_arena *arena)
