@@ -13,6 +13,7 @@
 
 #include "core/engine.h"
 #include "fake_platform.h"
+#include "seed.h"
 
 #include <sublet/pin.h>
 
@@ -34,15 +35,8 @@ void fixture_verify(struct fake *f);
 void threads_begin(void);
 void threads_end(void);
 
-/* splitmix64 */
-uint64_t rng(uint64_t *state);
-/* A number below n, n > 0. */
-uint32_t below(uint64_t *state, uint32_t n);
-/* The seed of a random test: SEED from the environment, else one that differs each time; printed. */
-uint64_t seed_get(const char *test);
 /* Seconds from the environment (UNIT_SECONDS), else `seconds`. */
 uint64_t soak_ns(double seconds);
-uint64_t wall_ns(void);
 
 /* Map in mm 0 or die; returns the first page. */
 uint32_t map_pages(struct fake *f, uint32_t pages, uint32_t flags);

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT */
-/* core/notifier_index.c: against a naive list, with many nodes, over large windows, in 64 mms at once. */
+/* core/notifier_index.c: with many nodes, over large windows, in 64 mms at once. Its answers: tests/model. */
 #include "fixture.h"
 
 #include <sublet/notifier.h>
@@ -39,134 +39,6 @@ static void check_index(struct sublet_mm *mm)
 
 	if (what)
 		fail_msg("%s", what);
-}
-
-/* ---- against a list ---- */
-
-enum { MODEL_RANGES = 1500, MODEL_STEPS = 6000 };
-
-struct model {
-	struct sublet_mm *mm;
-	uint64_t state;
-	struct range range[MODEL_RANGES];
-	uint32_t live;
-};
-
-/* Sizes of every magnitude; places near the edges of bins as often as anywhere. */
-static void range_pick(struct model *m, uint32_t *first, uint32_t *end)
-{
-	uint32_t window = m->mm->config.pages, bits = log2_floor(window) + 1;
-	uint32_t pages = 1 + below(&m->state, 1u << below(&m->state, bits));
-	uint32_t at = below(&m->state, window);
-
-	if (below(&m->state, 2)) {
-		uint32_t edge = 2 * below(&m->state, bits / 2 + 1);
-		at = (at >> edge << edge) + below(&m->state, 5) - 2;
-	}
-	if (below(&m->state, 4) == 0)
-		at = below(&m->state, 64); /* a crowd */
-	if (below(&m->state, 8) == 0)
-		pages = 1u << 2 * below(&m->state, bits / 2); /* as long as a bin */
-	*first = at < window ? at : window - 1;
-	*end = min_u32(pages, window - *first) + *first;
-}
-
-static uint32_t list_count(const struct model *m, uint32_t first, uint32_t end)
-{
-	uint32_t count = 0;
-
-	for (uint32_t i = 0; i < MODEL_RANGES; i++)
-		count += m->range[i].live && m->range[i].first < end && m->range[i].end > first;
-	return count;
-}
-
-static void model_change(struct model *m, uint32_t want)
-{
-	struct range *r = &m->range[below(&m->state, MODEL_RANGES)];
-	uint32_t first, end;
-
-	if (r->live && m->live > want) {
-		assert_int_equal(sublet_notifier_remove(&r->notifier), 0);
-		r->live = false;
-		m->live--;
-	} else if (!r->live && m->live < want) {
-		range_pick(m, &first, &end);
-		range_add(m->mm, r, first, end);
-		m->live++;
-	}
-}
-
-static void model_query(struct model *m)
-{
-	uint32_t first, end;
-
-	range_pick(m, &first, &end);
-	uint32_t stab = list_count(m, first, first + 1), count = list_count(m, first, end);
-	assert_int_equal(sublet__notifier_count(m->mm, first, 1), stab);
-	if (sublet__notifier_count(m->mm, first, end - first) != count)
-		fail_msg("[%u, %u): want %u, have %u", first, end, count,
-			 sublet__notifier_count(m->mm, first, end - first));
-}
-
-/* Exactly those in range are called, once each, and all of them are quiet again after the end. */
-static void model_invalidate(struct model *m)
-{
-	struct sublet__invalidation inv;
-	uint32_t first, end;
-	uint64_t seq;
-
-	range_pick(m, &first, &end);
-	for (uint32_t i = 0; i < MODEL_RANGES; i++)
-		m->range[i].calls = 0;
-	assert_int_equal(
-		sublet__invalidate_begin(m->mm, &inv, first, end - first, SUBLET_NOTIFIER_MOVE, false), 0);
-	for (uint32_t i = 0; i < MODEL_RANGES; i++) {
-		struct range *r = &m->range[i];
-		bool in = r->live && r->first < end && r->end > first;
-		if (r->calls != in)
-			fail_msg("[%u, %u) called [%u, %u) %u times", first, end, r->first, r->end, r->calls);
-		if (r->live)
-			assert_int_equal(sublet_notifier_read_begin(&r->notifier, 0, &seq), in ? -EAGAIN : 0);
-	}
-	sublet__invalidate_end(m->mm, &inv);
-	for (uint32_t i = 0; i < MODEL_RANGES; i++)
-		if (m->range[i].live)
-			assert_int_equal(sublet_notifier_read_begin(&m->range[i].notifier, 0, &seq), 0);
-}
-
-static void model_run(uint32_t mm_pages, uint64_t seed)
-{
-	static struct fake f;
-	static struct model m;
-
-	fixture_open(
-		&f, &(struct fake_options){ .area_frames = 512, .normal_frames = 512, .mm_pages = mm_pages });
-	m = (struct model){ .mm = f.engine_mm[0], .state = seed };
-	uint32_t want = MODEL_RANGES;
-	for (uint32_t step = 0; step < MODEL_STEPS; step++) {
-		if (step % 1500 == 0) /* full, empty, and between */
-			want = step % 3000 ? below(&m.state, MODEL_RANGES) : step ? 0 : MODEL_RANGES * 3 / 4;
-		for (uint32_t i = 0; i < 3; i++)
-			model_change(&m, want);
-		model_query(&m);
-		if (step % 16 == 0)
-			model_invalidate(&m);
-		if (step % 500 == 0)
-			check_index(m.mm);
-	}
-	assert_int_equal(m.mm->notifiers.registered, m.live);
-	check_index(m.mm);
-	fixture_close(&f);
-}
-
-static void model(void **unused)
-{
-	static const uint32_t windows[] = { 1024, 5000, 1u << 18 };
-	uint64_t seed = seed_get("model");
-	(void)unused;
-
-	for (uint32_t i = 0; i < 3; i++)
-		model_run(windows[i], seed + i);
 }
 
 /* ---- many ---- */
@@ -279,7 +151,6 @@ static void mms_64(void **unused)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(model),
 		cmocka_unit_test(many),
 		cmocka_unit_test(sparse),
 		cmocka_unit_test(mms_64),
