@@ -14,7 +14,9 @@ import sys
 import tempfile
 
 MODEL = sys.argv[1]
-MEMORY_MIB = 6000 if "--long" in sys.argv else 1500
+LONG_RUN = "--long" in sys.argv
+MEMORY_MIB = 6000 if LONG_RUN else 1500
+DEPTH_MAX = 5000000 if LONG_RUN else 200000
 SKIPPED = 77
 
 # Whoever is not named is left out. ROUNDS=n: each does its work n times, and must come to an end; else for ever.
@@ -87,7 +89,7 @@ def pan(config, mutant=None):
         made = run(["cc", "-w", speed, f"-DMEMLIM={MEMORY_MIB}", *kind, "-o", "pan", "pan.c"], where)
         if made.returncode:
             sys.exit(f"cc: {made.stderr}")
-        return run(["./pan", "-m5000000", "-w22", *(["-a", "-f"] if config.liveness else [])], where).stdout
+        return run(["./pan", f"-m{DEPTH_MAX}", "-w20", *(["-a", "-f"] if config.liveness else [])], where).stdout
 
 
 def number(text, what):
@@ -123,8 +125,8 @@ def main():
         print("spin is not installed")
         return SKIPPED
     print(version)
-    configs = dict(CONFIGS, **(LONG if "--long" in sys.argv else {}))
-    with concurrent.futures.ThreadPoolExecutor(1 if "--long" in sys.argv else 2) as pool:
+    configs = dict(CONFIGS, **(LONG if LONG_RUN else {}))
+    with concurrent.futures.ThreadPoolExecutor(1 if LONG_RUN else 2) as pool:
         jobs = [pool.submit(check_config, *item) for item in configs.items()]
         jobs += [pool.submit(check_mutant, name, *what) for name, what in MUTANTS.items()]
         good = [job.result() for job in jobs]
