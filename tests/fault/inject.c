@@ -89,6 +89,9 @@ static _Noreturn void unknown(const char *what, unsigned long number)
 	abort();
 }
 
+/* Passes on as many arguments as there may be, also those that nobody gave. */
+#define TAKES_MORE __attribute__((no_sanitize_address))
+
 /* ---- syscall(2) ---- */
 
 struct known {
@@ -139,7 +142,7 @@ static bool is_refused(const long *a)
 	return false;
 }
 
-long __wrap_syscall(long number, ...)
+TAKES_MORE long __wrap_syscall(long number, ...)
 {
 	long a[6];
 	va_list args;
@@ -278,7 +281,7 @@ int __wrap_fcntl64(int fd, int command, ...)
 int __real_clone(int (*fn)(void *), void *stack, int flags, void *arg, ...);
 int __wrap_clone(int (*fn)(void *), void *stack, int flags, void *arg, ...);
 
-int __wrap_clone(int (*fn)(void *), void *stack, int flags, void *arg, ...)
+TAKES_MORE int __wrap_clone(int (*fn)(void *), void *stack, int flags, void *arg, ...)
 {
 	void *more[3];
 	va_list args;

@@ -252,10 +252,8 @@ static void kernel_check(const struct world *w)
 	must(f);
 	while (fgets(line, sizeof line, f)) {
 		must(sscanf(line, "%llx-%llx %7s %llx %*s %lu", &from, &to, how, &offset, &ino) == 5);
-		for (uint64_t at = from; at < to; at += 4096)
-			if (at >= base && at < end)
-				page_check(w, mm, (uint32_t)((at - base) >> 12), how, offset + (at - from),
-					   ino);
+		for (uint64_t at = from > base ? from : base; at < to && at < end; at += 4096)
+			page_check(w, mm, (uint32_t)((at - base) >> 12), how, offset + (at - from), ino);
 	}
 	fclose(f);
 }
