@@ -106,8 +106,8 @@ void check_note(struct sim *s, const volatile void *at)
 			return;
 		s->touch = member ? TOUCH_WORD : TOUCH_REF;
 		s->touch_at = (uint32_t)(offset / sizeof *arena->frames);
-	} else if (lies_in(at, arena->pageblocks, (s->frames >> arena->pageblock_order) * sizeof *arena->pageblocks,
-			   &offset)) {
+	} else if (lies_in(at, arena->pageblocks,
+			   (s->frames >> arena->pageblock_order) * sizeof *arena->pageblocks, &offset)) {
 		if (offset % sizeof *arena->pageblocks)
 			return;
 		s->touch = TOUCH_COUNTS;
@@ -149,8 +149,9 @@ static void ref_check(struct sim *s, uint32_t pfn, uint32_t ref, uint32_t old)
 	uint32_t word = a32_load_relaxed(&s->arena->frames[pfn].word);
 
 	if ((ref ^ old) & (REF_FROZEN | REF_COUNT_MASK))
-		sim_trace(s, (ref & REF_FROZEN) ? "ref of frame %llu: %llu short, %llu long, frozen" :
-						  "ref of frame %llu: %llu short, %llu long",
+		sim_trace(s,
+			  (ref & REF_FROZEN) ? "ref of frame %llu: %llu short, %llu long, frozen"
+					     : "ref of frame %llu: %llu short, %llu long",
 			  pfn, ref & REF_SHORT_MASK, (ref & REF_LONG_MASK) / REF_LONG_ONE, 0);
 	if (ref & REF_FROZEN)
 		return;
@@ -195,8 +196,8 @@ static uint32_t way_back_check(struct sim *s, uint32_t m, uint32_t vpn, uint32_t
 		sim_violation(s, "mm %u page %u leads to frame %u, which is %s", m, vpn, pfn,
 			      cover_state_name(COVER_FRAME, state));
 	if (a32_load_relaxed(&f->b) != m || a32_load_relaxed(&f->a) + (pfn - head) != vpn)
-		sim_violation(s, "mm %u page %u leads to frame %u, whose folio leads to mm %u page %u", m, vpn, pfn,
-			      a32_load_relaxed(&f->b), a32_load_relaxed(&f->a) + (pfn - head));
+		sim_violation(s, "mm %u page %u leads to frame %u, whose folio leads to mm %u page %u", m,
+			      vpn, pfn, a32_load_relaxed(&f->b), a32_load_relaxed(&f->a) + (pfn - head));
 	return head;
 }
 
@@ -223,11 +224,13 @@ static void entry_check(struct sim *s, uint32_t m, uint32_t vpn, uint32_t pte, u
 	sim_trace(s, "entry of mm %llu page %llu: frame %llu", m, vpn, pte_pfn(pte), 0);
 	uint32_t head = way_back_check(s, m, vpn, pte_pfn(pte));
 	if (!(a32_load_relaxed(&s->arena->frames[head].ref) & REF_FROZEN))
-		sim_violation(s, "mm %u page %u leads to frame %u, which can be pinned before all its entries are there",
+		sim_violation(s,
+			      "mm %u page %u leads to frame %u, which can be pinned before all its entries "
+			      "are there",
 			      m, vpn, pte_pfn(pte));
 	if (p->kind == KIND_NONE || p->kind == KIND_PLAIN || p->pfn != pte_pfn(pte))
-		sim_violation(s, "mm %u page %u is said to lead to frame %u; the kernel's leads to %u", m, vpn,
-			      pte_pfn(pte), p->kind == KIND_NONE ? UINT32_MAX : p->pfn);
+		sim_violation(s, "mm %u page %u is said to lead to frame %u; the kernel's leads to %u", m,
+			      vpn, pte_pfn(pte), p->kind == KIND_NONE ? UINT32_MAX : p->pfn);
 }
 
 static void counts_check(struct sim *s, uint32_t pb)
@@ -263,15 +266,17 @@ static void page_check(struct sim *s, uint32_t m, uint32_t vpn, uint32_t pte)
 	uint32_t head = way_back_check(s, m, vpn, pte_pfn(pte));
 	uint32_t word = a32_load_relaxed(&s->arena->frames[head].word);
 	if (word_state(word) == FRAME_DISCARDABLE ? kind != KIND_NONE : p->pfn != pte_pfn(pte))
-		sim_violation(s, "mm %u page %u: the entry leads to frame %u, the kernel's page is %s at %u", m, vpn,
-			      pte_pfn(pte), cover_state_name(COVER_PAGE, kind), p->pfn);
+		sim_violation(s, "mm %u page %u: the entry leads to frame %u, the kernel's page is %s at %u",
+			      m, vpn, pte_pfn(pte), cover_state_name(COVER_PAGE, kind), p->pfn);
 	uint32_t shared = (word & FRAME_HELD) ? KIND_PRIVATE : KIND_SHARED;
-	if (word_state(word) == FRAME_MOVABLE && kind != shared && !(shared == KIND_PRIVATE && kind == KIND_COPIED))
+	if (word_state(word) == FRAME_MOVABLE && kind != shared &&
+	    !(shared == KIND_PRIVATE && kind == KIND_COPIED))
 		sim_violation(s, "mm %u page %u: the kernel's page is %s, the folio %sheld", m, vpn,
 			      cover_state_name(COVER_PAGE, kind), (word & FRAME_HELD) ? "" : "not ");
 	bool frozen = a32_load_relaxed(&s->arena->frames[head].ref) & REF_FROZEN;
 	if (frozen != (word_state(word) == FRAME_DISCARDABLE))
-		sim_violation(s, "mm %u page %u: the folio at %u is left %sfrozen", m, vpn, head, frozen ? "" : "not ");
+		sim_violation(s, "mm %u page %u: the folio at %u is left %sfrozen", m, vpn, head,
+			      frozen ? "" : "not ");
 }
 
 static void block_check(struct sim *s, uint32_t m, uint32_t block)
@@ -291,7 +296,8 @@ static void list_check(struct sim *s, const struct sublet__zone *zone, uint32_t 
 	const struct sublet_arena *arena = s->arena;
 	uint32_t prev = ENGINE_NONE;
 
-	for (uint32_t pfn = zone->head[order]; pfn != ENGINE_NONE; pfn = a32_load_relaxed(&arena->frames[pfn].a)) {
+	for (uint32_t pfn = zone->head[order]; pfn != ENGINE_NONE;
+	     pfn = a32_load_relaxed(&arena->frames[pfn].a)) {
 		uint32_t word = pfn < s->frames ? a32_load_relaxed(&arena->frames[pfn].word) : 0;
 		if (!(word & FRAME_HEAD) || word_state(word) != FRAME_FREE || word_order(word) != order ||
 		    a32_load_relaxed(&arena->frames[pfn].b) != prev)
@@ -321,8 +327,8 @@ static void isolations_check(struct sim *s, const struct sublet__zone *zone)
 			isolated += s->state[pfn] == FRAME_ISOLATED;
 		}
 		if (isolated != i->isolated_frames)
-			sim_violation(s, "%u frames of the window %u to %u are isolated, %u counted", isolated,
-				      i->first_pfn, i->end_pfn, i->isolated_frames);
+			sim_violation(s, "%u frames of the window %u to %u are isolated, %u counted",
+				      isolated, i->first_pfn, i->end_pfn, i->isolated_frames);
 	}
 }
 
@@ -383,7 +389,8 @@ static bool in_gap(const struct sublet__bo *bo, uint64_t at)
 }
 
 /* A translation that is there leads to where the program's page is now, and nobody is moving it. */
-static void translation_check(struct sim *s, const struct sim_device *d, const struct sublet__bo *bo, uint64_t at)
+static void translation_check(struct sim *s, const struct sim_device *d, const struct sublet__bo *bo,
+			      uint64_t at)
 {
 	struct sublet_extent extent = { 0, 0 };
 	uint32_t i = (uint32_t)(bo - d->device->bo), index = (uint32_t)(at >> s->frame_shift), m = 0;
@@ -393,7 +400,8 @@ static void translation_check(struct sim *s, const struct sim_device *d, const s
 		int err = sublet_iopt_translate(d->device->iopt, bo->iova + at, 0, &extent);
 		if (!err == gap)
 			sim_violation(s, "device %u buffer %u at %llu: a gap %s translation", d->index, i,
-				      (unsigned long long)at, gap ? "with a" : "is not listed, and there is no");
+				      (unsigned long long)at,
+				      gap ? "with a" : "is not listed, and there is no");
 		if (gap)
 			return;
 	} else {
@@ -402,7 +410,8 @@ static void translation_check(struct sim *s, const struct sim_device *d, const s
 	uint32_t pfn = (uint32_t)(extent.offset_bytes >> s->frame_shift);
 	if (!bo->mm) {
 		if (extent.offset_bytes != bo->base + at)
-			sim_violation(s, "device %u buffer %u leads to frame %u, beside its claim", d->index, i, pfn);
+			sim_violation(s, "device %u buffer %u leads to frame %u, beside its claim", d->index,
+				      i, pfn);
 		return;
 	}
 	while (s->mm[m].mm != bo->mm)
@@ -412,10 +421,12 @@ static void translation_check(struct sim *s, const struct sim_device *d, const s
 	/* Unlocked discardable memory keeps its frames, and what a device knows of them. */
 	uint32_t pte = a32_load_relaxed(&bo->mm->pte[vpn]);
 	bool unlocked = p->kind == KIND_NONE && (pte & PTE_PRESENT) && s->state[pfn] == FRAME_DISCARDABLE;
-	if (unlocked ? pte_pfn(pte) != pfn : p->kind != KIND_SHARED || p->pfn != pfn || p->blocked || p->tracked)
-		sim_violation(s, "device %u buffer %u translates mm %u page %u to frame %u; it is %s at %u%s (G4)",
-			      d->index, i, m, vpn, pfn, cover_state_name(COVER_PAGE, p->kind), p->pfn,
-			      p->blocked || p->tracked ? ", on its way" : "");
+	if (unlocked ? pte_pfn(pte) != pfn
+		     : p->kind != KIND_SHARED || p->pfn != pfn || p->blocked || p->tracked)
+		sim_violation(
+			s, "device %u buffer %u translates mm %u page %u to frame %u; it is %s at %u%s (G4)",
+			d->index, i, m, vpn, pfn, cover_state_name(COVER_PAGE, p->kind), p->pfn,
+			p->blocked || p->tracked ? ", on its way" : "");
 }
 
 static uint32_t bound_of(const struct sublet__bo *bo)
@@ -520,7 +531,9 @@ static void bytes_check(struct sim *s)
 			const struct sim_page *p = &s->mm[m].page[vpn];
 			for (uint32_t w = 0; p->is_live && w < SIM_WORDS; w++)
 				if (p->kind == KIND_NONE || mm_peek(s, p, w) != p->value[w])
-					sim_violation(s, "mm %u page %u word %u is %llu in frame %u, %llu was stored (G1)",
+					sim_violation(s,
+						      "mm %u page %u word %u is %llu in frame %u, %llu was "
+						      "stored (G1)",
 						      m, vpn, w, (unsigned long long)mm_peek(s, p, w), p->pfn,
 						      (unsigned long long)p->value[w]);
 		}
@@ -536,7 +549,8 @@ static void frames_check(struct sim *s)
 				      cover_state_name(COVER_FRAME, state), s->owner[pfn], s->child[pfn],
 				      s->held[pfn]);
 		if ((s->owner[pfn] & OWNER_CLAIM) && state != FRAME_CLAIMED)
-			sim_violation(s, "frame %u of a claim is %s", pfn, cover_state_name(COVER_FRAME, state));
+			sim_violation(s, "frame %u of a claim is %s", pfn,
+				      cover_state_name(COVER_FRAME, state));
 	}
 }
 
@@ -550,12 +564,13 @@ static void pin_check(struct sim *s, const struct sim_pin *pin)
 			continue; /* plain memory */
 		uint32_t head = sublet__frame_head(s->arena, pfn);
 		if (s->owner[pfn] != (OWNER_PAGE | m << 16 | (pin->vpn + i)) || head == ENGINE_NONE)
-			sim_violation(s, "mm %u page %u left frame %u under a pin (G2)", m, pin->vpn + i, pfn);
+			sim_violation(s, "mm %u page %u left frame %u under a pin (G2)", m, pin->vpn + i,
+				      pfn);
 		if (!(a32_load_relaxed(&s->arena->frames[head].ref) & mask))
 			sim_violation(s, "mm %u page %u: folio %u lost a pin (G2)", m, pin->vpn + i, head);
 		if (pin->is_long && pfn < s->area_frames)
-			sim_violation(s, "mm %u page %u: a long-term pin in the area, frame %u (G3)", m, pin->vpn + i,
-				      pfn);
+			sim_violation(s, "mm %u page %u: a long-term pin in the area, frame %u (G3)", m,
+				      pin->vpn + i, pfn);
 	}
 }
 
@@ -588,7 +603,8 @@ static void range_count(struct sim *s, struct sublet_mm *mm, uint32_t vpn, uint3
 
 	for (uint32_t at = vpn; at < vpn + pages; at++) {
 		uint32_t pte = a32_load_relaxed(&mm->pte[at]);
-		uint32_t head = (pte & PTE_PRESENT) ? sublet__frame_head(s->arena, pte_pfn(pte)) : ENGINE_NONE;
+		uint32_t head = (pte & PTE_PRESENT) ? sublet__frame_head(s->arena, pte_pfn(pte))
+						    : ENGINE_NONE;
 		if (head != ENGINE_NONE && head != last)
 			count[head]++;
 		last = head;
@@ -606,12 +622,14 @@ static void device_count(struct sim *s, const struct sim_device *d)
 	for (uint32_t i = 0; i < d->device->jobs; i++) {
 		const struct sublet__job *job = &d->device->job[i];
 		if (job->state != JOB_FREE && job->has_pin)
-			range_count(s, job->pin.mm, (uint32_t)job->pin.first, (uint32_t)job->pin.pages, pins_short);
+			range_count(s, job->pin.mm, (uint32_t)job->pin.first, (uint32_t)job->pin.pages,
+				    pins_short);
 	}
 	for (uint32_t i = 0; i < SIM_BOS_MAX; i++) {
 		const struct sublet__bo *bo = &d->device->bo[i];
 		if (bo->state != BO_FREE && (bo->flags & SUBLET_BO_PINNED))
-			range_count(s, bo->pin.mm, (uint32_t)bo->pin.first, (uint32_t)bo->pin.pages, pins_long);
+			range_count(s, bo->pin.mm, (uint32_t)bo->pin.first, (uint32_t)bo->pin.pages,
+				    pins_long);
 	}
 }
 
@@ -628,10 +646,12 @@ static void pins_count(struct sim *s)
 		uint32_t ref = a32_load_relaxed(&s->arena->frames[pfn].ref);
 		if (!(word & FRAME_HEAD) || word_state(word) != FRAME_MOVABLE)
 			continue;
-		if ((ref & REF_SHORT_MASK) != pins_short[pfn] || (ref & REF_LONG_MASK) / REF_LONG_ONE != pins_long[pfn])
-			sim_violation(s, "folio %u counts %u short and %u long-term pins, there are %u and %u (G8)", pfn,
-				      ref & REF_SHORT_MASK, (ref & REF_LONG_MASK) / REF_LONG_ONE, pins_short[pfn],
-				      pins_long[pfn]);
+		if ((ref & REF_SHORT_MASK) != pins_short[pfn] ||
+		    (ref & REF_LONG_MASK) / REF_LONG_ONE != pins_long[pfn])
+			sim_violation(
+				s, "folio %u counts %u short and %u long-term pins, there are %u and %u (G8)",
+				pfn, ref & REF_SHORT_MASK, (ref & REF_LONG_MASK) / REF_LONG_ONE,
+				pins_short[pfn], pins_long[pfn]);
 	}
 }
 
@@ -679,10 +699,12 @@ void check_empty(struct sim *s)
 		sim_violation(s, "no statistics");
 	s->is_quiet = false;
 	uint64_t used = stats.area_bytes - stats.area_free_bytes + stats.normal_used_bytes;
-	if ((left && !s->map_stuck) || used != stats.lent_bytes || stats.lent_bytes + stats.plain_bytes != left ||
-	    stats.claims_held || stats.longterm_bytes || stats.notifiers)
+	if ((left && !s->map_stuck) || used != stats.lent_bytes ||
+	    stats.lent_bytes + stats.plain_bytes != left || stats.claims_held || stats.longterm_bytes ||
+	    stats.notifiers)
 		sim_violation(s,
-			      "all was given back, but: %llu bytes are used, %llu lent, %llu plain, %llu mapped, %llu "
+			      "all was given back, but: %llu bytes are used, %llu lent, %llu plain, %llu "
+			      "mapped, %llu "
 			      "claims, %llu bytes pinned, %llu notifiers (G8)",
 			      (unsigned long long)used, (unsigned long long)stats.lent_bytes,
 			      (unsigned long long)stats.plain_bytes, (unsigned long long)left,

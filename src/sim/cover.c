@@ -45,7 +45,7 @@ static const struct machine machines[COVER_MACHINES] = {
 			[FRAME_DISCARDABLE] = TO(FRAME_MOVABLE) | TO(FRAME_BUSY),
 			[FRAME_PARKED] = TO(FRAME_FREE) | TO(FRAME_ISOLATED),
 			[FRAME_ISOLATED] = TO(FRAME_CLAIMED) | TO(FRAME_FREE),
-			[FRAME_CLAIMED] = TO(FRAME_FREE) | TO(FRAME_ISOLATED),
+			[FRAME_CLAIMED] = TO(FRAME_FREE),
 		},
 	},
 	[COVER_BO] = {
@@ -250,9 +250,11 @@ static uint32_t machine_print(const struct sim_cover *cover, enum cover_machine 
 			known += is_known;
 			missing += is_known && !count;
 			if ((is_known || count) && (all || !count))
-				printf("  %-16s %-12s -> %-12s %14llu%s\n", machine->name, machine->state[from],
-				       machine->state[to], (unsigned long long)count,
-				       !count ? "  never" : is_known ? "" : "  NOT IN THE DOCS");
+				printf("  %-16s %-12s -> %-12s %14llu%s\n", machine->name,
+				       machine->state[from], machine->state[to], (unsigned long long)count,
+				       !count     ? "  never"
+				       : is_known ? ""
+						  : "  NOT IN THE DOCS");
 		}
 	printf("  %-16s %u of %u transitions of %s were reached\n", machine->name, known - missing, known,
 	       machine->where);

@@ -27,7 +27,8 @@ static struct sim_page *page_of(struct sim *s, const struct sublet_device_buffer
 	return &s->mm[*mm].page[*vpn];
 }
 
-static uint32_t frame_by_table(struct sim_device *d, const struct sublet_device_buffer *b, uint32_t i, uint32_t flags)
+static uint32_t frame_by_table(struct sim_device *d, const struct sublet_device_buffer *b, uint32_t i,
+			       uint32_t flags)
 {
 	struct sim *s = d->sim;
 	uint64_t iova = b->iova + ((uint64_t)i << s->frame_shift), at = iova / SUBLET_IOPT_PAGE_BYTES;
@@ -35,16 +36,19 @@ static uint32_t frame_by_table(struct sim_device *d, const struct sublet_device_
 
 	int err = sublet_iopt_translate(sublet_device_iopt(d->device), iova, flags, &extent);
 	if (err)
-		sim_violation(s, "device %u: access to iova %llx: %d (G4)", d->index, (unsigned long long)iova, err);
+		sim_violation(s, "device %u: access to iova %llx: %d (G4)", d->index,
+			      (unsigned long long)iova, err);
 	if (at >= d->tlb_entries)
-		sim_violation(s, "device %u: iova %llx is beyond its aperture", d->index, (unsigned long long)iova);
+		sim_violation(s, "device %u: iova %llx is beyond its aperture", d->index,
+			      (unsigned long long)iova);
 	if (!d->tlb[at])
 		d->tlb[at] = extent.offset_bytes + 1;
 	return (uint32_t)((d->tlb[at] - 1) >> s->frame_shift);
 }
 
 /* The frame that the device reaches for page i of a buffer. */
-static uint32_t frame_of(struct sim_device *d, const struct sim_job *job, uint32_t which, uint32_t i, uint32_t flags)
+static uint32_t frame_of(struct sim_device *d, const struct sim_job *job, uint32_t which, uint32_t i,
+			 uint32_t flags)
 {
 	const struct sublet_device_buffer *b = &job->work.buffer[which];
 	struct sim *s = d->sim;
@@ -72,12 +76,12 @@ static struct sim_page *access_check(struct sim_device *d, const struct sublet_d
 	}
 	struct sim_page *p = page_of(s, b, i, &mm, &vpn);
 	if (p->kind != KIND_SHARED || p->pfn != pfn)
-		sim_violation(s, "device %u reaches frame %u for mm %u page %u, which is at %u (G4)", d->index, pfn,
-			      mm, vpn, p->kind == KIND_SHARED ? p->pfn : UINT32_MAX);
-	bool is_moving = p->blocked || (p->tracked && b->is_tracked);
+		sim_violation(s, "device %u reaches frame %u for mm %u page %u, which is at %u (G4)",
+			      d->index, pfn, mm, vpn, p->kind == KIND_SHARED ? p->pfn : UINT32_MAX);
+	bool is_moving = (p->blocked && !p->remapped) || (p->tracked && b->is_tracked);
 	if (is_moving)
-		sim_violation(s, "device %u reaches frame %u for mm %u page %u while it moves (G2, G4)", d->index,
-			      pfn, mm, vpn);
+		sim_violation(s, "device %u reaches frame %u for mm %u page %u while it moves (G2, G4)",
+			      d->index, pfn, mm, vpn);
 	return p;
 }
 
@@ -153,7 +157,8 @@ static void engine_job(struct sim_fiber *self, struct sim_device *d)
 	struct sim *s = d->sim;
 	const struct sim_job job = d->queue[0];
 	uint32_t generation = d->generation;
-	enum sim_ill ill = !s->no_faults && sim_one_in(s, 6) ? (enum sim_ill)(1 + sim_below(s, ILLS - 1)) : ILL_NOT;
+	enum sim_ill ill = !s->no_faults && sim_one_in(s, 6) ? (enum sim_ill)(1 + sim_below(s, ILLS - 1))
+							     : ILL_NOT;
 	struct work_result r;
 
 	if (ill == ILL_DIE && !sim_one_in(s, 4))
@@ -164,10 +169,12 @@ static void engine_job(struct sim_fiber *self, struct sim_device *d)
 	d->job = job;
 	d->is_working = true;
 	cover_event(s, events[ill]);
-	sim_trace(s, "device %llu begins job %llu: op %llu, illness %llu", d->index, job.work.id, job.work.op, ill);
+	sim_trace(s, "device %llu begins job %llu: op %llu, illness %llu", d->index, job.work.id, job.work.op,
+		  ill);
 	if (ill == ILL_SLOW)
 		sim_sleep(s, sim_below(s, 3000) * SUBLET_US);
-	for (uint32_t waits = 0; ill == ILL_HANG && !is_forgotten(d, generation) && !(d->unstoppable && waits > 100); waits++)
+	for (uint32_t waits = 0;
+	     ill == ILL_HANG && !is_forgotten(d, generation) && !(d->unstoppable && waits > 100); waits++)
 		sim_sleep(s, SUBLET_MS);
 	if (is_forgotten(d, generation) || !work_do(d, &job, generation, ill, &r))
 		return;
@@ -184,7 +191,8 @@ static void engine_job(struct sim_fiber *self, struct sim_device *d)
 		sublet_device_complete(d->device, job.work.id, r.status, r.result);
 	}
 	self->depth--;
-	sim_trace(s, "device %llu ended job %llu: %llu", d->index, job.work.id, (uint64_t)(int64_t)r.status, 0);
+	sim_trace(s, "device %llu ended job %llu: %llu", d->index, job.work.id, (uint64_t)(int64_t)r.status,
+		  0);
 }
 
 static void engine_main(struct sim_fiber *self, void *arg)
@@ -204,7 +212,8 @@ static void engine_main(struct sim_fiber *self, void *arg)
 	d->has_engine = false;
 }
 
-static bool job_uses(const struct sim *s, const struct sim_job *job, uint32_t mm, uint32_t vpn, uint32_t pages)
+static bool job_uses(const struct sim *s, const struct sim_job *job, uint32_t mm, uint32_t vpn,
+		     uint32_t pages)
 {
 	uint64_t from = s->mm[mm].base + ((uint64_t)vpn << s->frame_shift);
 	uint64_t end = from + ((uint64_t)pages << s->frame_shift);
@@ -328,7 +337,9 @@ static int op_reset(void *ctx)
 		engine_signal(d);
 	}
 	sim_step(s);
-	cover_event(s, !err ? "device: reset" : err == -EIO ? "device: reset fails" : "device: cannot be stopped");
+	cover_event(s, !err          ? "device: reset"
+		       : err == -EIO ? "device: reset fails"
+				     : "device: cannot be stopped");
 	d->in_reset--;
 	d->in_call--;
 	return err;
@@ -377,13 +388,16 @@ int device_open(struct sim *s, struct sim_device *d)
 
 	if (!tlb)
 		sim_violation(s, "no memory for a TLB");
-	*d = (struct sim_device){ .sim = s, .index = index, .is_busy = true, .tlb = tlb, .tlb_entries = TLB_ENTRIES };
+	*d = (struct sim_device){
+		.sim = s, .index = index, .is_busy = true, .tlb = tlb, .tlb_entries = TLB_ENTRIES
+	};
 	d->has_iopt = !sim_one_in(s, 3);
 	d->unstoppable = !s->no_faults && sim_one_in(s, 4);
 	d->reset_fails = !s->no_faults && sim_one_in(s, 8);
 	struct sublet_device_limits limits = {
 		.name = "sim",
-		.features = SUBLET_DEVICE_COPY | SUBLET_DEVICE_RANGES | (d->has_iopt ? SUBLET_DEVICE_IOPT : 0),
+		.features = SUBLET_DEVICE_COPY | SUBLET_DEVICE_RANGES |
+			    (d->has_iopt ? SUBLET_DEVICE_IOPT : 0),
 		.bos_max = SIM_BOS_MAX,
 		.jobs_max = 1 + sim_below(s, SIM_JOBS_MAX),
 		.align_bytes = 1,
@@ -414,8 +428,8 @@ void device_close(struct sim *s, struct sim_device *d)
 	d->tlb = NULL;
 }
 
-static void bo_frames_check(struct sim_device *d, const struct sublet__bo *bo, uint32_t i, uint32_t mm, uint32_t vpn,
-			    const char *what)
+static void bo_frames_check(struct sim_device *d, const struct sublet__bo *bo, uint32_t i, uint32_t mm,
+			    uint32_t vpn, const char *what)
 {
 	struct sim *s = d->sim;
 	struct sublet_extent extent;
@@ -423,16 +437,16 @@ static void bo_frames_check(struct sim_device *d, const struct sublet__bo *bo, u
 
 	if (!d->has_iopt) {
 		if (d->slot[i].is_attached)
-			sim_violation(s, "%s of mm %u page %u while device %u has buffer %u attached (G4)", what, mm,
-				      vpn, d->index, i);
+			sim_violation(s, "%s of mm %u page %u while device %u has buffer %u attached (G4)",
+				      what, mm, vpn, d->index, i);
 		return;
 	}
 	s->is_quiet = true;
 	int err = sublet_iopt_translate(d->device->iopt, bo->iova + offset, 0, &extent);
 	s->is_quiet = false;
 	if (!err)
-		sim_violation(s, "%s of mm %u page %u while device %u translates it to frame %u (G4)", what, mm, vpn,
-			      d->index, (uint32_t)(extent.offset_bytes >> s->frame_shift));
+		sim_violation(s, "%s of mm %u page %u while device %u translates it to frame %u (G4)", what,
+			      mm, vpn, d->index, (uint32_t)(extent.offset_bytes >> s->frame_shift));
 }
 
 void device_frames_check(struct sim *s, uint32_t mm, uint32_t vpn, uint32_t pages, const char *what)
@@ -454,7 +468,8 @@ void device_frames_check(struct sim *s, uint32_t mm, uint32_t vpn, uint32_t page
 		const struct sim_driver *d = &s->driver[n];
 		for (uint32_t i = 0; d->is_registered && d->mm == mm && i < d->pages; i++)
 			if (d->frame[i] && d->vpn + i - vpn < pages)
-				sim_violation(s, "%s of mm %u page %u while driver %u keeps frame %u of it (G4)",
+				sim_violation(s,
+					      "%s of mm %u page %u while driver %u keeps frame %u of it (G4)",
 					      what, mm, d->vpn + i, n, d->frame[i] - 1);
 	}
 }

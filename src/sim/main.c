@@ -10,6 +10,7 @@
 #include "sim.h"
 
 #include <getopt.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -20,7 +21,8 @@
 #define TRACE       80u
 
 static const char usage[] =
-	"usage: sublet-sim [--seed N] [--steps N] [--worlds N] [--check-every N] [--trace N] [--log] [--report]\n"
+	"usage: sublet-sim [--seed N] [--steps N] [--worlds N] [--check-every N] [--trace N] [--log] "
+	"[--report]\n"
 	"                  [--each]\n"
 	"  --seed N         first seed; without it one that differs each time, and is printed\n"
 	"  --steps N        steps of a world before it comes to its end (10000)\n"
@@ -51,6 +53,24 @@ static uint64_t number(const char *text)
 	return n;
 }
 
+/* What the engine does with a number that is not one of a frame: the same as any other violation. */
+static void crashed(int signal)
+{
+	(void)signal;
+	sim_violation(sim_running(), "the engine, or the simulator, made an access that faults");
+}
+
+static void crash_watch(void)
+{
+	static char stack[64 << 10];
+	stack_t alternate = { .ss_sp = stack, .ss_size = sizeof stack };
+	struct sigaction action = { .sa_handler = crashed, .sa_flags = SA_ONSTACK };
+
+	if (sigaltstack(&alternate, NULL) || sigaction(SIGSEGV, &action, NULL) ||
+	    sigaction(SIGBUS, &action, NULL))
+		fputs("sublet-sim: a crash will say nothing\n", stderr);
+}
+
 struct arguments {
 	struct sim_options options;
 	uint64_t worlds;
@@ -62,11 +82,11 @@ struct arguments {
 static void arguments_read(int argc, char **argv, struct arguments *a)
 {
 	static const struct option known[] = {
-		{ "seed", required_argument, NULL, 's' },	  { "steps", required_argument, NULL, 'n' },
-		{ "worlds", required_argument, NULL, 'w' },	  { "check-every", required_argument, NULL, 'c' },
-		{ "trace", required_argument, NULL, 't' },	  { "log", no_argument, NULL, 'l' },
-		{ "report", no_argument, NULL, 'r' },		  { "each", no_argument, NULL, 'e' },
-		{ "help", no_argument, NULL, 'h' },		  { NULL, 0, NULL, 0 },
+		{ "seed", required_argument, NULL, 's' },   { "steps", required_argument, NULL, 'n' },
+		{ "worlds", required_argument, NULL, 'w' }, { "check-every", required_argument, NULL, 'c' },
+		{ "trace", required_argument, NULL, 't' },  { "log", no_argument, NULL, 'l' },
+		{ "report", no_argument, NULL, 'r' },       { "each", no_argument, NULL, 'e' },
+		{ "help", no_argument, NULL, 'h' },         { NULL, 0, NULL, 0 },
 	};
 	int c;
 
@@ -102,11 +122,13 @@ static void arguments_read(int argc, char **argv, struct arguments *a)
 int main(int argc, char **argv)
 {
 	static struct sim_cover cover;
-	struct arguments a = { .options = { .steps = STEPS, .check_every = CHECK_EVERY, .trace = TRACE }, .worlds = 1 };
+	struct arguments a = { .options = { .steps = STEPS, .check_every = CHECK_EVERY, .trace = TRACE },
+			       .worlds = 1 };
 	uint64_t steps = 0, faults = 0, rests = 0, hash = 0;
 	double begin = seconds_now();
 
 	arguments_read(argc, argv, &a);
+	crash_watch();
 	if (!a.has_seed)
 		a.options.seed = (uint64_t)time(NULL) % 1000000007u * 1000u;
 	printf("seed %llu, %llu steps, %llu worlds\n", (unsigned long long)a.options.seed,
@@ -125,7 +147,8 @@ int main(int argc, char **argv)
 	}
 	double seconds = seconds_now() - begin;
 	(void)cover_print(&cover, a.report);
-	printf("%llu steps in %.2f s, %.0f a second; %llu faults, %llu looks at a standing world; hash %016llx; no "
+	printf("%llu steps in %.2f s, %.0f a second; %llu faults, %llu looks at a standing world; hash "
+	       "%016llx; no "
 	       "violation\n",
 	       (unsigned long long)steps, seconds, (double)steps / seconds, (unsigned long long)faults,
 	       (unsigned long long)rests, (unsigned long long)hash);

@@ -32,7 +32,8 @@ static void frame_unmap(struct sim_mm *mm, const char *what, uint32_t pfn, uint3
 	struct sim *s = mm->sim;
 
 	if (s->owner[pfn] != owner_of(mm, vpn))
-		sim_violation(s, "%s page %u: frame %u is another's (owner %x)", what, vpn, pfn, s->owner[pfn]);
+		sim_violation(s, "%s page %u: frame %u is another's (owner %x)", what, vpn, pfn,
+			      s->owner[pfn]);
 	if (s->held[pfn])
 		sim_violation(s, "%s page %u: frame %u is pinned (G2)", what, vpn, pfn);
 	s->owner[pfn] = 0;
@@ -124,7 +125,8 @@ uint32_t mm_mappings(const struct sim_mm *mm)
 	uint32_t count = 0;
 
 	for (uint32_t vpn = 0; vpn < mm->pages; vpn++)
-		count += vpn ? !continues(&mm->page[vpn - 1], &mm->page[vpn]) : mm->page[vpn].kind != KIND_NONE;
+		count += vpn ? !continues(&mm->page[vpn - 1], &mm->page[vpn])
+			     : mm->page[vpn].kind != KIND_NONE;
 	return count;
 }
 
@@ -261,7 +263,8 @@ static int op_track(void *ctx, uint32_t vpn, uint32_t pages)
 	for (uint32_t at = vpn; at < vpn + pages && !err; at++) {
 		struct sim_page *p = &mm->page[at];
 		if (p->kind != KIND_SHARED || p->blocked || p->tracked)
-			sim_violation(mm->sim, "track of page %u, which is not shared, blocked, or tracked", at);
+			sim_violation(mm->sim, "track of page %u, which is not shared, blocked, or tracked",
+				      at);
 		p->tracked = true;
 		p->dirty = false;
 	}
@@ -274,7 +277,8 @@ static int op_block(void *ctx, uint32_t vpn, uint32_t pages)
 
 	range_check(mm, "block", vpn, pages);
 	if (pages > mm->sim->run_pages_max)
-		sim_violation(mm->sim, "block of %u pages: a run has %u at most", pages, mm->sim->run_pages_max);
+		sim_violation(mm->sim, "block of %u pages: a run has %u at most", pages,
+			      mm->sim->run_pages_max);
 	int err = enter(mm, CALL_BLOCK, "block mm %llu page %llu, %llu pages", vpn, pages);
 	for (uint32_t at = vpn; at < vpn + pages; at++) {
 		struct sim_page *p = &mm->page[at];
@@ -296,7 +300,8 @@ static void op_dirty(void *ctx, uint32_t vpn, uint32_t pages, uint64_t *bitmap)
 	for (uint32_t i = 0; i < pages; i++) {
 		const struct sim_page *p = &mm->page[vpn + i];
 		if (!p->tracked || !p->blocked)
-			sim_violation(mm->sim, "dirty of page %u, which is not tracked, or not blocked", vpn + i);
+			sim_violation(mm->sim, "dirty of page %u, which is not tracked, or not blocked",
+				      vpn + i);
 		if (p->dirty)
 			bitmap[i / 64] |= 1ull << (i % 64);
 	}
@@ -316,12 +321,13 @@ static void page_remap(struct sim_mm *mm, uint32_t vpn, uint32_t src_pfn, uint32
 		sim_violation(s, "remap of page %u loses its lock", vpn);
 	for (uint32_t w = 0; w < SIM_WORDS; w++)
 		if (p->is_live && s->word[dst_pfn][w] != p->value[w])
-			sim_violation(s, "remap of page %u word %u: frame %u has %llu, %llu was stored (G1)", vpn, w,
-				      dst_pfn, (unsigned long long)s->word[dst_pfn][w],
+			sim_violation(s, "remap of page %u word %u: frame %u has %llu, %llu was stored (G1)",
+				      vpn, w, dst_pfn, (unsigned long long)s->word[dst_pfn][w],
 				      (unsigned long long)p->value[w]);
 	frame_unmap(mm, "remap of", src_pfn, vpn);
 	p->pfn = dst_pfn;
 	p->tracked = p->dirty = p->uninherited = false;
+	p->remapped = true;
 	frame_map(mm, "remap of", dst_pfn, vpn);
 	cover_transition(s, COVER_PAGE, KIND_SHARED, KIND_SHARED);
 }
@@ -358,7 +364,7 @@ static void range_release(struct sim_mm *mm, const char *what, uint32_t vpn, uin
 		struct sim_page *p = &mm->page[at];
 		if (!p->blocked && !(back_out && (p->tracked || p->block_failed)))
 			sim_violation(mm->sim, "wake of page %u, which is not blocked", at);
-		p->blocked = p->tracked = p->dirty = p->block_failed = false;
+		p->blocked = p->remapped = p->tracked = p->dirty = p->block_failed = false;
 	}
 	sim_page_wake(mm->sim, mm->index, vpn, pages);
 }
@@ -389,10 +395,11 @@ static int op_privatize(void *ctx, const struct sublet__segment *segs, uint32_t 
 			uint32_t vpn = segs[n].vpn + i;
 			struct sim_page *p = &mm->page[vpn];
 			if (p->kind != KIND_SHARED || p->blocked || p->pfn != segs[n].dst_pfn + i)
-				sim_violation(mm->sim, "privatize of page %u, which is not shared, or elsewhere",
-					      vpn);
+				sim_violation(mm->sim,
+					      "privatize of page %u, which is not shared, or elsewhere", vpn);
 			if (mm->sim->held[p->pfn])
-				sim_violation(mm->sim, "privatize of page %u: frame %u is pinned", vpn, p->pfn);
+				sim_violation(mm->sim, "privatize of page %u: frame %u is pinned", vpn,
+					      p->pfn);
 			if (p->locked && !(flags & SUBLET__MAP_LOCKED))
 				sim_violation(mm->sim, "privatize of page %u loses its lock", vpn);
 			kind_set(mm->sim, p, KIND_PRIVATE);
@@ -409,7 +416,8 @@ static void page_restore(struct sim_mm *mm, uint32_t vpn, uint32_t pfn, bool loc
 	if ((p->kind != KIND_PRIVATE && p->kind != KIND_COPIED) || p->pfn != pfn)
 		sim_violation(s, "restore of page %u, which is not private, or elsewhere", vpn);
 	if (s->child[pfn])
-		sim_violation(s, "restore of page %u while %u children share frame %u", vpn, s->child[pfn], pfn);
+		sim_violation(s, "restore of page %u while %u children share frame %u", vpn, s->child[pfn],
+			      pfn);
 	if (p->is_protected)
 		sim_violation(s, "restore of page %u, which the program protected", vpn);
 	if (p->locked && !locked)
@@ -442,8 +450,8 @@ static int op_inherit(void *ctx, uint32_t vpn, uint32_t pages, bool inherit)
 
 	range_check(mm, "inherit", vpn, pages);
 	int err = enter(mm, CALL_INHERIT,
-			inherit ? "inherit mm %llu page %llu, %llu pages" :
-				  "do not inherit mm %llu page %llu, %llu pages",
+			inherit ? "inherit mm %llu page %llu, %llu pages"
+				: "do not inherit mm %llu page %llu, %llu pages",
 			vpn, pages);
 	for (uint32_t at = vpn; at < vpn + pages && !err; at++) {
 		if (mm->page[at].kind == KIND_NONE)

@@ -15,10 +15,18 @@
 #define MAPPED_BYTES (256u << 10) /* from here on a reservation costs only what is touched */
 
 static const char *const call_names[CALLS] = {
-	[CALL_MAP] = "map",		[CALL_MAP_PLAIN] = "map_plain", [CALL_UNMAP] = "unmap",
-	[CALL_TRACK] = "track",		[CALL_BLOCK] = "block",		[CALL_REMAP] = "remap",
-	[CALL_PRIVATIZE] = "privatize", [CALL_RESTORE] = "restore",	[CALL_INHERIT] = "inherit",
-	[CALL_RESERVE] = "reserve",	[CALL_SUBMIT] = "submit",	[CALL_ATTACH] = "attach",
+	[CALL_MAP] = "map",
+	[CALL_MAP_PLAIN] = "map_plain",
+	[CALL_UNMAP] = "unmap",
+	[CALL_TRACK] = "track",
+	[CALL_BLOCK] = "block",
+	[CALL_REMAP] = "remap",
+	[CALL_PRIVATIZE] = "privatize",
+	[CALL_RESTORE] = "restore",
+	[CALL_INHERIT] = "inherit",
+	[CALL_RESERVE] = "reserve",
+	[CALL_SUBMIT] = "submit",
+	[CALL_ATTACH] = "attach",
 };
 
 static const char *const fault_events[CALLS][2] = {
@@ -102,8 +110,8 @@ static void *op_reserve(void *ctx, size_t bytes)
 	if (sim_fault(s, CALL_RESERVE))
 		return NULL;
 	if (bytes >= MAPPED_BYTES) {
-		memory = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE,
-			      -1, 0);
+		memory = mmap(NULL, bytes, PROT_READ | PROT_WRITE,
+			      MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
 		memory = memory == MAP_FAILED ? NULL : memory;
 	} else {
 		memory = aligned_alloc(64, (bytes + 63) / 64 * 64);

@@ -19,9 +19,9 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define PRIORITY_CHANGES 150u /* about so many steps between two */
-#define WATCH_STEPS      1024u /* between looks at who takes too long */
-#define OP_LONG_NS       (20 * SUBLET_MS) /* who waits for longer waits for a deadline: time goes faster */
+#define PRIORITY_CHANGES 150u               /* about so many steps between two */
+#define WATCH_STEPS      1024u              /* between looks at who takes too long */
+#define OP_LONG_NS       (20 * SUBLET_MS)   /* who waits for longer waits for a deadline: time goes faster */
 #define OP_MOST_NS       (600 * SUBLET_SEC) /* of virtual time, for one call of the engine */
 #define OP_MOST_STEPS    5000000u
 #define HURRY            64u /* times faster, then and while a rest is wanted */
@@ -31,6 +31,11 @@ extern char sim_tls_start[] __asm__("__start_sublet_tls");
 extern char sim_tls_stop[] __asm__("__stop_sublet_tls");
 
 static struct sim *running; /* whose steps are being taken */
+
+struct sim *sim_running(void)
+{
+	return running;
+}
 
 /* ---- random numbers: splitmix64 ---- */
 
@@ -149,11 +154,11 @@ static void fibers_print(const struct sim *s)
 {
 	for (uint32_t i = 0; i < s->fibers; i++) {
 		const struct sim_fiber *f = &s->fiber[i];
-		static const char *const waits[] = { "runs", "is parked", "sleeps", "waits for a page", "rests",
-						     "is done" };
+		static const char *const waits[] = { "runs",  "is parked", "sleeps", "waits for a page",
+						     "rests", "is done" };
 		if (f->wait != WAIT_DONE)
-			fprintf(stderr, "  %-12s %s in %s since step %llu\n", f->name, waits[f->wait], f->op,
-				(unsigned long long)f->since_step);
+			fprintf(stderr, "  %-12s %s in %s since step %llu\n", f->name, waits[f->wait],
+				sim_op_name(f), (unsigned long long)f->since_step);
 	}
 }
 
@@ -243,7 +248,7 @@ static void watch(struct sim *s)
 		if (s->now_ns - f->op_since_ns <= OP_MOST_NS && s->steps - f->op_since_step <= OP_MOST_STEPS)
 			continue;
 		fibers_print(s);
-		sim_violation(s, "%s is in '%s' for %llu ms and %llu steps (G7)", f->name, f->op,
+		sim_violation(s, "%s is in '%s' for %llu ms and %llu steps (G7)", f->name, sim_op_name(f),
 			      (unsigned long long)((s->now_ns - f->op_since_ns) / SUBLET_MS),
 			      (unsigned long long)(s->steps - f->op_since_step));
 	}

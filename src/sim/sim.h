@@ -96,7 +96,15 @@ struct sim_event {
 
 #define COVER_STATES 10u
 
-enum cover_machine { COVER_FRAME = 0, COVER_BO, COVER_BOUND, COVER_JOB, COVER_PAGE, COVER_ENTRY, COVER_MACHINES };
+enum cover_machine {
+	COVER_FRAME = 0,
+	COVER_BO,
+	COVER_BOUND,
+	COVER_JOB,
+	COVER_PAGE,
+	COVER_ENTRY,
+	COVER_MACHINES
+};
 
 #define COVER_EVENTS_MAX 112u
 
@@ -117,6 +125,7 @@ struct sim_page {
 	bool tracked;
 	bool dirty;
 	bool blocked;
+	bool remapped; /* and still blocked */
 	bool block_failed;
 	bool uninherited;
 	bool is_live; /* the program may touch it, and reads value[] */
@@ -153,8 +162,8 @@ struct sim_region {
 	bool is_discardable;
 	bool is_unlocked;
 	bool may_be_plain;
-	bool is_noted;     /* being locked or protected */
-	bool is_exclusive; /* somebody maps, unmaps, decommits, locks */
+	bool is_noted;       /* being locked or protected */
+	bool is_exclusive;   /* somebody maps, unmaps, decommits, locks */
 	uint32_t users;      /* others that rely on it as it is */
 	uint32_t pins;       /* that returned, and are held */
 	uint32_t generation; /* of the slot */
@@ -217,7 +226,7 @@ struct sim_device {
 	uint32_t index;
 	struct sublet_device *device; /* NULL: not open */
 	bool has_iopt;
-	bool is_busy;    /* opened or closed just now */
+	bool is_busy; /* opened or closed just now */
 	bool is_closed;
 	bool has_died;    /* by itself */
 	bool unstoppable; /* reset answers -EINPROGRESS */
@@ -323,8 +332,8 @@ struct sim {
 	bool rest_wanted;
 	bool is_long; /* somebody is in the engine for long */
 	bool is_ending;
-	bool is_over;     /* daemons go home */
-	bool is_quiet;    /* the engine is asked by a check: no steps, no faults */
+	bool is_over;  /* daemons go home */
+	bool is_quiet; /* the engine is asked by a check: no steps, no faults */
 	bool no_faults;
 	bool map_stuck; /* a map failed while the kernel refused to unmap */
 	uint64_t unmaps_refused;
@@ -373,6 +382,7 @@ struct sim {
 
 /* ---- sched.c ---- */
 void sched_reset(struct sim *s);
+struct sim *sim_running(void);
 struct sim_fiber *sched_spawn(struct sim *s, const char *name, uint32_t number, bool is_daemon,
 			      void (*main)(struct sim_fiber *self, void *arg), void *arg);
 /* Run until all are at rest (true), or all that are not daemons are done. From main() only. */
@@ -403,6 +413,8 @@ static inline bool sim_one_in(struct sim *s, uint32_t n)
 /* ---- trace.c ---- */
 void sim_trace(struct sim *s, const char *what, uint64_t a, uint64_t b, uint64_t c, uint64_t d);
 void sim_hash(struct sim *s, uint64_t value);
+/* What a fiber does, without the numbers. */
+const char *sim_op_name(const struct sim_fiber *f);
 __attribute__((noreturn, format(printf, 2, 3))) void sim_violation(struct sim *s, const char *format, ...);
 
 /* ---- platform.c ---- */

@@ -23,7 +23,8 @@ static void event_print(FILE *to, const struct sim_event *e)
 	const uint64_t number[] = { e->a, e->b, e->c, e->d };
 	uint32_t at = 0;
 
-	fprintf(to, "%9llu %11.1f us  %-10s ", (unsigned long long)e->step, (double)e->now_ns / 1000, e->fiber);
+	fprintf(to, "%9llu %11.1f us  %-10s ", (unsigned long long)e->step, (double)e->now_ns / 1000,
+		e->fiber);
 	for (const char *c = e->what; *c; c++) {
 		if (*c != '%') {
 			fputc(*c, to);
@@ -50,6 +51,17 @@ void sim_trace(struct sim *s, const char *what, uint64_t a, uint64_t b, uint64_t
 		event_print(stderr, e);
 }
 
+const char *sim_op_name(const struct sim_fiber *f)
+{
+	static char name[48];
+	size_t n = 0;
+
+	while (n + 1 < sizeof name && f->op[n] && f->op[n] != '%' && f->op[n] != ':')
+		n++;
+	snprintf(name, sizeof name, "%.*s", (int)n, f->op);
+	return name;
+}
+
 void sim_violation(struct sim *s, const char *format, ...)
 {
 	uint64_t count = s->events < SIM_TRACE_EVENTS ? s->events : SIM_TRACE_EVENTS;
@@ -61,13 +73,14 @@ void sim_violation(struct sim *s, const char *format, ...)
 		(unsigned long long)s->events);
 	for (uint64_t i = s->events - count; i < s->events && !s->options.log; i++)
 		event_print(stderr, &s->event[i % SIM_TRACE_EVENTS]);
-	fprintf(stderr, "VIOLATION seed %llu step %llu thread %s in %s: ", (unsigned long long)s->options.seed,
+	fprintf(stderr,
+		"VIOLATION seed %llu step %llu thread %s in %s: ", (unsigned long long)s->options.seed,
 		(unsigned long long)s->steps, s->current ? s->current->name : "-",
-		s->current ? s->current->op : "-");
+		s->current ? sim_op_name(s->current) : "-");
 	va_start(arguments, format);
 	vfprintf(stderr, format, arguments);
 	va_end(arguments);
-	fprintf(stderr, "\nreplay with: sublet-sim --seed %llu --steps %llu\n", (unsigned long long)s->options.seed,
-		(unsigned long long)s->options.steps);
+	fprintf(stderr, "\nreplay with: sublet-sim --seed %llu --steps %llu\n",
+		(unsigned long long)s->options.seed, (unsigned long long)s->options.steps);
 	exit(1);
 }

@@ -11,40 +11,20 @@
 #include <stdio.h>
 #include <string.h>
 
+#define HOT_STEPS 2000u
+
 static const uint8_t weights[OPS] = {
-	[OP_READ] = 10,
-	[OP_WRITE] = 14,
-	[OP_MAP] = 8,
-	[OP_UNMAP] = 4,
-	[OP_RESERVE] = 1,
-	[OP_DECOMMIT] = 4,
-	[OP_COMMIT] = 5,
-	[OP_LOCK] = 5,
-	[OP_CHAOS] = 8,
-	[OP_NOTE_LOCKED] = 1,
-	[OP_NOTE_PROTECTED] = 1,
-	[OP_FORK] = 2,
-	[OP_CHILD_EXIT] = 3,
-	[OP_RESTORE] = 3,
-	[OP_PIN] = 9,
-	[OP_PIN_LONG] = 4,
-	[OP_PIN_WRITE] = 8,
-	[OP_UNPIN] = 11,
-	[OP_PIN_LIMIT] = 1,
-	[OP_CLAIM] = 6,
-	[OP_RELEASE] = 5,
-	[OP_DRIVER_ADD] = 3,
-	[OP_DRIVER_READ] = 6,
-	[OP_DRIVER_REMOVE] = 2,
-	[OP_ASK] = 0,
-	[OP_DEVICE] = 3,
-	[OP_BO] = 10,
-	[OP_BO_DESTROY] = 3,
-	[OP_SUBMIT] = 24,
-	[OP_SUBMIT_RANGE] = 8,
-	[OP_FENCE] = 16,
-	[OP_COLLAPSE] = 1,
-	[OP_SLEEP] = 3,
+	[OP_READ] = 10,       [OP_WRITE] = 14,         [OP_MAP] = 8,
+	[OP_UNMAP] = 4,       [OP_RESERVE] = 1,        [OP_DECOMMIT] = 4,
+	[OP_COMMIT] = 5,      [OP_LOCK] = 5,           [OP_CHAOS] = 8,
+	[OP_NOTE_LOCKED] = 1, [OP_NOTE_PROTECTED] = 1, [OP_FORK] = 2,
+	[OP_CHILD_EXIT] = 3,  [OP_RESTORE] = 3,        [OP_PIN] = 9,
+	[OP_PIN_LONG] = 4,    [OP_PIN_WRITE] = 8,      [OP_UNPIN] = 11,
+	[OP_PIN_LIMIT] = 1,   [OP_CLAIM] = 6,          [OP_RELEASE] = 5,
+	[OP_DRIVER_ADD] = 3,  [OP_DRIVER_READ] = 6,    [OP_DRIVER_REMOVE] = 2,
+	[OP_ASK] = 0,         [OP_DEVICE] = 3,         [OP_BO] = 10,
+	[OP_BO_DESTROY] = 3,  [OP_SUBMIT] = 24,        [OP_SUBMIT_RANGE] = 8,
+	[OP_FENCE] = 16,      [OP_COLLAPSE] = 1,       [OP_SLEEP] = 3,
 };
 
 void work_plan(struct sim *s)
@@ -133,7 +113,9 @@ void sim_answer(struct sim *s, const char *call, int err)
 
 struct sim_region *region_get(struct sim *s, bool to_access)
 {
-	uint32_t first = sim_below(s, SIM_REGIONS_MAX);
+	/* Half of all goes to one region at a time: races want company. */
+	uint32_t hot = (uint32_t)(s->steps / HOT_STEPS) % SIM_REGIONS_MAX;
+	uint32_t first = sim_one_in(s, 2) ? hot : sim_below(s, SIM_REGIONS_MAX);
 
 	for (uint32_t i = 0; i < SIM_REGIONS_MAX; i++) {
 		struct sim_region *r = &s->region[(first + i) % SIM_REGIONS_MAX];
@@ -235,13 +217,17 @@ static void claim_check(struct sim *s)
 		return;
 	sim_enter(s, "claim %llu frames, which must succeed (G10)", frames, 0, 0);
 	int err = sim_leave(s, sublet_claim(s->arena, (uint64_t)frames << s->frame_shift, NULL, &claim));
-	for (uint32_t i = 0; i < claim.blocker_count; i++) /* a budget of kernel mappings that is spent is in the way */
+	for (uint32_t i = 0; i < claim.blocker_count;
+	     i++) /* a budget of kernel mappings that is spent is in the way */
 		if (err && (claim.blockers[i].kind == SUBLET_BLOCKER_MAPPINGS ||
 			    claim.blockers[i].kind == SUBLET_BLOCKER_PLATFORM))
 			return;
 	if (err)
-		sim_violation(s, "a claim of %u frames with nobody in the way: %d, blocker %u of %u at frame %llu (G10)",
-			      frames, err, claim.blocker_count ? claim.blockers[0].kind : 0, claim.blocker_count,
+		sim_violation(s,
+			      "a claim of %u frames with nobody in the way: %d, blocker %u of %u at frame "
+			      "%llu (G10)",
+			      frames, err, claim.blocker_count ? claim.blockers[0].kind : 0,
+			      claim.blocker_count,
 			      (unsigned long long)claim.blockers[0].offset_bytes >> s->frame_shift);
 	check_moving(s);
 	sim_enter(s, "release", 0, 0, 0);

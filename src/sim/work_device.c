@@ -55,7 +55,8 @@ static void bo_pin(struct sim *s, struct sim_bo *b, int by)
 	r->pins += (uint32_t)by;
 }
 
-static int bo_make(struct sim *s, struct sim_device *d, struct sim_bo *b, struct sim_region *r, uint32_t flags)
+static int bo_make(struct sim *s, struct sim_device *d, struct sim_bo *b, struct sim_region *r,
+		   uint32_t flags)
 {
 	struct sim_range range = range_of(s, r, 1 + sim_below(s, 8));
 
@@ -63,8 +64,9 @@ static int bo_make(struct sim *s, struct sim_device *d, struct sim_bo *b, struct
 	b->generation = r->generation;
 	b->vpn = r->vpn + range.first;
 	b->pages = range.pages;
-	sim_enter(s, (flags & SUBLET_BO_PINNED) ? "pinned buffer of mm %llu: page %llu, %llu pages" :
-						  "tracked buffer of mm %llu: page %llu, %llu pages",
+	sim_enter(s,
+		  (flags & SUBLET_BO_PINNED) ? "pinned buffer of mm %llu: page %llu, %llu pages"
+					     : "tracked buffer of mm %llu: page %llu, %llu pages",
 		  r->mm, b->vpn, b->pages);
 	int err = sublet_bo_create(d->device, s->mm[r->mm].mm, mm_addr(s, r->mm, b->vpn),
 				   (uint64_t)b->pages << s->frame_shift, flags, owner, &b->bo);
@@ -183,7 +185,8 @@ static struct sim_bo *bo_other(struct sim *s, const struct sim_bo *b)
 
 static bool overlap(struct sim *s, const struct sim_bo *a, const struct sim_bo *b)
 {
-	return a->claim == b->claim && (a->claim != SIM_CLAIMS_MAX || s->region[a->region].mm == s->region[b->region].mm) &&
+	return a->claim == b->claim &&
+	       (a->claim != SIM_CLAIMS_MAX || s->region[a->region].mm == s->region[b->region].mm) &&
 	       a->vpn < b->vpn + b->pages && b->vpn < a->vpn + a->pages;
 }
 
@@ -204,8 +207,8 @@ static void fence_keep(struct sim *s, struct sim_actor *a, struct sublet_fence f
 
 static void submit_answer(struct sim *s, int err)
 {
-	bool ok = !err || err == -EFAULT || err == -EBUSY || err == -ENOSPC || err == -ETIMEDOUT || err == -ENODEV ||
-		  ((err == -ENOMEM || err == -EIO) && s->faults) || err == -EAGAIN;
+	bool ok = !err || err == -EFAULT || err == -EBUSY || err == -ENOSPC || err == -ETIMEDOUT ||
+		  err == -ENODEV || ((err == -ENOMEM || err == -EIO) && s->faults) || err == -EAGAIN;
 
 	sim_answer(s, "submit", err);
 	if (!ok)
@@ -214,8 +217,7 @@ static void submit_answer(struct sim *s, int err)
 
 static struct sublet_job job_make(struct sim *s, uint32_t op, uint32_t pages)
 {
-	return (struct sublet_job){ SUBLET_OPTIONS(sublet_job),
-				    .op = op,
+	return (struct sublet_job){ SUBLET_OPTIONS(sublet_job), .op = op,
 				    .bytes = (uint64_t)pages << s->frame_shift,
 				    .pattern = sim_random(s) >> 20 | 1,
 				    .timeout_ns = (50 + sim_below(s, 10000)) * SUBLET_US };
@@ -235,7 +237,10 @@ static void do_submit(struct sim *s, struct sim_actor *a)
 		b[1] = NULL;
 	pages = 1 + sim_below(s, b[1] ? min_u32(b[0]->pages, b[1]->pages) : b[0]->pages);
 	count += b[1] != NULL;
-	struct sublet_job job = job_make(s, b[1] ? SUBLET_JOB_COPY : sim_one_in(s, 3) ? SUBLET_JOB_SUM : SUBLET_JOB_FILL,
+	struct sublet_job job = job_make(s,
+					 b[1]               ? SUBLET_JOB_COPY
+					 : sim_one_in(s, 3) ? SUBLET_JOB_SUM
+							    : SUBLET_JOB_FILL,
 					 pages);
 	struct sublet_bo bos[2] = { b[0]->bo };
 	for (uint32_t i = 0; i < count; i++) {
@@ -248,7 +253,8 @@ static void do_submit(struct sim *s, struct sim_actor *a)
 	int err = sim_leave(s, sublet_submit(d->device, &job, bos, count, &fence));
 	submit_answer(s, err);
 	for (uint32_t i = 0; i < count; i++) {
-		if (!err && b[i]->claim == SIM_CLAIMS_MAX && s->region[b[i]->region].generation != b[i]->generation)
+		if (!err && b[i]->claim == SIM_CLAIMS_MAX &&
+		    s->region[b[i]->region].generation != b[i]->generation)
 			sim_violation(s, "a job on buffer %u, whose memory was unmapped, is taken (G4)",
 				      (uint32_t)(b[i] - s->bo));
 		bo_put(s, b[i]);
@@ -268,9 +274,11 @@ static void do_submit_range(struct sim *s, struct sim_actor *a)
 		struct sublet_job job =
 			job_make(s, sim_one_in(s, 2) ? SUBLET_JOB_SUM : SUBLET_JOB_FILL, range.pages);
 		if (range_is_live(s, r, range)) {
-			sim_enter(s, "submit to device %llu: mm %llu page %llu", d->index, r->mm, r->vpn + range.first);
+			sim_enter(s, "submit to device %llu: mm %llu page %llu", d->index, r->mm,
+				  r->vpn + range.first);
 			int err = sim_leave(s, sublet_submit_range(d->device, &job, s->mm[r->mm].mm,
-								   mm_addr(s, r->mm, r->vpn + range.first), &fence));
+								   mm_addr(s, r->mm, r->vpn + range.first),
+								   &fence));
 			submit_answer(s, err);
 			if (!err)
 				fence_keep(s, a, fence, d->index);
@@ -333,7 +341,8 @@ void work_device_end(struct sim *s, struct sim_actor *a)
 	for (uint32_t i = 0; i < 2; i++)
 		for (uint32_t tries = 0; a->fence[i].is_held; tries++) {
 			if (tries == 100)
-				sim_violation(s, "a fence is not done after a hundred times its job's time (G7)");
+				sim_violation(
+					s, "a fence is not done after a hundred times its job's time (G7)");
 			fence_wait(s, a, i, 20 * SUBLET_MS);
 		}
 }

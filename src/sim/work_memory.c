@@ -58,7 +58,8 @@ static void range_born(struct sim *s, struct sim_region *r, struct sim_range ran
 		struct sim_page *p = page_at(s, r, i);
 		for (uint32_t w = 0; w < SIM_WORDS; w++) {
 			if (p->kind == KIND_NONE || mm_peek(s, p, w))
-				sim_violation(s, "%s gives mm %u page %u, which is %s", what, r->mm, r->vpn + i,
+				sim_violation(s, "%s gives mm %u page %u, which is %s", what, r->mm,
+					      r->vpn + i,
 					      p->kind == KIND_NONE ? "not there" : "not zero (G9)");
 			p->value[w] = 0;
 		}
@@ -82,7 +83,9 @@ static void do_map(struct sim *s, bool reserve)
 {
 	struct sim_region *r = region_free(s);
 	uint32_t pages = pages_random(s), kind = sim_below(s, 4), mm = sim_below(s, s->mms);
-	uint32_t flags = kind == 0 ? SUBLET_DISCARDABLE : kind == 1 ? SUBLET_MOVABLE | SUBLET_PLAIN_OK : SUBLET_MOVABLE;
+	uint32_t flags = kind == 0   ? SUBLET_DISCARDABLE
+			 : kind == 1 ? SUBLET_MOVABLE | SUBLET_PLAIN_OK
+				     : SUBLET_MOVABLE;
 	uint64_t align = 1ull << sim_below(s, 22);
 	void *addr = NULL;
 
@@ -91,10 +94,11 @@ static void do_map(struct sim *s, bool reserve)
 	if (!r)
 		return;
 	r->is_exclusive = true;
-	sim_enter(s, reserve ? "reserve in mm %llu: %llu pages" : "map in mm %llu: %llu pages, flags %llu", mm, pages,
-		  flags);
-	int err = sim_leave(s, reserve ? sublet__mm_reserve(s->mm[mm].mm, bytes_of(s, pages), align, &addr) :
-					 sublet_map_aligned(s->mm[mm].mm, bytes_of(s, pages), align, flags, &addr));
+	sim_enter(s, reserve ? "reserve in mm %llu: %llu pages" : "map in mm %llu: %llu pages, flags %llu",
+		  mm, pages, flags);
+	int err = sim_leave(s, reserve ? sublet__mm_reserve(s->mm[mm].mm, bytes_of(s, pages), align, &addr)
+				       : sublet_map_aligned(s->mm[mm].mm, bytes_of(s, pages), align, flags,
+							    &addr));
 	sim_answer(s, "map", err);
 	r->is_exclusive = false;
 	if (err) {
@@ -104,7 +108,8 @@ static void do_map(struct sim *s, bool reserve)
 	}
 	*r = (struct sim_region){ .pages = pages,
 				  .mm = mm,
-				  .vpn = (uint32_t)(((uint64_t)(uintptr_t)addr - s->mm[mm].base) >> s->frame_shift),
+				  .vpn = (uint32_t)(((uint64_t)(uintptr_t)addr - s->mm[mm].base) >>
+						    s->frame_shift),
 				  .is_discardable = !reserve && kind == 0,
 				  .may_be_plain = kind == 1,
 				  .generation = r->generation + 1 };
@@ -156,7 +161,8 @@ static void do_decommit(struct sim *s, struct sim_region *r)
 		return;
 	range_dies(s, r, range);
 	sim_enter(s, "decommit in mm %llu: page %llu, %llu pages", r->mm, r->vpn + range.first, range.pages);
-	if (sim_leave(s, sublet_decommit(s->mm[r->mm].mm, addr_of(s, r, range.first), bytes_of(s, range.pages))))
+	if (sim_leave(s,
+		      sublet_decommit(s->mm[r->mm].mm, addr_of(s, r, range.first), bytes_of(s, range.pages))))
 		sim_violation(s, "decommit is refused");
 }
 
@@ -173,7 +179,8 @@ static void do_commit(struct sim *s, struct sim_region *r)
 		return;
 	r->may_be_plain |= flags != 0;
 	sim_enter(s, "commit in mm %llu: page %llu, %llu pages", r->mm, r->vpn + first, pages);
-	int err = sim_leave(s, sublet_commit(s->mm[r->mm].mm, addr_of(s, r, first), bytes_of(s, pages), flags));
+	int err =
+		sim_leave(s, sublet_commit(s->mm[r->mm].mm, addr_of(s, r, first), bytes_of(s, pages), flags));
 	sim_answer(s, "commit", err);
 	if (err)
 		must_be_refusal(s, "commit", err);
@@ -192,8 +199,9 @@ static void locked_check(struct sim *s, struct sim_region *r, int told)
 			zero = zero && !mm_peek(s, p, w);
 		}
 		if (!same && !(zero && told == SUBLET_DISCARDED))
-			sim_violation(s, "lock: mm %u page %u is neither as it was, nor told to be dropped (G1)", r->mm,
-				      r->vpn + i);
+			sim_violation(s,
+				      "lock: mm %u page %u is neither as it was, nor told to be dropped (G1)",
+				      r->mm, r->vpn + i);
 		for (uint32_t w = 0; w < SIM_WORDS; w++)
 			p->value[w] = mm_peek(s, p, w);
 		p->is_live = true;
@@ -254,8 +262,8 @@ static void do_chaos(struct sim *s)
 	region_put(r);
 	sim_enter(s, "move in mm %llu: page %llu, to %llu", r->mm, vpn, to.to);
 	sublet__mm_relieve(mm);
-	int64_t moved = sim_one_in(s, 100) ? (int64_t)sublet__chaos_move(s->arena, mm, sim_random(s)) :
-					     sublet__move_page(mm, vpn, &to);
+	int64_t moved = sim_one_in(s, 100) ? (int64_t)sublet__chaos_move(s->arena, mm, sim_random(s))
+					   : sublet__move_page(mm, vpn, &to);
 	(void)sim_leave(s, 0);
 	cover_event(s, moved > 0 ? "chaos: moved" : "chaos: refused");
 }
@@ -276,7 +284,8 @@ static void do_note(struct sim *s, struct sim_region *r, bool protect)
 	for (uint32_t set = 0; set < 2; set++) {
 		for (uint32_t i = range.first; set == on && i < range.first + range.pages; i++) {
 			struct sim_page *p = page_at(s, r, i);
-			bool mark = on && (p->kind == KIND_SHARED || p->kind == KIND_PRIVATE || p->kind == KIND_COPIED);
+			bool mark = on && (p->kind == KIND_SHARED || p->kind == KIND_PRIVATE ||
+					   p->kind == KIND_COPIED);
 			if (protect)
 				p->is_protected = mark;
 			else
@@ -284,11 +293,13 @@ static void do_note(struct sim *s, struct sim_region *r, bool protect)
 		}
 		if (set)
 			break;
-		sim_enter(s, protect ? "note protected, mm %llu: page %llu, %llu pages" :
-				       "note locked, mm %llu: page %llu, %llu pages",
+		sim_enter(s,
+			  protect ? "note protected, mm %llu: page %llu, %llu pages"
+				  : "note locked, mm %llu: page %llu, %llu pages",
 			  r->mm, r->vpn + range.first, range.pages);
 		if (protect)
-			(void)sublet__mm_note_protected(mm, addr_of(s, r, range.first), bytes_of(s, range.pages), on);
+			(void)sublet__mm_note_protected(mm, addr_of(s, r, range.first),
+							bytes_of(s, range.pages), on);
 		else
 			sublet__mm_note_locked(mm, addr_of(s, r, range.first), bytes_of(s, range.pages), on);
 		(void)sim_leave(s, 0);

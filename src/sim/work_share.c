@@ -50,17 +50,21 @@ static void extents_check(struct sim *s, const struct sim_pin *pin)
 	int count = sim_leave(s, sublet_pin_extents(&pin->pin, 0, extent, SIM_PIN_PAGES));
 	for (int i = 0; i < count; i++)
 		for (uint64_t at = 0; at < extent[i].bytes; at += (uint64_t)1 << s->frame_shift, page++)
-			if (page >= pin->pages || pin->pfn[page] != (extent[i].offset_bytes + at) >> s->frame_shift)
+			if (page >= pin->pages ||
+			    pin->pfn[page] != (extent[i].offset_bytes + at) >> s->frame_shift)
 				sim_violation(s, "extent %d of a pin leads to frame %llu, not %u", i,
-					      (unsigned long long)((extent[i].offset_bytes + at) >> s->frame_shift),
+					      (unsigned long long)((extent[i].offset_bytes + at) >>
+								   s->frame_shift),
 					      page < pin->pages ? pin->pfn[page] : UINT32_MAX);
 	/* A decommitted page in the middle of a folio is pinned with it, and has no extent. */
 	const struct sim_region *r = &s->region[pin->region];
 	if (page < pin->pages && pin->pfn[page] != UINT32_MAX && s->mm[r->mm].page[pin->vpn + page].is_live)
-		sim_violation(s, "the extents of a pin end after %u pages of %u (%d)", page, pin->pages, count);
+		sim_violation(s, "the extents of a pin end after %u pages of %u (%d)", page, pin->pages,
+			      count);
 }
 
-static void answer_check(struct sim *s, const struct sim_region *r, struct sim_range range, uint32_t flags, int err)
+static void answer_check(struct sim *s, const struct sim_region *r, struct sim_range range, uint32_t flags,
+			 int err)
 {
 	bool is_long = flags & SUBLET_PIN_LONGTERM;
 	bool ok = err == 0 || (err == -EAGAIN && (flags & SUBLET_PIN_NOWAIT)) ||
@@ -74,44 +78,9 @@ static void answer_check(struct sim *s, const struct sim_region *r, struct sim_r
 			      range.pages, flags, err);
 }
 
-static void do_pin(struct sim *s, struct sim_actor *a, bool is_long)
-{
-	struct sim_region *r;
-	struct sim_pin *pin = NULL;
-	uint32_t flags = sim_one_in(s, 3) ? SUBLET_PIN_READ : SUBLET_PIN_WRITE;
-
-	for (uint32_t i = 0; i < SIM_PINS_MAX && !pin; i++)
-		pin = a->pin[i].is_held ? NULL : &a->pin[i];
-	if (!pin || !(r = region_get(s, !sim_one_in(s, 20))))
-		return;
-	struct sim_range range = range_of(s, r, is_long ? LONG_PAGES : SIM_PIN_PAGES);
-	flags |= (sim_one_in(s, 3) ? SUBLET_PIN_NOWAIT : 0) | (is_long ? SUBLET_PIN_LONGTERM : 0);
-	sim_enter(s, is_long ? "long-term pin of mm %llu: page %llu, %llu pages" : "pin of mm %llu: page %llu, %llu pages",
-		  r->mm, r->vpn + range.first, range.pages);
-	int err = sublet_pin(s->mm[r->mm].mm, mm_addr(s, r->mm, r->vpn + range.first),
-			     (uint64_t)range.pages << s->frame_shift, flags, sim_one_in(s, 2) ? owner : NULL, &pin->pin);
-	if (!err) {
-		pin->is_long = is_long;
-		pin->writes = flags & SUBLET_PIN_WRITE;
-		pin_given(s, r, range, pin);
-	}
-	answer_check(s, r, range, flags, sim_leave(s, err));
-	region_put(r);
-	if (err)
-		return;
-	if (sim_one_in(s, 4))
-		extents_check(s, pin);
-	if (!s->no_faults && sim_one_in(s, 12)) {
-		cover_event(s, "fault: a thread stops while it holds a pin");
-		sim_sleep(s, sim_below(s, 20000) * SUBLET_US);
-	}
-}
-
 /* A device writes under a pin: to the frame, and nothing marks the page dirty. */
-static void do_pin_write(struct sim *s, struct sim_actor *a)
+static void pin_write(struct sim *s, const struct sim_pin *pin)
 {
-	struct sim_pin *pin = &a->pin[sim_below(s, SIM_PINS_MAX)];
-
 	sim_step(s);
 	if (!pin->is_held || !pin->writes)
 		return;
@@ -120,11 +89,12 @@ static void do_pin_write(struct sim *s, struct sim_actor *a)
 	struct sim_page *p = &s->mm[r->mm].page[pin->vpn + i];
 	if (pfn == UINT32_MAX || !p->is_live || r->is_exclusive)
 		return;
-	if (p->blocked)
+	if (p->blocked &&
+	    !p->remapped) /* once it is at its new frame it may be pinned there, before the wake */
 		sim_violation(s, "mm %u page %u is blocked under a pin (G2)", r->mm, pin->vpn + i);
 	p->value[w] = s->word[pfn][w] = sim_random(s) >> 20 | 1;
-	sim_trace(s, "a device writes to frame %llu, mm %llu page %llu, under a pin: %llu", pfn, r->mm, pin->vpn + i,
-		  p->value[w]);
+	sim_trace(s, "a device writes to frame %llu, mm %llu page %llu, under a pin: %llu", pfn, r->mm,
+		  pin->vpn + i, p->value[w]);
 }
 
 static void unpin(struct sim *s, struct sim_pin *pin)
@@ -139,12 +109,52 @@ static void unpin(struct sim *s, struct sim_pin *pin)
 		sim_violation(s, "unpin is refused");
 }
 
+static void do_pin(struct sim *s, struct sim_actor *a, bool is_long)
+{
+	struct sim_region *r;
+	struct sim_pin *pin = NULL;
+	uint32_t flags = sim_one_in(s, 3) ? SUBLET_PIN_READ : SUBLET_PIN_WRITE;
+
+	for (uint32_t i = 0; i < SIM_PINS_MAX && !pin; i++)
+		pin = a->pin[i].is_held ? NULL : &a->pin[i];
+	if (!pin || !(r = region_get(s, !sim_one_in(s, 20))))
+		return;
+	struct sim_range range = range_of(s, r, is_long ? LONG_PAGES : SIM_PIN_PAGES);
+	flags |= (sim_one_in(s, 3) ? SUBLET_PIN_NOWAIT : 0) | (is_long ? SUBLET_PIN_LONGTERM : 0);
+	sim_enter(s,
+		  is_long ? "long-term pin of mm %llu: page %llu, %llu pages"
+			  : "pin of mm %llu: page %llu, %llu pages",
+		  r->mm, r->vpn + range.first, range.pages);
+	int err = sublet_pin(s->mm[r->mm].mm, mm_addr(s, r->mm, r->vpn + range.first),
+			     (uint64_t)range.pages << s->frame_shift, flags, sim_one_in(s, 2) ? owner : NULL,
+			     &pin->pin);
+	if (!err) {
+		pin->is_long = is_long;
+		pin->writes = flags & SUBLET_PIN_WRITE;
+		pin_given(s, r, range, pin);
+	}
+	answer_check(s, r, range, flags, sim_leave(s, err));
+	region_put(r);
+	if (err)
+		return;
+	if (sim_one_in(s, 4))
+		extents_check(s, pin);
+	if (!is_long && sim_one_in(s, 2)) { /* one I/O */
+		for (uint32_t n = sim_below(s, 4); n; n--)
+			pin_write(s, pin);
+		unpin(s, pin);
+	} else if (!s->no_faults && sim_one_in(s, 12)) {
+		cover_event(s, "fault: a thread stops while it holds a pin");
+		sim_sleep(s, sim_below(s, 20000) * SUBLET_US);
+	}
+}
+
 void work_pin(struct sim *s, struct sim_actor *a, enum sim_op op)
 {
 	if (op == OP_PIN || op == OP_PIN_LONG) {
 		do_pin(s, a, op == OP_PIN_LONG);
 	} else if (op == OP_PIN_WRITE) {
-		do_pin_write(s, a);
+		pin_write(s, &a->pin[sim_below(s, SIM_PINS_MAX)]);
 	} else if (op == OP_PIN_LIMIT) {
 		uint64_t frames = 1 + sim_below(s, s->normal_frames + 1);
 		sublet_pin_limit(s->mm[sim_below(s, s->mms)].mm, frames << s->frame_shift);
@@ -179,7 +189,8 @@ static void claim_cover(struct sim *s, const struct sublet_claim *claim, int err
 
 	sim_answer(s, "claim", err);
 	for (uint32_t i = 0; err && i < claim->blocker_count; i++)
-		if (claim->blockers[i].kind < sizeof blocker / sizeof blocker[0] && blocker[claim->blockers[i].kind])
+		if (claim->blockers[i].kind < sizeof blocker / sizeof blocker[0] &&
+		    blocker[claim->blockers[i].kind])
 			cover_event(s, blocker[claim->blockers[i].kind]);
 	if (!err && claim->windows_tried > 1)
 		cover_event(s, "claim: 0, more than one window");
@@ -197,8 +208,8 @@ static void claim_given(struct sim *s, struct sim_claim *c, uint64_t bytes, bool
 	c->frames = (uint32_t)(c->claim.bytes >> s->frame_shift);
 	c->is_written = false;
 	if (c->claim.bytes < bytes || c->first_pfn + c->frames > s->area_frames || c->claim.blocker_count)
-		sim_violation(s, "a claim of %llu bytes: frames %u, %u of them", (unsigned long long)bytes, c->first_pfn,
-			      c->frames);
+		sim_violation(s, "a claim of %llu bytes: frames %u, %u of them", (unsigned long long)bytes,
+			      c->first_pfn, c->frames);
 	for (uint32_t pfn = c->first_pfn; pfn < c->first_pfn + c->frames; pfn++) {
 		if (s->owner[pfn] || s->child[pfn] || s->held[pfn])
 			sim_violation(s, "frame %u is claimed, and in use (owner %x)", pfn, s->owner[pfn]);
@@ -225,10 +236,12 @@ static void do_claim(struct sim *s)
 	if (c->is_busy || c->frames)
 		return;
 	frames = sim_one_in(s, 60) ? s->area_frames + 1 : frames;
-	o.flags = (sim_one_in(s, 4) ? SUBLET_CLAIM_NOWAIT : 0) | (sim_one_in(s, 4) ? SUBLET_CLAIM_NOZERO : 0) |
+	o.flags = (sim_one_in(s, 4) ? SUBLET_CLAIM_NOWAIT : 0) |
+		  (sim_one_in(s, 4) ? SUBLET_CLAIM_NOZERO : 0) |
 		  (sim_one_in(s, 2) ? SUBLET_CLAIM_DEAREST : 0);
 	c->is_busy = true;
-	sim_enter(s, "claim %llu frames, flags %llu, deadline %llu us", frames, o.flags, o.deadline_ns / 1000);
+	sim_enter(s, "claim %llu frames, flags %llu, deadline %llu us", frames, o.flags,
+		  o.deadline_ns / 1000);
 	int err = sublet_claim(s->arena, (uint64_t)frames << s->frame_shift, &o, &c->claim);
 	if (!err)
 		claim_given(s, c, (uint64_t)frames << s->frame_shift, !(o.flags & SUBLET_CLAIM_NOZERO));
@@ -247,7 +260,8 @@ static int release(struct sim *s, struct sim_claim *c)
 	uint32_t first = c->first_pfn, frames = c->frames;
 
 	for (uint32_t pfn = first; pfn < first + frames; pfn++) {
-		if (!c->is_written && (s->word[pfn][0] != (c->claim.id << 16 | pfn) || s->word[pfn][1] != s->word[pfn][0]))
+		if (!c->is_written &&
+		    (s->word[pfn][0] != (c->claim.id << 16 | pfn) || s->word[pfn][1] != s->word[pfn][0]))
 			sim_violation(s, "frame %u of a claim was written by another (G9)", pfn);
 		s->owner[pfn] = 0;
 	}
@@ -302,7 +316,8 @@ static int driver_told(void *ctx, const struct sublet_invalidation *inv)
 	for (uint32_t i = 0; i < d->pages; i++)
 		if (d->vpn + i - vpn < pages)
 			d->frame[i] = 0;
-	sim_trace(s, "driver %llu is told: page %llu, %llu pages, event %llu", d->index, vpn, pages, inv->event);
+	sim_trace(s, "driver %llu is told: page %llu, %llu pages, event %llu", d->index, vpn, pages,
+		  inv->event);
 	if (d->removes_itself && !sublet_notifier_remove(&d->notifier)) {
 		cover_event(s, "notifier: removed in its callback");
 		memset(d->frame, 0, sizeof d->frame);
@@ -313,7 +328,8 @@ static int driver_told(void *ctx, const struct sublet_invalidation *inv)
 
 static void do_driver_add(struct sim *s)
 {
-	static const struct sublet_notifier_ops ops = { SUBLET_OPTIONS(sublet_notifier_ops), .invalidate = driver_told };
+	static const struct sublet_notifier_ops ops = { SUBLET_OPTIONS(sublet_notifier_ops),
+							.invalidate = driver_told };
 	struct sim_driver *d = &s->driver[sim_below(s, SIM_DRIVERS_MAX)];
 	struct sim_region *r;
 
@@ -331,7 +347,8 @@ static void do_driver_add(struct sim *s)
 	region_put(r);
 	sim_enter(s, "notifier of mm %llu: page %llu, %llu pages", d->mm, d->vpn, d->pages);
 	int err = sim_leave(s, sublet_notifier_add(s->mm[d->mm].mm, mm_addr(s, d->mm, d->vpn),
-						   (uint64_t)d->pages << s->frame_shift, &ops, d, owner, &d->notifier));
+						   (uint64_t)d->pages << s->frame_shift, &ops, d, owner,
+						   &d->notifier));
 	if (err && !(err == -ENOMEM && s->faults))
 		sim_violation(s, "notifier: %d", err);
 	if (err)
@@ -364,10 +381,13 @@ static void driver_put_in(struct sim *s, struct sim_driver *d, const uint32_t *f
 	for (uint32_t i = 0; i < d->pages; i++) {
 		const struct sim_page *p = &s->mm[d->mm].page[d->vpn + i];
 		d->frame[i] = found[i];
-		if (found[i] && (p->kind != KIND_SHARED || p->pfn != found[i] - 1 || p->blocked || p->tracked))
-			sim_violation(s, "driver %u puts in frame %u for mm %u page %u, which is %s at %u%s (G4)", d->index,
-				      found[i] - 1, d->mm, d->vpn + i, cover_state_name(COVER_PAGE, p->kind), p->pfn,
-				      p->blocked || p->tracked ? ", on its way" : "");
+		if (found[i] &&
+		    (p->kind != KIND_SHARED || p->pfn != found[i] - 1 || p->blocked || p->tracked))
+			sim_violation(
+				s, "driver %u puts in frame %u for mm %u page %u, which is %s at %u%s (G4)",
+				d->index, found[i] - 1, d->mm, d->vpn + i,
+				cover_state_name(COVER_PAGE, p->kind), p->pfn,
+				p->blocked || p->tracked ? ", on its way" : "");
 	}
 }
 
@@ -442,9 +462,10 @@ static void do_ask(struct sim *s)
 	for (size_t n = 1; n; n = sublet_pin_list(s->arena, &next, 4, pin))
 		for (size_t i = 0; next && i < n; i++)
 			if (pin[i].mm >= s->mms || !pin[i].bytes ||
-			    (strcmp(pin[i].owner, owner) && strcmp(pin[i].owner, "pin") && strcmp(pin[i].owner, "bo")))
-				sim_violation(s, "a pin is listed with mm %u, %llu bytes, owner '%.8s'", pin[i].mm,
-					      (unsigned long long)pin[i].bytes, pin[i].owner);
+			    (strcmp(pin[i].owner, owner) && strcmp(pin[i].owner, "pin") &&
+			     strcmp(pin[i].owner, "bo")))
+				sim_violation(s, "a pin is listed with mm %u, %llu bytes, owner '%.8s'",
+					      pin[i].mm, (unsigned long long)pin[i].bytes, pin[i].owner);
 	for (next = 0; sublet_bo_list(s->arena, &next, 4, bo);)
 		;
 	(void)sublet_arena_pageblocks(s->arena, 0, 8, block);
