@@ -123,12 +123,14 @@ static int block_decommit(struct sublet_mm *mm, uint32_t vpn, uint32_t pages)
 		pages = min_u32(ENGINE_BLOCK_PAGES, mm->config.pages - vpn);
 	}
 	for (uint32_t at = vpn & ~(unit - 1); at < vpn + pages && !err; at += unit) {
-		if (unit_is_empty(mm, at)) {
-			run = run_pages ? run : at;
-			run_pages = at + unit_mapped_pages(mm, at) - run;
-		} else if (run_pages) {
+		bool empty = unit_is_empty(mm, at);
+		if (run_pages && (!empty || run + run_pages != at)) { /* behind the end of a mapping is nothing to free */
 			err = holes_free(mm, run, run_pages);
 			run_pages = 0;
+		}
+		if (empty) {
+			run = run_pages ? run : at;
+			run_pages = at + unit_mapped_pages(mm, at) - run;
 		}
 	}
 	if (run_pages && !err)

@@ -265,12 +265,36 @@ static void commit_failures(void **unused)
 		}
 }
 
+/*
+ * Two neighbours, the first of which ends inside its unit. A pin kept the memory of its holes, so both are freed by one
+ * call; the addresses behind the first are nobody's all the same (G8).
+ */
+static void decommit_neighbours(void **unused)
+{
+	static struct fake f;
+	struct sublet_pin pin;
+	(void)unused;
+
+	fixture_open(&f, NULL);
+	struct sublet_mm *mm = f.engine_mm[0];
+	uint32_t first = map_pages(&f, 20, SUBLET_MOVABLE), second = map_pages(&f, 16, SUBLET_MOVABLE);
+	assert_int_equal(second, first + 32);
+	assert_int_equal(sublet_pin(mm, addr_of(&f, 0, first), 20 * PAGE, SUBLET_PIN_READ, NULL, &pin), 0);
+	assert_int_equal(sublet_decommit(mm, addr_of(&f, 0, first), 20 * PAGE), 0);
+	assert_int_equal(sublet_unpin(&pin), 0);
+	assert_int_equal(sublet_decommit(mm, addr_of(&f, 0, second), 16 * PAGE), 0);
+	assert_int_equal(sublet_commit(mm, addr_of(&f, 0, first + 20), PAGE, 0), -EINVAL);
+	assert_int_equal(sublet_unmap(mm, addr_of(&f, 0, first), 20 * PAGE), 0);
+	assert_int_equal(sublet_unmap(mm, addr_of(&f, 0, second), 16 * PAGE), 0);
+	fixture_close(&f);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(commit_model),    cmocka_unit_test(commit_bad_arguments),
 		cmocka_unit_test(commit_pins),     cmocka_unit_test(commit_no_memory),
-		cmocka_unit_test(commit_failures),
+		cmocka_unit_test(commit_failures), cmocka_unit_test(decommit_neighbours),
 	};
 	return cmocka_run_group_tests(tests, NULL, NULL);
 }
