@@ -449,8 +449,12 @@ static void device_look(struct sim *s, struct sim_device *d)
 	}
 	for (uint32_t i = 0; i < sizeof d->job_state; i++) {
 		uint32_t state = d->device->job[i].state;
-		if (state != d->job_state[i])
+		if (state != d->job_state[i]) {
 			cover_transition(s, COVER_JOB, d->job_state[i], state);
+			sim_trace(s, "job %llu of device %llu: %s -> %s", i, d->index,
+				  (uintptr_t)cover_state_name(COVER_JOB, d->job_state[i]),
+				  (uintptr_t)cover_state_name(COVER_JOB, state));
+		}
 		d->job_state[i] = (uint8_t)state;
 	}
 }

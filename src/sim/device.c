@@ -161,7 +161,8 @@ static void engine_job(struct sim_fiber *self, struct sim_device *d)
 							     : ILL_NOT;
 	struct work_result r;
 
-	if (ill == ILL_DIE && !sim_one_in(s, 4))
+	/* What cannot be stopped does not die by itself: nobody would hear of the end of the jobs that it lost. */
+	if (ill == ILL_DIE && (d->unstoppable || !sim_one_in(s, 4)))
 		ill = ILL_NOT;
 	for (uint32_t i = 1; i < d->queued; i++)
 		d->queue[i - 1] = d->queue[i];
@@ -181,8 +182,7 @@ static void engine_job(struct sim_fiber *self, struct sim_device *d)
 	self->depth++;
 	self->op_since_ns = s->now_ns;
 	self->op_since_step = s->steps;
-	/* One that is dead already, and could not be stopped, ends what it has. */
-	if (ill == ILL_DIE && !d->device->is_dead) {
+	if (ill == ILL_DIE) {
 		d->generation++; /* from here on it accesses nothing, and takes nothing */
 		d->has_died = true;
 		d->queued = 0;
@@ -354,10 +354,12 @@ static void op_close(void *ctx)
 		if (d->slot[i].is_attached)
 			sim_violation(d->sim, "device %u is closed with buffer %u attached", d->index, i);
 	d->is_closed = true;
+	engine_signal(d);
+	while (d->has_engine) /* it may be on its way out of sublet_device_complete */
+		sim_sleep(d->sim, 10 * SUBLET_US);
 	check_touched(d->sim);
 	d->device = NULL; /* nothing of it is looked at from here on */
 	d->in_call--;
-	engine_signal(d);
 }
 
 static void op_count(void *ctx, struct sublet_device_info *info)
@@ -422,8 +424,6 @@ void device_close(struct sim *s, struct sim_device *d)
 	sublet_device_close(d->device);
 	if (!d->is_closed)
 		sim_violation(s, "device %u is closed, and was not told", d->index);
-	while (d->has_engine)
-		sim_sleep(s, 10 * SUBLET_US);
 	free(d->tlb);
 	d->tlb = NULL;
 }

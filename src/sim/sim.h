@@ -202,6 +202,7 @@ struct sim_driver {
 	bool is_busy; /* an actor works with it */
 	bool is_registered;
 	bool removes_itself; /* at its next callback */
+	bool is_leaving;     /* just now */
 	bool is_locked;
 	struct sublet_notifier notifier;
 	uint32_t mm;

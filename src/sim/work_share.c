@@ -318,11 +318,15 @@ static int driver_told(void *ctx, const struct sublet_invalidation *inv)
 			d->frame[i] = 0;
 	sim_trace(s, "driver %llu is told: page %llu, %llu pages, event %llu", d->index, vpn, pages,
 		  inv->event);
-	if (d->removes_itself && !sublet_notifier_remove(&d->notifier)) {
+	if (!d->removes_itself)
+		return 0;
+	d->is_leaving = true;
+	if (!sublet_notifier_remove(&d->notifier)) {
 		cover_event(s, "notifier: removed in its callback");
 		memset(d->frame, 0, sizeof d->frame);
 		d->removes_itself = d->is_registered = false;
 	}
+	d->is_leaving = false;
 	return 0;
 }
 
@@ -381,8 +385,10 @@ static void driver_put_in(struct sim *s, struct sim_driver *d, const uint32_t *f
 	for (uint32_t i = 0; i < d->pages; i++) {
 		const struct sim_page *p = &s->mm[d->mm].page[d->vpn + i];
 		d->frame[i] = found[i];
-		if (found[i] &&
-		    (p->kind != KIND_SHARED || p->pfn != found[i] - 1 || p->blocked || p->tracked))
+		/* What was unlocked just now keeps its frames, until it is dropped. */
+		if (!found[i] || (p->kind == KIND_NONE && s->state[found[i] - 1] == FRAME_DISCARDABLE))
+			continue;
+		if (p->kind != KIND_SHARED || p->pfn != found[i] - 1 || p->blocked || p->tracked)
 			sim_violation(
 				s, "driver %u puts in frame %u for mm %u page %u, which is %s at %u%s (G4)",
 				d->index, found[i] - 1, d->mm, d->vpn + i,
@@ -403,7 +409,7 @@ static void do_driver_read(struct sim *s)
 	struct sublet_notifier notifier = d->notifier;
 	sim_enter(s, "driver %llu reads mm %llu, page %llu", d->index, d->mm, d->vpn);
 	int err = sublet_notifier_read_begin(&notifier, sim_below(s, 3) * 500 * SUBLET_US, &seq);
-	if (err == -EINVAL && d->is_registered)
+	if (err == -EINVAL && d->is_registered && !d->is_leaving)
 		sim_violation(s, "a notifier that is registered is not known");
 	if (!err) {
 		driver_walk(s, d, found);
@@ -425,6 +431,7 @@ static void do_driver_read(struct sim *s)
 
 static void driver_remove(struct sim *s, struct sim_driver *d)
 {
+	memset(d->frame, 0, sizeof d->frame); /* from here on nobody tells it */
 	sim_enter(s, "driver %llu removes its notifier", d->index, 0, 0);
 	int err = sim_leave(s, sublet_notifier_remove(&d->notifier));
 	if (err != 0 && !(err == -EINVAL && !d->is_registered))
