@@ -4,7 +4,8 @@
  * first: sublet__step, sim_step. A fiber is left nowhere else, so between two steps it is alone, and the order of all
  * steps is one number's doing.
  *
- * Two ways to choose, drawn by the world. By length: each run goes on for a number of steps about a mean, 1 to 100, and
+ * Two ways to choose, drawn by the world; and in some, whoever runs may be stopped at any step for a long while, as a thread
+ * whose processor was taken away. By length: each run goes on for a number of steps about a mean, 1 to 100, and
  * then anybody who is ready is next: many switches, everywhere. By priority: the highest goes on until it waits, and at
  * a few random steps somebody is put to the very end (after Burckhardt and others, "A randomized scheduler with
  * probabilistic guarantees of finding bugs", 2010): few switches, each with long consequences, and the holder of a lock
@@ -19,9 +20,10 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define PRIORITY_CHANGES 150u               /* about so many steps between two */
-#define WATCH_STEPS      1024u              /* between looks at who takes too long */
-#define OP_LONG_NS       (20 * SUBLET_MS)   /* who waits for longer waits for a deadline: time goes faster */
+#define PRIORITY_CHANGES 150u             /* about so many steps between two */
+#define STALL_STEPS      3000u            /* most that a thread is away where the system took its processor */
+#define WATCH_STEPS      1024u            /* between looks at who takes too long */
+#define OP_LONG_NS       (20 * SUBLET_MS) /* who waits for longer waits for a deadline: time goes faster */
 #define OP_MOST_NS       (600 * SUBLET_SEC) /* of virtual time, for one call of the engine */
 #define OP_MOST_STEPS    5000000u
 #define HURRY            64u /* times faster, then and while a rest is wanted */
@@ -283,7 +285,9 @@ static void step(struct sim *s, const volatile void *at)
 		clock_jump(s);
 	if (s->now_ns >= s->timer_ns)
 		timers_fire(s);
-	if (s->run_left-- == 0)
+	if (s->stall_one_in && sim_one_in(s, s->stall_one_in))
+		wait_until(s, WAIT_TIME, s->now_ns + sim_below(s, STALL_STEPS) * s->step_ns);
+	else if (s->run_left-- == 0)
 		switch_to(s, next(s));
 	check_note(s, at);
 }

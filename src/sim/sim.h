@@ -318,6 +318,7 @@ struct sim {
 	uint64_t fault_for_good_from[CALLS];
 	uint64_t fault_for_good_until[CALLS];
 	uint32_t jump_one_in;
+	uint32_t stall_one_in;
 
 	/* scheduling */
 	uint64_t now_ns;

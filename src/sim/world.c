@@ -48,6 +48,7 @@ static void world_plan(struct sim *s)
 	s->reads_wait = sim_one_in(s, 2);
 	s->has_track = sim_one_in(s, 2);
 	s->run_mean = means[sim_below(s, sizeof means / sizeof means[0])];
+	s->stall_one_in = sim_one_in(s, 2) ? 50 + sim_below(s, 500) : 0;
 	s->step_ns = 20u << sim_below(s, 6);
 	work_plan(s);
 	faults_plan(s);

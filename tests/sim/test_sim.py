@@ -9,8 +9,8 @@ import sys
 import time
 
 HERE = os.path.dirname(os.path.abspath(__file__))
-FIXED_WORLDS = 250
-FRESH_WORLDS = 120
+FIXED_WORLDS = 700
+FRESH_WORLDS = 350
 
 
 def sim(*arguments):
