@@ -392,9 +392,16 @@ static int show_some(struct sublet_mm *mm, uint32_t vpn, uint32_t end, uint32_t 
 	*done = at;
 	if (sublet__mm_flagged(mm, vpn, at - vpn, PTE_LOCKED))
 		flags |= SUBLET__MAP_LOCKED;
+	/* Unlocking told nobody, for the frames stay. Now they become copy-on-write: no device may know them any more. */
+	struct sublet__invalidation told;
+	bool tell = fork && count;
+	if (tell)
+		(void)sublet__invalidate_begin(mm, &told, vpn, at - vpn, SUBLET_NOTIFIER_MOVE, true);
 	int err = count ? mm->config.ops->map(mm->config.ctx, segs, count, flags) : 0;
 	for (at = vpn; !err && at < *done && folio_at(mm, at, &head, &word, &first); at += 1u << word_order(word))
 		folio_lock(mm->arena, head, fork ? FRAME_HELD : 0);
+	if (tell)
+		sublet__invalidate_end(mm, &told);
 	return err;
 }
 

@@ -315,6 +315,33 @@ static void tell_others(void **unused)
 	assert_int_equal(t.calls[SUBLET_NOTIFIER_EXIT], 1);
 }
 
+/* Discardable memory that is locked while a fork is under way becomes the child's snapshot: who knows it is told. */
+static void tell_lock_in_fork(void **unused)
+{
+	static struct fake f;
+	struct fake_child child;
+	struct told t;
+	(void)unused;
+
+	fixture_open(&f, NULL);
+	struct sublet_mm *mm = f.engine_mm[0];
+	uint32_t vpn = map_pages(&f, 16, SUBLET_DISCARDABLE);
+	watch(&f, &t, vpn, 16);
+	assert_int_equal(sublet_unlock(mm, addr_of(&f, 0, vpn), 16 * PAGE), 0);
+	assert_int_equal(sublet__mm_fork_begin(mm), 0);
+	assert_int_equal(t.calls[SUBLET_NOTIFIER_MOVE], 0);
+	assert_int_equal(sublet_lock(mm, addr_of(&f, 0, vpn), 16 * PAGE), SUBLET_INTACT);
+	assert_int_equal(fake_kind_of(&f.mm[0], vpn), FAKE_PRIVATE);
+	assert_int_equal(t.calls[SUBLET_NOTIFIER_MOVE], 1);
+	assert_true(t.retry);
+	fake_child_fork(&child, &f.mm[0]);
+	sublet__mm_fork_end(mm, 7);
+	fake_child_exit(&child);
+	assert_int_equal(sublet__mm_fork_restore(mm, sublet__mm_fork_epoch(mm)), 0);
+	assert_int_equal(sublet_notifier_remove(&t.notifier), 0);
+	fixture_close(&f);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -324,6 +351,7 @@ int main(void)
 		cmocka_unit_test(pin_before_the_wipe),
 		cmocka_unit_test(tell_claim),
 		cmocka_unit_test(tell_others),
+		cmocka_unit_test(tell_lock_in_fork),
 	};
 	return cmocka_run_group_tests(tests, NULL, NULL);
 }
