@@ -273,12 +273,18 @@ static int block_commit(struct sublet_mm *mm, uint32_t at, uint32_t count, uint3
 	return units_give(mm, at, count, at + count, flags);
 }
 
-static bool range_is_holes(const struct sublet_mm *mm, uint32_t vpn, uint32_t pages)
+/* Under the lock: what a neighbour's commit gives ahead here is no hole yet for an instant (units_give). */
+static bool range_is_holes(struct sublet_mm *mm, uint32_t vpn, uint32_t pages)
 {
-	for (uint32_t at = vpn; at < vpn + pages; at++)
-		if (!page_is_hole(a32_load_relaxed(&mm->pte[at])))
-			return false;
-	return true;
+	bool is = true;
+
+	for_each_block(at, count, vpn, vpn + pages) {
+		engine_lock(mm->arena, block_lock_of(mm, at));
+		for (uint32_t page = at; page < at + count; page++)
+			is = is && page_is_hole(a32_load_relaxed(&mm->pte[page]));
+		engine_unlock(mm->arena, block_lock_of(mm, at));
+	}
+	return is;
 }
 
 int sublet_commit(struct sublet_mm *mm, void *addr, uint64_t bytes, uint32_t flags)
