@@ -29,6 +29,7 @@ enum touch {
 	TOUCH_ZONE_LOCK,
 	TOUCH_CLAIM_LOCK,
 	TOUCH_CACHE_LOCK,
+	TOUCH_CACHE_TOP,
 	TOUCH_DEVICE_LOCK,
 };
 
@@ -76,8 +77,8 @@ static void note_lock(struct sim *s, const volatile void *at)
 	if (at == &arena->claim_lock.word) {
 		s->touch = TOUCH_CLAIM_LOCK;
 	} else if (lies_in(at, arena->cache, sizeof arena->cache, &offset)) {
-		s->touch = TOUCH_CACHE_LOCK;
 		s->touch_at = (uint32_t)(offset / sizeof arena->cache[0]);
+		s->touch = at == &arena->cache[s->touch_at].top ? TOUCH_CACHE_TOP : TOUCH_CACHE_LOCK;
 	}
 	for (uint32_t i = 0; i < ZONES; i++)
 		if (at == &arena->zone[i].lock.word) {
@@ -368,16 +369,28 @@ static void claims_check(struct sim *s)
 	}
 }
 
+static void cached_check(struct sim *s, uint32_t which, uint32_t pfn)
+{
+	uint32_t word = a32_load_relaxed(&s->arena->frames[pfn].word);
+
+	if (!(word & FRAME_HEAD) || word_state(word) != FRAME_CACHED)
+		sim_violation(s, "cache %u has frame %u, which is %s", which, pfn,
+			      cover_state_name(COVER_FRAME, word_state(word)));
+}
+
 static void cache_check(struct sim *s, uint32_t which)
 {
 	const struct sublet__cache *cache = &s->arena->cache[which];
 
-	for (uint32_t i = 0; i < cache->count; i++) {
-		uint32_t word = a32_load_relaxed(&s->arena->frames[cache->pfn[i]].word);
-		if (!(word & FRAME_HEAD) || word_state(word) != FRAME_CACHED)
-			sim_violation(s, "cache %u has frame %u, which is %s", which, cache->pfn[i],
-				      cover_state_name(COVER_FRAME, word_state(word)));
-	}
+	for (uint32_t i = 0; i < cache->count; i++)
+		cached_check(s, which, cache->pfn[i]);
+}
+
+/* A folio that was just put into `top`: 1 + its first frame; 0 and ~0 are none. */
+static void top_check(struct sim *s, uint32_t which, uint32_t top)
+{
+	if (top != 0 && top != UINT32_MAX)
+		cached_check(s, which, top - 1);
 }
 
 static bool in_gap(const struct sublet__bo *bo, uint64_t at)
@@ -513,6 +526,8 @@ static void touched_check(struct sim *s)
 			entry_check(s, at >> 16, at & 0xffff, now, old);
 		else if (touch == TOUCH_COUNTS)
 			counts_check(s, at);
+		else if (touch == TOUCH_CACHE_TOP)
+			top_check(s, at, now);
 		else if (!now)
 			lock_dropped(s);
 	}
