@@ -42,6 +42,7 @@ enum sublet_blocker_kind {
 	SUBLET_BLOCKER_PLATFORM,  /* the system refused a step: error has its -errno */
 	SUBLET_BLOCKER_NOTIFIER,  /* somebody who was told declined up to the deadline: a device at work, say */
 	SUBLET_BLOCKER_WATCHED,   /* memory that the program registered with a userfaultfd of its own */
+	SUBLET_BLOCKER_CALL,      /* memory in the hand of a call that is not over yet, in this or another thread */
 };
 
 struct sublet_blocker {

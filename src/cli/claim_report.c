@@ -297,7 +297,7 @@ cJSON *sublet__claim_json_begin(const struct sublet_instance *in, const struct s
 static void json_blockers(cJSON *object, const struct sublet_claim *claim)
 {
 	static const char *const kinds[] = { "none",     "pin",    "claim",    "child",    "protected",
-					     "mappings", "noroom", "platform", "notifier", "watched" };
+					     "mappings", "noroom", "platform", "notifier", "watched", "call" };
 	cJSON *array = cJSON_AddArrayToObject(object, "blockers");
 
 	for (uint32_t i = 0; i < claim->blocker_count; i++) {
@@ -306,7 +306,7 @@ static void json_blockers(cJSON *object, const struct sublet_claim *claim)
 		char text[256] = "";
 
 		cJSON_AddStringToObject(o, "kind",
-					b->kind <= SUBLET_BLOCKER_WATCHED ? kinds[b->kind] : "unknown");
+					b->kind <= SUBLET_BLOCKER_CALL ? kinds[b->kind] : "unknown");
 		cJSON_AddStringToObject(o, "owner", b->owner);
 		sublet__json_u64(o, "offset_bytes", b->offset_bytes);
 		sublet__json_u64(o, "size_bytes", b->bytes);

@@ -138,7 +138,8 @@ bool sublet__blockers_pass(const struct sublet__claim_job *job)
 	for (uint32_t i = 0; i < job->claim->blocker_count; i++) {
 		uint32_t kind = job->claim->blockers[i].kind;
 		if (kind == SUBLET_BLOCKER_PIN || kind == SUBLET_BLOCKER_CLAIM ||
-		    kind == SUBLET_BLOCKER_CHILD || kind == SUBLET_BLOCKER_NOTIFIER)
+		    kind == SUBLET_BLOCKER_CHILD || kind == SUBLET_BLOCKER_NOTIFIER ||
+		    kind == SUBLET_BLOCKER_CALL)
 			return true;
 	}
 	return false;

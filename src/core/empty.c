@@ -49,7 +49,8 @@ static bool room_is_coming(struct sublet__claim_job *job)
 static uint32_t block_drop(struct sublet__claim_job *job, uint32_t pb)
 {
 	struct sublet_arena *arena = job->arena;
-	struct sublet__window_range outside = { .nowait = job->range.nowait, .until_ns = job->range.until_ns };
+	struct sublet__window_range outside = { .nowait = job->range.nowait,
+						.until_ns = job->range.until_ns };
 	uint32_t pfn = pb << arena->pageblock_order, end = (pb + 1) << arena->pageblock_order;
 
 	while (pfn < end) {
@@ -210,6 +211,20 @@ static bool window_clear(struct sublet__claim_job *job)
 	return sublet__isolated_frames(job->arena, &job->window) == job->frames;
 }
 
+/* No time is left. What is not named by now is in nobody's address space: a call has taken it, or is giving it back. */
+static int window_given_up(struct sublet__claim_job *job, uint32_t stuck_pfn)
+{
+	uint32_t pfn = min_u32(stuck_pfn, job->window.end_pfn - 1);
+
+	if (window_failed(job))
+		return (int)a32_load_relaxed(&job->fatal);
+	if (!job->claim->blocker_count && a32_load_relaxed(&job->short_of_room))
+		return -ENOMEM;
+	if (!job->claim->blocker_count)
+		sublet__blocker_add(job, SUBLET_BLOCKER_CALL, pfn, 1, 0);
+	return -EBUSY;
+}
+
 /* After the first pass: look again and again at what is left, until `until_ns`. */
 static int window_wait(struct sublet__claim_job *job, uint64_t until_ns, uint32_t *stuck_pfn)
 {
@@ -226,9 +241,7 @@ static int window_wait(struct sublet__claim_job *job, uint64_t until_ns, uint32_
 		if (window_clear(job))
 			break;
 		if (last)
-			return window_failed(job) ? (int)a32_load_relaxed(&job->fatal)
-			       : a32_load_relaxed(&job->short_of_room) && !job->claim->blocker_count ? -ENOMEM
-												     : -EBUSY;
+			return window_given_up(job, *stuck_pfn);
 		wait_ns = wait_ns < until_ns - now ? wait_ns : until_ns - now;
 		p->ops->sleep_ns(p->ctx, wait_ns);
 		sublet__devices_check(

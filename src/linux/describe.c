@@ -31,6 +31,8 @@ static const char *kind_text(uint32_t kind)
 		return "a device, or whoever else was told, that did not let go in time";
 	case SUBLET_BLOCKER_WATCHED:
 		return "memory that the program has registered with a userfaultfd of its own";
+	case SUBLET_BLOCKER_CALL:
+		return "memory in the hand of a call that was not over";
 	default:
 		return "something unknown";
 	}

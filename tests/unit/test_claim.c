@@ -456,6 +456,33 @@ static void claim_failures(void **unused)
 		}
 }
 
+/* Memory that a call has in its hand, and has not yet mapped: waited for, then named (G7). */
+static void claim_beside_a_call(void **unused)
+{
+	static const uint32_t zones[ZONES] = { ZONE_AREA, ZONE_AREA };
+	static struct fake f;
+	struct sublet_claim_options o = { SUBLET_OPTIONS(sublet_claim_options) };
+	struct sublet_claim claim;
+	(void)unused;
+
+	fixture_open(&f, &(struct fake_options){ .virtual_time = true });
+	uint32_t pfn = sublet__folio_take(f.arena, 3, zones), area = f.options.area_frames;
+	for (uint32_t nowait = 0; nowait < 2; nowait++) {
+		o.flags = nowait ? SUBLET_CLAIM_NOWAIT : 0;
+		o.deadline_ns = 3 * SUBLET_MS;
+		uint64_t start = atomic_load(&f.clock_ns);
+		assert_int_equal(claim_take(&f, area * PAGE, &o, &claim), -EBUSY);
+		assert_true(nowait || atomic_load(&f.clock_ns) - start >= 3 * SUBLET_MS);
+		assert_int_equal(claim.blocker_count, 1);
+		assert_int_equal(claim.blockers[0].kind, SUBLET_BLOCKER_CALL);
+		assert_int_equal(claim.blockers[0].offset_bytes, pfn * PAGE);
+	}
+	sublet__frames_put(f.arena, pfn, 8, ACCOUNT_MOVABLE);
+	assert_int_equal(claim_take(&f, area * PAGE, NULL, &claim), 0);
+	claim_give(&f, &claim);
+	fixture_close(&f);
+}
+
 /* The program keeps some of its memory from being blocked: named as such, and not undone. */
 static void claim_watched(void **unused)
 {
@@ -682,6 +709,7 @@ int main(void)
 		cmocka_unit_test(claim_cheapest_dearest),
 		cmocka_unit_test(claim_failures),
 		cmocka_unit_test(claim_watched),
+		cmocka_unit_test(claim_beside_a_call),
 		cmocka_unit_test(claim_fragmented),
 		cmocka_unit_test(claim_inside_claim),
 		cmocka_unit_test(claim_several),
