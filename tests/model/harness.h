@@ -10,6 +10,7 @@
  * failing list is printed as text, which runs again by MODEL_OPS, and for ever where it is put into the model's `kept`.
  *
  *   SEED=n                          the random lists of seed n, n + 1, ...
+ *   MODEL_STRIDE=n                  every n-th list alone, for a machine that is slow
  *   MODEL_OPS='buddy: take 0 1'     this list alone, its messages shown
  */
 #ifndef TESTS_MODEL_HARNESS_H
