@@ -110,7 +110,7 @@ def main():
     with open(os.path.join(build, "libsublet.so"), "rb") as library:
         machine = int.from_bytes(library.read(20)[18:], "little")
     assert machine == EM_AARCH64, machine
-    names = [name for _, name in chosen(build)]
+    names = sorted({name for _, name in chosen(build)})  # some are in two suites
     assert set(TESTS) <= set(names), names
     out = run(["meson", "test", "-C", build, "--no-rebuild", "--print-errorlogs", "--timeout-multiplier", "4", *names],
               env=dict(os.environ, MALLOC_PERTURB_="0", **LESS))

@@ -150,13 +150,20 @@ static uint64_t lists_of(const struct model_hunt *hunt)
 	return hunt->choices ? n : hunt->lists;
 }
 
+uint32_t model_stride(void)
+{
+	const char *given = getenv("MODEL_STRIDE");
+	uint32_t stride = given ? (uint32_t)strtoul(given, NULL, 10) : 1;
+
+	return stride ? stride : 1;
+}
+
 static void hunt_do(const struct model *m, const struct model_hunt *hunt)
 {
 	struct model_list list = { 0, calloc(hunt->length, sizeof *list.op) };
-	const char *given = getenv("MODEL_STRIDE");
-	uint64_t lists = lists_of(hunt), stride = given ? strtoull(given, NULL, 10) : 1;
+	uint64_t lists = lists_of(hunt);
 
-	for (uint64_t n = 0; n < lists; n += stride ? stride : 1) {
+	for (uint64_t n = 0; n < lists; n += model_stride()) {
 		progress->list = n;
 		list_make(m, hunt, n, &list);
 		list_do(m, &list);

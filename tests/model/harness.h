@@ -67,6 +67,9 @@ enum model_verdict { MODEL_PASSES = 0, MODEL_FAILS, MODEL_HANGS };
 
 /* ---- for tests: these fail the test, and print the shortest list found ---- */
 
+/* MODEL_STRIDE, for what enumerates by itself; 1 without it. */
+uint32_t model_stride(void);
+
 /* The kept lists, then `lists` random ones of `length` operations. */
 void model_random(const struct model *m, uint32_t lists, uint32_t length);
 /* Every sequence of `length` out of `choices` operations. */
