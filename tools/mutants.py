@@ -215,7 +215,7 @@ class Copy:
         if not names:
             return None
         targets = {os.path.relpath(word, self.build) for test in self.tests if test["name"] in names
-                   for word in test["cmd"] if word.startswith(self.build + os.sep)}
+                   for word in map(os.path.normpath, test["cmd"]) if word.startswith(self.build + os.sep)}
         done = run(["ninja", "-C", self.build, *sorted(targets)])
         return done.stdout[-4000:] if done.returncode else None
 
