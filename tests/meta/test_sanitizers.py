@@ -57,14 +57,12 @@ def check(kind):
     # halt_on_error: a report is a failure, not a line that nobody reads
     env = dict(os.environ, UBSAN_OPTIONS="halt_on_error=1:print_stacktrace=1", TSAN_OPTIONS="halt_on_error=1")
     env.pop("MALLOC_PERTURB_", None)
-    whole = [suite for suite in suites if (kind, suite) not in ONLY]
-    chosen = [name for suite in suites for name in ONLY.get((kind, suite), [])]
     passed = 0
-    for part in [[word for suite in whole for word in ("--suite", suite)], chosen]:
-        if part:
-            out = run(["meson", "test", "-C", folder, "--no-rebuild", "--print-errorlogs", "--timeout-multiplier", "4"] +
-                      part, env=env)
-            passed += int(re.search(r"Ok:\s+(\d+)", out).group(1))
+    for suite in suites:
+        # the suite with the names: another suite may have a test of that name, which was not built
+        out = run(["meson", "test", "-C", folder, "--no-rebuild", "--print-errorlogs", "--timeout-multiplier", "4",
+                   "--suite", suite] + ONLY.get((kind, suite), []), env=env)
+        passed += int(re.search(r"Ok:\s+(\d+)", out).group(1))
     print(kind)
     print(passed, "passed, 0 failed")
 
