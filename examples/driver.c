@@ -49,7 +49,8 @@ int main(int argc, char **argv)
 		if (err)
 			return fail("claim", err);
 		memset(area + claim.offset_bytes, i, claim.bytes);
-		printf("buffer %d: offset %llu MiB, %llu us\n", i, (unsigned long long)(claim.offset_bytes / SUBLET_MIB),
+		printf("buffer %d: offset %llu MiB, %llu us\n", i,
+		       (unsigned long long)(claim.offset_bytes / SUBLET_MIB),
 		       (unsigned long long)(claim.latency_ns / SUBLET_US));
 		err = sublet_client_release(client, &claim);
 		if (err)

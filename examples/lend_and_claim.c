@@ -21,7 +21,8 @@ static int fail(const char *what, int err)
 int main(void)
 {
 	struct sublet_arena *arena;
-	struct sublet_arena_options options = { SUBLET_OPTIONS(sublet_arena_options), .area_bytes = 128 * SUBLET_MIB };
+	struct sublet_arena_options options = { SUBLET_OPTIONS(sublet_arena_options),
+						.area_bytes = 128 * SUBLET_MIB };
 	int err = sublet_arena_create(&options, &arena);
 	if (err)
 		return fail("create an arena (sublet doctor says more)", err);
@@ -35,8 +36,8 @@ int main(void)
 
 	/* 64 MiB in one piece, though everything is in use: what lives there moves. */
 	struct sublet_claim claim;
-	struct sublet_claim_options how = { SUBLET_OPTIONS(sublet_claim_options), .deadline_ns = 100 * SUBLET_MS,
-					    .owner = "example" };
+	struct sublet_claim_options how = { SUBLET_OPTIONS(sublet_claim_options),
+					    .deadline_ns = 100 * SUBLET_MS, .owner = "example" };
 	err = sublet_claim(arena, 64 * SUBLET_MIB, &how, &claim);
 	if (err) {
 		char line[200];
@@ -47,7 +48,8 @@ int main(void)
 	}
 	printf("claimed %llu MiB at offset %llu in %llu us, moved %llu MiB\n",
 	       (unsigned long long)(claim.bytes / SUBLET_MIB), (unsigned long long)claim.offset_bytes,
-	       (unsigned long long)(claim.latency_ns / SUBLET_US), (unsigned long long)(claim.moved_bytes / SUBLET_MIB));
+	       (unsigned long long)(claim.latency_ns / SUBLET_US),
+	       (unsigned long long)(claim.moved_bytes / SUBLET_MIB));
 
 	/* The device writes into its buffer ... */
 	memset(claim.addr, 'd', claim.bytes);

@@ -34,18 +34,18 @@ struct sublet_arena_options {
 	                          where RLIMIT_AS says so, but at least 4 times the area */
 	enum sublet_backing backing;
 	enum sublet_technique technique;
-	int fd;                   /* BACKING_FD: shared memory of at least offset + area + normal bytes; must stay
+	int fd;           /* BACKING_FD: shared memory of at least offset + area + normal bytes; must stay
 	                             open as long as the arena lives, and is not closed by it */
-	uint32_t workers;         /* threads that help large claims; 0: half of the CPUs, and idle ones; 1: only the
+	uint32_t workers; /* threads that help large claims; 0: half of the CPUs, and idle ones; 1: only the
 	                             caller */
 	uint64_t fd_offset_bytes; /* BACKING_FD: where the arena starts in fd, a multiple of 2 MiB */
-	void *linear;             /* BACKING_FD: the caller's own shared mapping of that range (already known to
+	void *linear;           /* BACKING_FD: the caller's own shared mapping of that range (already known to
 	                             a device, say), used instead of a new one; may be NULL */
-	uint64_t mapping_limit;   /* kernel mappings the arena may use; 0: half of vm.max_map_count */
+	uint64_t mapping_limit; /* kernel mappings the arena may use; 0: half of vm.max_map_count */
 };
 
 struct sublet_arena_info {
-	uint64_t size_bytes; /* SUBLET_OPTIONS(sublet_arena_info), set by the caller */
+	uint64_t size_bytes;             /* SUBLET_OPTIONS(sublet_arena_info), set by the caller */
 	enum sublet_backing backing;     /* what AUTO came to */
 	enum sublet_technique technique; /* what AUTO came to */
 	uint64_t frame_bytes;

@@ -15,10 +15,11 @@ extern "C" {
 #endif
 
 enum sublet_claim_flags {
-	SUBLET_CLAIM_NOWAIT = 1u << 0,  /* never wait for a pin or for another thread: -EBUSY instead */
-	SUBLET_CLAIM_NOZERO = 1u << 1,  /* hand out frames as they are: only for a device that may see old bytes */
-	SUBLET_CLAIM_DEAREST = 1u << 2, /* the dearest claimable window instead of the cheapest: to measure the
-	                                   worst case; the cheapest is often the window released last */
+	SUBLET_CLAIM_NOWAIT = 1u << 0, /* never wait for a pin or for another thread: -EBUSY instead */
+	SUBLET_CLAIM_NOZERO = 1u << 1, /* hand out frames as they are: for a device that may see old bytes */
+	/* the dearest claimable window instead of the cheapest: to measure the worst case; the cheapest is often the
+	   window released last */
+	SUBLET_CLAIM_DEAREST = 1u << 2,
 };
 
 struct sublet_claim_options {
@@ -40,17 +41,17 @@ enum sublet_blocker_kind {
 	SUBLET_BLOCKER_MAPPINGS,  /* the kernel-mapping budget is spent */
 	SUBLET_BLOCKER_NOROOM,    /* bytes that have nowhere to go */
 	SUBLET_BLOCKER_PLATFORM,  /* the system refused a step: error has its -errno */
-	SUBLET_BLOCKER_NOTIFIER,  /* somebody who was told declined up to the deadline: a device at work, say */
-	SUBLET_BLOCKER_WATCHED,   /* memory that the program registered with a userfaultfd of its own */
-	SUBLET_BLOCKER_CALL,      /* memory in the hand of a call that is not over yet, in this or another thread */
+	SUBLET_BLOCKER_NOTIFIER, /* somebody who was told declined up to the deadline: a device at work, say */
+	SUBLET_BLOCKER_WATCHED,  /* memory that the program registered with a userfaultfd of its own */
+	SUBLET_BLOCKER_CALL, /* memory in the hand of a call that is not over yet, in this or another thread */
 };
 
 struct sublet_blocker {
-	uint32_t kind;                 /* enum sublet_blocker_kind */
-	int32_t error;                 /* BLOCKER_PLATFORM: -errno; BLOCKER_CHILD: its pid */
-	uint64_t offset_bytes;         /* in the area; BLOCKER_NOROOM: 0 */
+	uint32_t kind;         /* enum sublet_blocker_kind */
+	int32_t error;         /* BLOCKER_PLATFORM: -errno; BLOCKER_CHILD: its pid */
+	uint64_t offset_bytes; /* in the area; BLOCKER_NOROOM: 0 */
 	uint64_t bytes;
-	uint64_t age_ns;               /* how long it has been there; 0: not known */
+	uint64_t age_ns;                /* how long it has been there; 0: not known */
 	char owner[SUBLET_OWNER_BYTES]; /* "" where there is none */
 };
 
@@ -58,16 +59,16 @@ struct sublet_blocker {
 
 /* A claim, and what it cost; filled in by sublet_claim on failure too (blockers, counters). */
 struct sublet_claim {
-	uint64_t id;            /* never 0 while held; unique in its arena */
-	void *addr;             /* in the linear map of this process */
-	uint64_t bytes;         /* as asked, rounded up to frames */
-	uint64_t offset_bytes;  /* in the area: the same for every device that registered it */
-	uint64_t latency_ns;    /* of the whole call */
+	uint64_t id;           /* never 0 while held; unique in its arena */
+	void *addr;            /* in the linear map of this process */
+	uint64_t bytes;        /* as asked, rounded up to frames */
+	uint64_t offset_bytes; /* in the area: the same for every device that registered it */
+	uint64_t latency_ns;   /* of the whole call */
 	uint64_t moved_bytes;
 	uint64_t dropped_bytes; /* discardable contents given up */
 	uint64_t zeroed_bytes;
-	uint64_t zeroing_ns;    /* part of latency_ns spent on that; of several threads, their mean */
-	uint64_t waited_ns;     /* spent waiting for pins and other threads */
+	uint64_t zeroing_ns; /* part of latency_ns spent on that; of several threads, their mean */
+	uint64_t waited_ns;  /* spent waiting for pins and other threads */
 	uint32_t waits;
 	uint32_t windows_tried;
 	uint64_t shortfall_bytes; /* -ENOMEM: bytes that had nowhere to go */
@@ -93,7 +94,8 @@ struct sublet_claim {
  * After any error everything is as it was, but that some memory may have moved (G5).
  */
 SUBLET_API SUBLET_NODISCARD int sublet_claim(struct sublet_arena *arena, uint64_t bytes,
-					     const struct sublet_claim_options *options, struct sublet_claim *claim);
+					     const struct sublet_claim_options *options,
+					     struct sublet_claim *claim);
 
 /*
  * Give a claim back: the window is lent again at once. The device must be done with it.
@@ -107,8 +109,8 @@ SUBLET_API SUBLET_NODISCARD int sublet_release(struct sublet_arena *arena, struc
  * Describe blocker i of a failed claim in one line of plain text, with a final NUL, at most `bytes`.
  * Returns its length without the NUL, as snprintf does; -EINVAL where there is no such blocker.
  */
-SUBLET_API SUBLET_NODISCARD int sublet_blocker_describe(const struct sublet_claim *claim, uint32_t i, char *text,
-							size_t bytes);
+SUBLET_API SUBLET_NODISCARD int sublet_blocker_describe(const struct sublet_claim *claim, uint32_t i,
+							char *text, size_t bytes);
 
 #ifdef __cplusplus
 }

@@ -65,7 +65,8 @@ SUBLET_API const struct sublet_instance *sublet_client_instance(const struct sub
  * What the arena is made of. info->linear is NULL and info->fd is -1.
  * -EPIPE  the instance has ended, here and in every call below
  */
-SUBLET_API SUBLET_NODISCARD int sublet_client_info(struct sublet_client *client, struct sublet_arena_info *info);
+SUBLET_API SUBLET_NODISCARD int sublet_client_info(struct sublet_client *client,
+						   struct sublet_arena_info *info);
 
 /*
  * A new descriptor of the backing (close-on-exec), which the caller closes. The area starts at
@@ -89,14 +90,15 @@ SUBLET_API SUBLET_NODISCARD int sublet_client_claim(struct sublet_client *client
  * (-ETIMEDOUT): claim->id is all that is looked at.
  * -EINVAL  it is neither
  */
-SUBLET_API SUBLET_NODISCARD int sublet_client_release(struct sublet_client *client, struct sublet_claim *claim);
+SUBLET_API SUBLET_NODISCARD int sublet_client_release(struct sublet_client *client,
+						      struct sublet_claim *claim);
 
 /* As sublet_arena_stats. */
 SUBLET_API SUBLET_NODISCARD int sublet_client_stats(struct sublet_client *client, struct sublet_stats *stats);
 
 /* As sublet_arena_pageblocks; returns the number written or -errno. */
-SUBLET_API SUBLET_NODISCARD int sublet_client_pageblocks(struct sublet_client *client, size_t first, size_t count,
-							 struct sublet_pageblock *out);
+SUBLET_API SUBLET_NODISCARD int sublet_client_pageblocks(struct sublet_client *client, size_t first,
+							 size_t count, struct sublet_pageblock *out);
 
 /*
  * As sublet_pin_list: the pins from number *next (0 at first) on, at most `count`; *next becomes where to go on. Returns

@@ -81,7 +81,7 @@ SUBLET_API SUBLET_NODISCARD int sublet_device_info(struct sublet_device *device,
 /* ---- work ---- */
 
 enum sublet_job_op {
-	SUBLET_JOB_COPY = 1, /* bos[0] -> bos[1]; where the two overlap, what is there afterwards is not defined */
+	SUBLET_JOB_COPY = 1, /* bos[0] -> bos[1]; not defined where the two overlap */
 	SUBLET_JOB_FILL,     /* pattern, 8 bytes again and again -> bos[0] */
 	SUBLET_JOB_SUM,      /* bos[0] -> result: the sum of its 8-byte words, little-endian */
 	SUBLET_JOB_READ,     /* file -> bos[0] */

@@ -25,7 +25,7 @@ extern "C" {
 enum sublet_map_flags {
 	SUBLET_MOVABLE = 1u << 0,     /* contents are kept when a claim needs the frames */
 	SUBLET_DISCARDABLE = 1u << 1, /* contents may be dropped while unlocked; starts locked */
-	SUBLET_PLAIN_OK = 1u << 2,    /* where the arena is full, take ordinary memory of the process instead of
+	SUBLET_PLAIN_OK = 1u << 2, /* where the arena is full, take ordinary memory of the process instead of
 	                                 failing; shows in the statistics as plain */
 };
 
@@ -73,7 +73,8 @@ SUBLET_API SUBLET_NODISCARD int sublet_decommit(struct sublet_mm *mm, void *addr
  * -EINVAL  as for sublet_decommit, or a page of it is not decommitted
  * -ENOMEM  no frames; what was committed already of the range stays decommitted
  */
-SUBLET_API SUBLET_NODISCARD int sublet_commit(struct sublet_mm *mm, void *addr, uint64_t bytes, uint32_t flags);
+SUBLET_API SUBLET_NODISCARD int sublet_commit(struct sublet_mm *mm, void *addr, uint64_t bytes,
+					      uint32_t flags);
 
 /* What became of discardable memory while it was unlocked. */
 enum sublet_lock_result {

@@ -42,8 +42,9 @@ struct sublet_pin {
 	uint32_t flags;
 	uint64_t addr;
 	uint64_t bytes;
-	uint64_t longterm_bytes;       /* -ENOMEM: what this mm has long-term pinned, this pin not counted */
-	uint64_t longterm_limit_bytes; /* -ENOMEM: the limit; 0 where it was not the limit that refused, or is 0 */
+	uint64_t longterm_bytes; /* -ENOMEM: what this mm has long-term pinned, this pin not counted */
+	uint64_t
+		longterm_limit_bytes; /* -ENOMEM: the limit; 0 where it was not the limit that refused, or is 0 */
 };
 
 /*

@@ -53,11 +53,11 @@ struct sublet_stats {
 	/* What was done, since the arena was created. */
 	uint64_t claims;
 	uint64_t claims_succeeded;
-	uint64_t claims_busy;    /* -EBUSY */
-	uint64_t claims_noroom;  /* -ENOMEM */
-	uint64_t claims_held;    /* now */
+	uint64_t claims_busy;   /* -EBUSY */
+	uint64_t claims_noroom; /* -ENOMEM */
+	uint64_t claims_held;   /* now */
 	uint64_t windows_tried;
-	uint64_t moves;          /* runs moved */
+	uint64_t moves; /* runs moved */
 	uint64_t moved_bytes;
 	uint64_t recopied_bytes; /* written between pre-copy and block */
 	uint64_t moves_refused;  /* a pin, a race, or the system stopped them; nothing was changed */

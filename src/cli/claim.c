@@ -21,8 +21,8 @@
 #include <time.h>
 #include <unistd.h>
 
-#define COUNT_MAX 100000
-#define ALIGN_MAX SUBLET_GIB
+#define COUNT_MAX   100000
+#define ALIGN_MAX   SUBLET_GIB
 #define PATIENCE_NS (2 * SUBLET_SEC) /* a claim that takes longer is not waited for after Ctrl-C */
 
 static volatile sig_atomic_t interrupted_by;
@@ -53,7 +53,8 @@ static void print_help(void)
 	      "\n"
 	      "  -n, --name NAME|PID  the instance; not needed where one runs\n"
 	      "  -a, --align SIZE     alignment in the area, a power of two up to 1G\n"
-	      "  -d, --deadline TIME  how long to wait for whoever holds memory: 100us, 5ms, 1s (the default)\n"
+	      "  -d, --deadline TIME  how long to wait for whoever holds memory: 100us, 5ms, 1s (the "
+	      "default)\n"
 	      "      --no-wait        do not wait at all\n"
 	      "      --no-zero        leave what is in the memory\n"
 	      "      --dearest        claim the dearest window instead of the cheapest: the worst case\n"
@@ -63,7 +64,8 @@ static void print_help(void)
 	      "  -j, --json           one JSON object: instance, request, claims[], summary\n"
 	      "  -h, --help           this text\n"
 	      "\n"
-	      "\"1.12 × memcpy\": the claim took 1.12 times as long as a memcpy of the bytes it moved, which is\n"
+	      "\"1.12 × memcpy\": the claim took 1.12 times as long as a memcpy of the bytes it moved, which "
+	      "is\n"
 	      "timed in the instance itself, on memory of the same kind. Ctrl-C releases.\n"
 	      "\n"
 	      "exit status: 0 all claims succeeded; 1 refused; 2 usage; 3 no such instance;\n"
@@ -101,7 +103,8 @@ static bool claim_once(struct sublet_client *client, const struct sublet__claim_
 	r->latency_ns = claim.latency_ns;
 	r->zeroing_ns = claim.zeroing_ns;
 	r->moved_bytes = claim.moved_bytes;
-	if (!r->error && claim.moved_bytes && sublet_client_memcpy_ns(client, claim.moved_bytes, &r->memcpy_ns))
+	if (!r->error && claim.moved_bytes &&
+	    sublet_client_memcpy_ns(client, claim.moved_bytes, &r->memcpy_ns))
 		r->memcpy_ns = 0;
 	if (p->root)
 		sublet__claim_json_add(p->root, &claim, r->error, r->memcpy_ns);

@@ -29,8 +29,8 @@ struct sublet__claim_summary {
 	uint64_t latency_median_ns;
 	uint64_t latency_p99_ns;
 	uint64_t latency_max_ns;
-	uint64_t moved_claims; /* that moved something and could be compared */
-	double ratio_median;   /* over those */
+	uint64_t moved_claims;        /* that moved something and could be compared */
+	double ratio_median;          /* over those */
 	double ratio_unzeroed_median; /* the same for latency_ns less zeroing_ns */
 };
 

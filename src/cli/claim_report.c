@@ -28,7 +28,8 @@ void sublet__claim_print(const struct sublet_claim *c, uint64_t memcpy_ns)
 {
 	printf("claimed %s in %s ", sublet__bytes(c->bytes).text, sublet__duration(c->latency_ns).text);
 	if (memcpy_ns)
-		printf("(%.2f × memcpy, %s)", ratio(c->latency_ns, memcpy_ns), sublet__duration(memcpy_ns).text);
+		printf("(%.2f × memcpy, %s)", ratio(c->latency_ns, memcpy_ns),
+		       sublet__duration(memcpy_ns).text);
 	else
 		printf("(- × memcpy)");
 	printf(": moved %s, dropped %s, free %s, zeroed %s", sublet__bytes(c->moved_bytes).text,
@@ -44,7 +45,8 @@ void sublet__claim_print(const struct sublet_claim *c, uint64_t memcpy_ns)
 
 void sublet__claim_print_summary(const struct sublet__claim_summary *s)
 {
-	printf("%llu of %llu claims succeeded", (unsigned long long)s->succeeded, (unsigned long long)s->claims);
+	printf("%llu of %llu claims succeeded", (unsigned long long)s->succeeded,
+	       (unsigned long long)s->claims);
 	if (s->succeeded)
 		printf(": latency median %s, p99 %s, max %s", sublet__duration(s->latency_median_ns).text,
 		       sublet__duration(s->latency_p99_ns).text, sublet__duration(s->latency_max_ns).text);
@@ -103,12 +105,14 @@ void sublet__claim_summarise(struct sublet__claim_record *r, uint64_t count, str
 		return;
 	qsort(r, (size_t)n, sizeof(*r), by_ratio);
 	s->ratio_median = (ratio(r[(n - 1) / 2].latency_ns, r[(n - 1) / 2].memcpy_ns) +
-			   ratio(r[n / 2].latency_ns, r[n / 2].memcpy_ns)) / 2;
+			   ratio(r[n / 2].latency_ns, r[n / 2].memcpy_ns)) /
+			  2;
 	for (uint64_t i = 0; i < n; i++)
 		r[i].latency_ns -= r[i].zeroing_ns;
 	qsort(r, (size_t)n, sizeof(*r), by_ratio);
 	s->ratio_unzeroed_median = (ratio(r[(n - 1) / 2].latency_ns, r[(n - 1) / 2].memcpy_ns) +
-				    ratio(r[n / 2].latency_ns, r[n / 2].memcpy_ns)) / 2;
+				    ratio(r[n / 2].latency_ns, r[n / 2].memcpy_ns)) /
+				   2;
 }
 
 /* ---- why not ---- */
@@ -211,8 +215,8 @@ static void explain_no_room(struct sublet_client *client, const char *size, cons
 	print_blockers(claim);
 	normal = round_up(stats.normal_bytes + claim->shortfall_bytes, 64 * SUBLET_MIB);
 	if (claim->claimable_bytes >= 64 * SUBLET_KIB)
-		sublet__advice("Start with --normal %s, or claim at most %s.", sublet__size_option(normal).text,
-			       at_most(claim->claimable_bytes).text);
+		sublet__advice("Start with --normal %s, or claim at most %s.",
+			       sublet__size_option(normal).text, at_most(claim->claimable_bytes).text);
 	else
 		sublet__advice("Start with --normal %s, or wait until other claims are released.",
 			       sublet__size_option(normal).text);
@@ -226,7 +230,8 @@ static void explain_too_big(struct sublet_client *client, const char *size, cons
 		sublet__error("cannot claim %s of %s: its area is smaller than that", size, name);
 		return;
 	}
-	sublet__error("cannot claim %s of %s: its area has %s.", size, name, sublet__bytes(info.area_bytes).text);
+	sublet__error("cannot claim %s of %s: its area has %s.", size, name,
+		      sublet__bytes(info.area_bytes).text);
 	if (bytes < UINT64_MAX / 2)
 		sublet__advice("Start with --area %s, or claim at most %s.",
 			       sublet__size_option(round_up(bytes, 64 * SUBLET_MIB)).text,
@@ -238,8 +243,8 @@ static void explain_too_big(struct sublet_client *client, const char *size, cons
 static void explain_busy(const char *size, const char *name, const struct sublet__claim_job *job,
 			 const struct sublet_claim *claim)
 {
-	sublet__error("cannot claim %s of %s: somebody holds memory in every window (gave up after %s)%s", size, name,
-		      sublet__duration(claim->latency_ns).text, claim->blocker_count ? ":" : ".");
+	sublet__error("cannot claim %s of %s: somebody holds memory in every window (gave up after %s)%s",
+		      size, name, sublet__duration(claim->latency_ns).text, claim->blocker_count ? ":" : ".");
 	print_blockers(claim);
 	if (job->options.flags & SUBLET_CLAIM_NOWAIT)
 		sublet__advice("Try again without --no-wait.");
@@ -296,8 +301,9 @@ cJSON *sublet__claim_json_begin(const struct sublet_instance *in, const struct s
 
 static void json_blockers(cJSON *object, const struct sublet_claim *claim)
 {
-	static const char *const kinds[] = { "none",     "pin",    "claim",    "child",    "protected",
-					     "mappings", "noroom", "platform", "notifier", "watched", "call" };
+	static const char *const kinds[] = { "none",      "pin",      "claim",  "child",
+					     "protected", "mappings", "noroom", "platform",
+					     "notifier",  "watched",  "call" };
 	cJSON *array = cJSON_AddArrayToObject(object, "blockers");
 
 	for (uint32_t i = 0; i < claim->blocker_count; i++) {
@@ -341,7 +347,8 @@ void sublet__claim_json_add(cJSON *root, const struct sublet_claim *c, int error
 	if (memcpy_ns) {
 		sublet__json_u64(o, "memcpy_ns", memcpy_ns);
 		cJSON_AddNumberToObject(o, "memcpy_ratio", ratio(c->latency_ns, memcpy_ns));
-		cJSON_AddNumberToObject(o, "memcpy_ratio_unzeroed", ratio(c->latency_ns - c->zeroing_ns, memcpy_ns));
+		cJSON_AddNumberToObject(o, "memcpy_ratio_unzeroed",
+					ratio(c->latency_ns - c->zeroing_ns, memcpy_ns));
 	} else {
 		cJSON_AddNullToObject(o, "memcpy_ns");
 		cJSON_AddNullToObject(o, "memcpy_ratio");

@@ -60,8 +60,8 @@ const char *sublet__errno_text(int error);
 struct sublet__text {
 	char text[32];
 };
-struct sublet__text sublet__bytes(uint64_t bytes);   /* "41.2 MiB", "0" */
-struct sublet__text sublet__duration(uint64_t ns);   /* "8.9 ms", "0" */
+struct sublet__text sublet__bytes(uint64_t bytes);       /* "41.2 MiB", "0" */
+struct sublet__text sublet__duration(uint64_t ns);       /* "8.9 ms", "0" */
 struct sublet__text sublet__size_option(uint64_t bytes); /* as one types it: "512M" */
 
 /* A text in at least so many columns; printf counts the two bytes of a µ as two. */

@@ -66,7 +66,8 @@ static int bad_directory(int error)
 		return SUBLET__EXIT_FAILED;
 	}
 	sublet__error("cannot use the instance directory %s: %s", dir,
-		      error == -EPERM ? "it must be a directory of your own with mode 0700" : sublet__errno_text(error));
+		      error == -EPERM ? "it must be a directory of your own with mode 0700"
+				      : sublet__errno_text(error));
 	sublet__advice("Look at it with: ls -ld %s", dir);
 	return SUBLET__EXIT_FAILED;
 }
@@ -100,8 +101,8 @@ int sublet__cli_connect(const char *name_or_pid, struct sublet_client **client)
 	case -ENAMETOOLONG:
 		return bad_directory(err);
 	case -EPROTO:
-		sublet__error("cannot talk to %s: it was started by another version of sublet (this is %s)", name,
-			      SUBLET_VERSION);
+		sublet__error("cannot talk to %s: it was started by another version of sublet (this is %s)",
+			      name, SUBLET_VERSION);
 		sublet__advice("Restart it with this version, or use the `sublet` it was started with.");
 		return SUBLET__EXIT_FAILED;
 	case -EUSERS:

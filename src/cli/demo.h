@@ -10,10 +10,10 @@
 
 struct cJSON;
 
-#define SUBLET__DEMO_AREA_BYTES (512 * SUBLET_MIB)
+#define SUBLET__DEMO_AREA_BYTES   (512 * SUBLET_MIB)
 #define SUBLET__DEMO_NORMAL_BYTES (160 * SUBLET_MIB)
-#define SUBLET__DEMO_CLAIM_BYTES (64 * SUBLET_MIB)
-#define SUBLET__DEMO_PERIOD_NS (100 * SUBLET_MS)
+#define SUBLET__DEMO_CLAIM_BYTES  (64 * SUBLET_MIB)
+#define SUBLET__DEMO_PERIOD_NS    (100 * SUBLET_MS)
 
 /* ---- children, signals, the folder (demo_process.c) ---- */
 
@@ -55,9 +55,9 @@ bool sublet__demo_find_program(const char *program);
 
 /* ---- what is written and how it is checked (demo_data.c) ---- */
 
-#define SUBLET__KEYS 150000u /* of 2 KiB on average: a data set of 300 MiB */
-#define SUBLET__VALUE_BYTES_MIN 512u
-#define SUBLET__VALUE_BYTES_MAX 3584u
+#define SUBLET__KEYS              150000u /* of 2 KiB on average: a data set of 300 MiB */
+#define SUBLET__VALUE_BYTES_MIN   512u
+#define SUBLET__VALUE_BYTES_MAX   3584u
 #define SUBLET__COMMAND_BYTES_MAX (SUBLET__VALUE_BYTES_MAX + 64u)
 
 /* Each key has one value, the same in every run: a pure function of its index. */
@@ -68,7 +68,7 @@ uint32_t sublet__command_set(uint32_t key, char *out);
 uint32_t sublet__command_get(uint32_t key, char *out);
 uint64_t sublet__random_next(uint64_t *state);
 
-#define SUBLET__FRAME_BYTES (4u << 20)
+#define SUBLET__FRAME_BYTES    (4u << 20)
 #define SUBLET__FRAMES_A_CLAIM 16u
 #define SUBLET__FRAMES_IN_FILE 24u
 
@@ -90,8 +90,8 @@ struct sublet__redis {
 /* The version of the redis-server in $PATH as major * 100 + minor, or -errno. */
 int sublet__redis_version(void);
 /* Start a server in `folder`: by itself, or lent_name != NULL: under `sublet run` with that name. */
-int sublet__redis_start(struct sublet__redis *redis, const char *label, const char *folder, const char *lent_name,
-			int version);
+int sublet__redis_start(struct sublet__redis *redis, const char *label, const char *folder,
+			const char *lent_name, int version);
 /* Wait until it answers. Prints why it does not. */
 int sublet__redis_wait(struct sublet__redis *redis);
 int sublet__redis_fill(struct sublet__redis *redis);
@@ -131,7 +131,8 @@ struct sublet__load_result {
 int sublet__load_init(struct sublet__load *load);
 void sublet__load_fini(struct sublet__load *load);
 /* Start a generator process. -errno */
-int sublet__load_start(struct sublet__load *load, const char *socket_path, uint64_t duration_ns, uint64_t seed);
+int sublet__load_start(struct sublet__load *load, const char *socket_path, uint64_t duration_ns,
+		       uint64_t seed);
 /* 1: it has ended well, 0: it runs, -errno: it failed */
 int sublet__load_poll(struct sublet__load *load);
 /* Operations so far, for the eye. */
@@ -191,14 +192,15 @@ struct sublet__driver {
 	uint64_t ticks_missed;
 	uint64_t moved_bytes;
 	uint64_t registration_ns;
-	uint64_t offset_bytes; /* of the last claim */
-	char failure[160];     /* the first one; "" while there is none */
+	uint64_t offset_bytes;                   /* of the last claim */
+	char failure[160];                       /* the first one; "" while there is none */
 	uint64_t latency_ns[SUBLET__CLAIMS_MAX]; /* of successful claims, in order */
 	uint64_t engine_ns[SUBLET__CLAIMS_MAX];
 };
 
 /* name NULL: a device with a buffer of its own that claims nothing. Waits until it is ready. */
-int sublet__driver_start(struct sublet__driver *driver, const char *name, const char *frames, const char *log);
+int sublet__driver_start(struct sublet__driver *driver, const char *name, const char *frames,
+			 const char *log);
 int sublet__driver_send(struct sublet__driver *driver, enum sublet__device_command command);
 /* Take in what it reported, waiting at most timeout_ns for the first. -EPIPE: it has ended; prints why. */
 int sublet__driver_poll(struct sublet__driver *driver, uint64_t timeout_ns);

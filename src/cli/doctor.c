@@ -41,8 +41,10 @@ static void print_help(void)
 {
 	fputs("usage: sublet doctor [--json]\n"
 	      "\n"
-	      "Check what this machine and this user offer: userfaultfd, kernel, huge pages, limits, seccomp,\n"
-	      "jemalloc. Each line says ok, note (it works, for a price) or FAIL (`sublet run` will not work),\n"
+	      "Check what this machine and this user offer: userfaultfd, kernel, huge pages, limits, "
+	      "seccomp,\n"
+	      "jemalloc. Each line says ok, note (it works, for a price) or FAIL (`sublet run` will not "
+	      "work),\n"
 	      "what it costs, and the command that changes it until the next boot.\n"
 	      "\n"
 	      "  -j, --json  one JSON object: run_works and checks[]: name, verdict, found, cost, fix\n"
@@ -52,7 +54,8 @@ static void print_help(void)
 	      stdout);
 }
 
-static struct check *add(struct report *r, const char *name, bool good, enum verdict otherwise, const char *cost)
+static struct check *add(struct report *r, const char *name, bool good, enum verdict otherwise,
+			 const char *cost)
 {
 	struct check *c = &r->checks[r->count++];
 
@@ -63,7 +66,7 @@ static struct check *add(struct report *r, const char *name, bool good, enum ver
 }
 
 #define FOUND(c, ...) snprintf((c)->found, sizeof((c)->found), __VA_ARGS__)
-#define FIX(c, ...) snprintf((c)->fix, sizeof((c)->fix), __VA_ARGS__)
+#define FIX(c, ...)   snprintf((c)->fix, sizeof((c)->fix), __VA_ARGS__)
 
 static bool kernel_at_least(const char *release, int major, int minor)
 {
@@ -79,7 +82,8 @@ static void check_kernel(struct report *r, const struct sublet__linux_facts *f)
 
 	FOUND(c, "%s (5.19 is needed, 6.7 is better)", f->kernel_release);
 	if (c->cost)
-		FIX(c, "boot a kernel of 5.19 or later; Debian: sudo apt install -t bookworm-backports linux-image-amd64");
+		FIX(c, "boot a kernel of 5.19 or later; Debian: sudo apt install -t bookworm-backports "
+		       "linux-image-amd64");
 }
 
 static void check_userfaultfd(struct report *r, const struct sublet__linux_facts *f)
@@ -109,12 +113,15 @@ static void check_features(struct report *r, const struct sublet__linux_facts *f
 	c = add(r, "block", any, FAIL, "there is no way to stop a program's accesses during a move");
 	FOUND(c, "%s%s%s", f->feature_minor ? "zap (minor faults)" : "",
 	      f->feature_minor && f->feature_writeprotect ? ", " : "",
-	      f->feature_writeprotect ? "write-protection" : any ? "" : "none");
+	      f->feature_writeprotect ? "write-protection"
+	      : any                   ? ""
+				      : "none");
 	if (!any)
 		FIX(c, "boot a kernel with CONFIG_HAVE_ARCH_USERFAULTFD_MINOR (5.14) or _WP on shmem (5.19)");
 	c = add(r, "pre-copy", f->feature_wp_async, NOTE,
 		"programs that write wait for whole copies, some 100 µs instead of some 10");
-	FOUND(c, "%s", f->feature_wp_async ? "asynchronous write-protection, PAGEMAP_SCAN" : "not in this kernel");
+	FOUND(c, "%s",
+	      f->feature_wp_async ? "asynchronous write-protection, PAGEMAP_SCAN" : "not in this kernel");
 	if (!f->feature_wp_async)
 		FIX(c, "boot a kernel of 6.7 or later");
 }

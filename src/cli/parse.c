@@ -33,12 +33,8 @@ static const struct unit size_units[] = {
 };
 
 static const struct unit duration_units[] = {
-	{ "ns", 1 },
-	{ "us", SUBLET_US },
-	{ "ms", SUBLET_MS },
-	{ "s", SUBLET_SEC },
-	{ "min", 60 * SUBLET_SEC },
-	{ "h", 3600 * SUBLET_SEC },
+	{ "ns", 1 },         { "us", SUBLET_US },        { "ms", SUBLET_MS },
+	{ "s", SUBLET_SEC }, { "min", 60 * SUBLET_SEC }, { "h", 3600 * SUBLET_SEC },
 	{ NULL, 0 },
 };
 
@@ -140,7 +136,8 @@ bool sublet__option_size(const char *what, const char *text, uint64_t *bytes)
 	if (err == -ERANGE)
 		sublet__error("%s '%s' does not fit into 64 bits", what, text);
 	else if (err)
-		sublet__error("%s '%s' is no size: write 64M, 1.5G, 64KiB or 4096 (units of 1024)", what, text);
+		sublet__error("%s '%s' is no size: write 64M, 1.5G, 64KiB or 4096 (units of 1024)", what,
+			      text);
 	return !err;
 }
 

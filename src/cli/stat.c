@@ -101,8 +101,8 @@ static void print_memory(const struct sublet_stats *s, const struct sublet_arena
 	print_state("isolated", s->area_isolated_bytes, s->area_bytes);
 	printf("normal zone %s: %s used, %s free\n", sublet__bytes(s->normal_bytes).text,
 	       sublet__bytes(s->normal_used_bytes).text, sublet__bytes(s->normal_free_bytes).text);
-	printf("lent %s of the program's %s (%.1f %%); %s are plain memory\n", sublet__bytes(s->lent_bytes).text,
-	       sublet__bytes(s->lent_bytes + s->plain_bytes).text,
+	printf("lent %s of the program's %s (%.1f %%); %s are plain memory\n",
+	       sublet__bytes(s->lent_bytes).text, sublet__bytes(s->lent_bytes + s->plain_bytes).text,
 	       percent(s->lent_bytes, s->lent_bytes + s->plain_bytes), sublet__bytes(s->plain_bytes).text);
 	printf("long-term pins %s of at most %s; %llu notifiers\n", sublet__bytes(s->longterm_bytes).text,
 	       sublet__bytes(s->longterm_limit_bytes).text, (unsigned long long)s->notifiers);
@@ -122,9 +122,11 @@ static void print_in_the_way(const struct sublet_stats *s)
 		       sublet__bytes(s->area_held_bytes).text);
 	if (s->claims_held)
 		printf("in the way: %llu %s held, %s\n", (unsigned long long)s->claims_held,
-		       s->claims_held == 1 ? "claim is" : "claims are", sublet__bytes(s->area_claimed_bytes).text);
+		       s->claims_held == 1 ? "claim is" : "claims are",
+		       sublet__bytes(s->area_claimed_bytes).text);
 	if (s->mapping_limit && s->mapping_count >= s->mapping_limit - s->mapping_limit / 10)
-		printf("in the way: kernel mappings are nearly spent; raise vm.max_map_count (`sublet doctor`)\n");
+		printf("in the way: kernel mappings are nearly spent; raise vm.max_map_count (`sublet "
+		       "doctor`)\n");
 }
 
 static void print_work(const struct sublet_stats *s)
@@ -165,7 +167,8 @@ static void print_histogram(const char *title, const struct sublet_histogram *h)
 	printf("\n%s: %llu, p50 %s, p99 %s, p99.9 %s, max %s\n", title, (unsigned long long)h->count,
 	       sublet__duration(sublet_histogram_percentile_ns(h, 500)).text,
 	       sublet__duration(sublet_histogram_percentile_ns(h, 990)).text,
-	       sublet__duration(sublet_histogram_percentile_ns(h, 999)).text, sublet__duration(h->max_ns).text);
+	       sublet__duration(sublet_histogram_percentile_ns(h, 999)).text,
+	       sublet__duration(h->max_ns).text);
 	for (uint32_t p = 0; p < SUBLET_HISTOGRAM_BUCKETS / 4; p++) {
 		uint64_t n = power_count(h, p);
 
@@ -202,7 +205,10 @@ struct field {
 	size_t offset;
 };
 
-#define FIELD(member) { #member, offsetof(struct sublet_stats, member) }
+#define FIELD(member)                                          \
+	{                                                      \
+#member, offsetof(struct sublet_stats, member) \
+	}
 
 static const struct field fields[] = {
 	FIELD(area_bytes),

@@ -48,8 +48,8 @@ struct call {
 };
 
 /* Read the rest of a reply whose header has been read. */
-static int take_payload(struct sublet_client *client, const struct call *c, const struct sublet__message *head,
-			uint64_t until)
+static int take_payload(struct sublet_client *client, const struct call *c,
+			const struct sublet__message *head, uint64_t until)
 {
 	bool fits = c->reply_used ? head->bytes <= c->reply_bytes : head->bytes == c->reply_bytes;
 	int err;
@@ -80,7 +80,8 @@ static int call(struct sublet_client *client, const struct call *c)
 	err = sublet__wire_recv(client->fd, &head, sizeof(head), c->passed_fd, until);
 	if (err)
 		return broken(client, sent ? sent : err);
-	if (head.magic != SUBLET__PROTOCOL_MAGIC || head.version != SUBLET__PROTOCOL_VERSION || head.error > 0)
+	if (head.magic != SUBLET__PROTOCOL_MAGIC || head.version != SUBLET__PROTOCOL_VERSION ||
+	    head.error > 0)
 		err = -EPROTO;
 	else if (head.op == SUBLET__OP_ERROR)
 		err = head.error ? head.error : -EPROTO;
@@ -178,9 +179,8 @@ int sublet_client_info(struct sublet_client *client, struct sublet_arena_info *i
 int sublet_client_fd(struct sublet_client *client, int *fd)
 {
 	int passed = -1;
-	int err = call(client, &(struct call){ .op = SUBLET__OP_FD,
-					       .passed_fd = &passed,
-					       .patience_ns = CALL_NS });
+	int err = call(client,
+		       &(struct call){ .op = SUBLET__OP_FD, .passed_fd = &passed, .patience_ns = CALL_NS });
 
 	if (err)
 		return err;

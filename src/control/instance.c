@@ -300,7 +300,7 @@ struct search {
 	const char *name; /* NULL: any */
 	pid_t pid;        /* 0: do not look at pids */
 	struct sublet_instance instance;
-	int fd;    /* of the first that answered */
+	int fd; /* of the first that answered */
 	int found;
 	int error; /* of one that fits and could not be reached */
 };

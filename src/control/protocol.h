@@ -23,7 +23,7 @@
 #include <sublet/pin.h>
 #include <sublet/stats.h>
 
-#define SUBLET__PROTOCOL_MAGIC 0x544c4253u /* "SBLT" */
+#define SUBLET__PROTOCOL_MAGIC   0x544c4253u /* "SBLT" */
 #define SUBLET__PROTOCOL_VERSION 2u
 
 #define SUBLET__MESSAGE_TIMEOUT_NS (2 * SUBLET_SEC)

@@ -51,8 +51,8 @@ int sublet__arena_init(const struct sublet__arena_config *config, struct sublet_
 	struct sublet_arena plan = { 0 };
 
 	if (!config->area_frames || total >= ENGINE_PFN_MAX || (config->area_frames & block_mask) ||
-	    (config->normal_frames & block_mask) || !p->run_pages_max || p->run_pages_max > ENGINE_BLOCK_PAGES ||
-	    (p->run_pages_max & (p->run_pages_max - 1)))
+	    (config->normal_frames & block_mask) || !p->run_pages_max ||
+	    p->run_pages_max > ENGINE_BLOCK_PAGES || (p->run_pages_max & (p->run_pages_max - 1)))
 		return -EINVAL;
 	plan.platform = *p;
 	plan.frames_total = (uint32_t)total;
@@ -131,7 +131,8 @@ void *sublet__arena_owner(struct sublet_arena *arena)
 	return arena->owner;
 }
 
-int sublet__mm_create(struct sublet_arena *arena, const struct sublet__mm_config *config, struct sublet_mm **out)
+int sublet__mm_create(struct sublet_arena *arena, const struct sublet__mm_config *config,
+		      struct sublet_mm **out)
 {
 	const struct sublet__platform *p = &arena->platform;
 	struct sublet_mm plan = { .arena = arena, .config = *config, .parked = ENGINE_NONE };
@@ -185,9 +186,11 @@ void sublet__arena_note_outside(struct sublet_arena *arena, uint64_t bytes)
 /* ---- what the program does to its own memory ---- */
 
 /* The part of [addr, addr + bytes) that lies in the window, as pages; false: none. */
-static bool window_part(const struct sublet_mm *mm, const void *addr, uint64_t bytes, uint32_t *vpn, uint32_t *pages)
+static bool window_part(const struct sublet_mm *mm, const void *addr, uint64_t bytes, uint32_t *vpn,
+			uint32_t *pages)
 {
-	uint64_t start = (uint64_t)(uintptr_t)addr, end = bytes > UINT64_MAX - start ? UINT64_MAX : start + bytes;
+	uint64_t start = (uint64_t)(uintptr_t)addr,
+		 end = bytes > UINT64_MAX - start ? UINT64_MAX : start + bytes;
 	uint64_t low = mm->config.base;
 	uint64_t high = low + ((uint64_t)mm->config.pages << frames_bytes_shift(mm->arena));
 
@@ -254,7 +257,8 @@ bool sublet__mm_note_protected(struct sublet_mm *mm, const void *addr, uint64_t 
 			if (pte & PTE_PRESENT) {
 				uint32_t head = sublet__frame_head(mm->arena, pte_pfn(pte));
 				again |= folio_protect(mm, head);
-				step = head + (1u << word_order(a32_load_relaxed(&mm->arena->frames[head].word))) -
+				step = head +
+				       (1u << word_order(a32_load_relaxed(&mm->arena->frames[head].word))) -
 				       pte_pfn(pte);
 			}
 			i += step;

@@ -38,7 +38,8 @@ void sublet__arena_set_owner(struct sublet_arena *arena, void *owner);
 void *sublet__arena_owner(struct sublet_arena *arena);
 
 /* Add an address space. -ENOMEM: no memory for its page table, or too many mms. */
-int sublet__mm_create(struct sublet_arena *arena, const struct sublet__mm_config *config, struct sublet_mm **mm);
+int sublet__mm_create(struct sublet_arena *arena, const struct sublet__mm_config *config,
+		      struct sublet_mm **mm);
 struct sublet_mm *sublet__arena_mm(struct sublet_arena *arena, uint32_t index);
 struct sublet_arena *sublet__mm_arena(struct sublet_mm *mm);
 

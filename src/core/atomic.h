@@ -55,13 +55,15 @@ static inline uint32_t a32_exchange_acq_rel(sublet__a32 *a, uint32_t v)
 static inline bool a32_cas_acq_rel(sublet__a32 *a, uint32_t *expected, uint32_t v)
 {
 	sublet__step(a);
-	return atomic_compare_exchange_strong_explicit(a, expected, v, memory_order_acq_rel, memory_order_acquire);
+	return atomic_compare_exchange_strong_explicit(a, expected, v, memory_order_acq_rel,
+						       memory_order_acquire);
 }
 
 static inline bool a32_cas_seq_cst(sublet__a32 *a, uint32_t *expected, uint32_t v)
 {
 	sublet__step(a);
-	return atomic_compare_exchange_strong_explicit(a, expected, v, memory_order_seq_cst, memory_order_acquire);
+	return atomic_compare_exchange_strong_explicit(a, expected, v, memory_order_seq_cst,
+						       memory_order_acquire);
 }
 
 static inline uint32_t a32_load_seq_cst(const sublet__a32 *a)

@@ -7,7 +7,7 @@
 
 #define BLOCKS_LOOKED 512u /* page-table blocks looked at for one that is mapped; then none is */
 
-#define RELIEF_RUNS 64u   /* moved at one time to merge mappings */
+#define RELIEF_RUNS 64u /* moved at one time to merge mappings */
 
 static uint64_t mix(uint64_t *state)
 {
@@ -41,12 +41,14 @@ static uint32_t linearise(struct sublet_mm *mm, uint32_t runs)
 	uint32_t blocks = a32_load_acquire(&mm->blocks_used), merged = 0;
 
 	for (uint32_t block = 0; block < blocks && merged < runs; block++) {
-		if (a32_load_relaxed(&mm->block_mappings[block]) <= 2) /* relaxed: the move looks again, locked */
+		if (a32_load_relaxed(&mm->block_mappings[block]) <=
+		    2) /* relaxed: the move looks again, locked */
 			continue;
 		uint32_t end = min_u32((block + 1) * ENGINE_BLOCK_PAGES, mm->config.pages);
 		for (uint32_t vpn = block * ENGINE_BLOCK_PAGES; vpn < end && merged < runs;) {
-			int64_t moved = (a32_load_relaxed(&mm->pte[vpn]) & PTE_PRESENT) ?
-						sublet__move_page(mm, vpn, &merge) : 0;
+			int64_t moved = (a32_load_relaxed(&mm->pte[vpn]) & PTE_PRESENT)
+						? sublet__move_page(mm, vpn, &merge)
+						: 0;
 			merged += moved > 0;
 			vpn = moved > 0 ? vpn + (uint32_t)moved : vpn + unit_pages(mm->arena);
 		}

@@ -95,7 +95,8 @@ static int holes_free(struct sublet_mm *mm, uint32_t vpn, uint32_t pages)
 /* Nothing in the block of vpn is in use: what was given ahead has nobody left to wait for. */
 static bool block_is_idle(const struct sublet_mm *mm, uint32_t vpn)
 {
-	uint32_t first = vpn & ~(ENGINE_BLOCK_PAGES - 1), end = min_u32(first + ENGINE_BLOCK_PAGES, mm->config.pages);
+	uint32_t first = vpn & ~(ENGINE_BLOCK_PAGES - 1),
+		 end = min_u32(first + ENGINE_BLOCK_PAGES, mm->config.pages);
 
 	for (uint32_t at = first; at < end; at++) {
 		uint32_t pte = a32_load_relaxed(&mm->pte[at]);
@@ -124,7 +125,8 @@ static int block_decommit(struct sublet_mm *mm, uint32_t vpn, uint32_t pages)
 	}
 	for (uint32_t at = vpn & ~(unit - 1); at < vpn + pages && !err; at += unit) {
 		bool empty = unit_is_empty(mm, at);
-		if (run_pages && (!empty || run + run_pages != at)) { /* behind the end of a mapping is nothing to free */
+		if (run_pages &&
+		    (!empty || run + run_pages != at)) { /* behind the end of a mapping is nothing to free */
 			err = holes_free(mm, run, run_pages);
 			run_pages = 0;
 		}
@@ -146,7 +148,8 @@ static bool block_is(const struct sublet_mm *mm, uint32_t vpn, uint32_t pages, u
 		if (!pte)
 			return false;
 		if (pte & PTE_PRESENT) {
-			const struct sublet__frame *f = &mm->arena->frames[sublet__frame_head(mm->arena, pte_pfn(pte))];
+			const struct sublet__frame *f =
+				&mm->arena->frames[sublet__frame_head(mm->arena, pte_pfn(pte))];
 			uint32_t word = a32_load_relaxed(&f->word);
 			if ((word & FRAME_DROPPABLE) != word_flags)
 				return false;
@@ -172,7 +175,8 @@ static bool range_is(struct sublet_mm *mm, uint32_t vpn, uint32_t pages, uint32_
 	return is;
 }
 
-static int movable_range(struct sublet_mm *mm, const void *addr, uint64_t bytes, uint32_t *vpn, uint32_t *pages)
+static int movable_range(struct sublet_mm *mm, const void *addr, uint64_t bytes, uint32_t *vpn,
+			 uint32_t *pages)
 {
 	uint64_t frame_bytes = 1ull << frames_bytes_shift(mm->arena);
 	int err = sublet__mm_range(mm, addr, bytes, vpn, pages);
@@ -254,7 +258,8 @@ static uint32_t ahead_end(const struct sublet_mm *mm, uint32_t vpn, uint32_t end
 	const struct sublet_arena *arena = mm->arena;
 	uint32_t area = arena->zone[ZONE_AREA].frames, at = end;
 	uint32_t block = 1u << arena->pageblock_order, block_end = (end + block - 1) & ~(block - 1);
-	uint32_t enough = end + (end - vpn), stop = min_u32(enough > block_end ? enough : block_end, mm->config.pages);
+	uint32_t enough = end + (end - vpn),
+		 stop = min_u32(enough > block_end ? enough : block_end, mm->config.pages);
 
 	if (a64_load_relaxed(&arena->lent_frames) > area - area / AHEAD_ROOM)
 		return end;
@@ -298,7 +303,8 @@ int sublet_commit(struct sublet_mm *mm, void *addr, uint64_t bytes, uint32_t fla
 	uint32_t end = vpn + pages, ahead = ahead_end(mm, vpn, end);
 	for_each_block(at, count, vpn, end) {
 		engine_lock(mm->arena, block_lock_of(mm, at));
-		err = block_commit(mm, at, count, at + count == end ? ahead : at + count, flags | SUBLET_MOVABLE);
+		err = block_commit(mm, at, count, at + count == end ? ahead : at + count,
+				   flags | SUBLET_MOVABLE);
 		if (err) /* what this block already got becomes holes again; so do the blocks before */
 			(void)block_decommit(mm, at, count);
 		engine_unlock(mm->arena, block_lock_of(mm, at));
@@ -391,7 +397,8 @@ static int show_some(struct sublet_mm *mm, uint32_t vpn, uint32_t end, uint32_t 
 		if (last && last->dst_pfn + last->pages == head)
 			last->pages += 1u << word_order(word);
 		else if (count < ENGINE_GIVE_SEGMENTS)
-			segs[count++] = (struct sublet__segment){ at, 1u << word_order(word), ENGINE_NONE, head };
+			segs[count++] =
+				(struct sublet__segment){ at, 1u << word_order(word), ENGINE_NONE, head };
 		else
 			break;
 	}
@@ -404,7 +411,8 @@ static int show_some(struct sublet_mm *mm, uint32_t vpn, uint32_t end, uint32_t 
 	if (tell)
 		(void)sublet__invalidate_begin(mm, &told, vpn, at - vpn, SUBLET_NOTIFIER_MOVE, true);
 	int err = count ? mm->config.ops->map(mm->config.ctx, segs, count, flags) : 0;
-	for (at = vpn; !err && at < *done && folio_at(mm, at, &head, &word, &first); at += 1u << word_order(word))
+	for (at = vpn; !err && at < *done && folio_at(mm, at, &head, &word, &first);
+	     at += 1u << word_order(word))
 		folio_lock(mm->arena, head, fork ? FRAME_HELD : 0);
 	if (tell)
 		sublet__invalidate_end(mm, &told);
@@ -481,7 +489,8 @@ static int range_fresh(struct sublet_mm *mm, uint32_t vpn, uint32_t pages)
 	return result;
 }
 
-static int droppable_range(struct sublet_mm *mm, const void *addr, uint64_t bytes, uint32_t *vpn, uint32_t *pages)
+static int droppable_range(struct sublet_mm *mm, const void *addr, uint64_t bytes, uint32_t *vpn,
+			   uint32_t *pages)
 {
 	int err = sublet__mm_range(mm, addr, bytes, vpn, pages);
 	return !err && range_is(mm, *vpn, *pages, FRAME_DROPPABLE) ? 0 : -EINVAL;

@@ -42,17 +42,18 @@
  *   PTE_RESERVED       as PTE_GONE, and never had memory: may get some along with its neighbours
  */
 #define PTE_PRESENT (1u << 0)
-#define PTE_HOLE (1u << 1)   /* decommitted; the memory behind it waits for the rest of its unit */
-#define PTE_LOCKED (1u << 2) /* the program mlocked it */
-#define PTE_FRESH (1u << 3)  /* given anew for dropped contents, and no sublet_lock has said so yet;
-				of a hole: nobody wrote to it since it was zeroed */
+#define PTE_HOLE    (1u << 1) /* decommitted; the memory behind it waits for the rest of its unit */
+#define PTE_LOCKED  (1u << 2) /* the program mlocked it */
+/* given anew for dropped contents, and no sublet_lock has said so yet; of a hole: nobody wrote to it since it was
+   zeroed */
+#define PTE_FRESH     (1u << 3)
 #define PTE_PROTECTED (1u << 4) /* the program changed its protection: its folio must not move */
 #define PTE_FLAGS     0x1fu
 #define PTE_PFN_SHIFT 5
-#define PTE_GONE (1u << PTE_PFN_SHIFT)
-#define PTE_DROPPED (2u << PTE_PFN_SHIFT)
-#define PTE_PLAIN (3u << PTE_PFN_SHIFT)
-#define PTE_RESERVED (4u << PTE_PFN_SHIFT)
+#define PTE_GONE      (1u << PTE_PFN_SHIFT)
+#define PTE_DROPPED   (2u << PTE_PFN_SHIFT)
+#define PTE_PLAIN     (3u << PTE_PFN_SHIFT)
+#define PTE_RESERVED  (4u << PTE_PFN_SHIFT)
 
 static inline uint32_t pte_make(uint32_t pfn, uint32_t flags)
 {
@@ -127,7 +128,7 @@ struct sublet__zone {
 /* A few folios of unit order, handed out and taken back without the zone lock. They are accounted
    MOVABLE, so that a hit changes no count; sublet_arena_stats shows them as free. */
 struct sublet__cache {
-	sublet__a32 top;          /* 1 + pfn of one more folio, put and taken without the lock; 0: none; or shut */
+	sublet__a32 top; /* 1 + pfn of one more folio, put and taken without the lock; 0: none; or shut */
 	struct sublet__spin lock; /* protects the rest; nests in block locks, outside zone locks */
 	uint32_t count;
 	uint32_t pfn[ENGINE_CACHE_FOLIOS];
@@ -477,7 +478,7 @@ struct sublet__window_range {
 	enum sublet__move_to to;
 	bool nowait;
 	uint64_t until_ns; /* a block's lock is waited for until then, at most; 0: as long as it takes */
-	bool linearise; /* only if kernel mappings merge by it, else -ENOSPC */
+	bool linearise;    /* only if kernel mappings merge by it, else -ENOSPC */
 };
 /*
  * Move the run around pfn (a MOVABLE folio) away. Returns frames moved, 0: the folio is not there
@@ -505,8 +506,8 @@ void sublet__devices_check(struct sublet_arena *arena);
  * DISCARD only: somebody cannot stop a device. Then nothing is left to end, and the memory stays.
  * Callbacks run here, on this thread. The block lock may be held; nothing of the range may be blocked (L1).
  */
-int sublet__invalidate_begin(struct sublet_mm *mm, struct sublet__invalidation *inv, uint32_t vpn, uint32_t pages,
-			     uint32_t event, bool may_block);
+int sublet__invalidate_begin(struct sublet_mm *mm, struct sublet__invalidation *inv, uint32_t vpn,
+			     uint32_t pages, uint32_t event, bool may_block);
 /*
  * Between begin and end: tell once more all that are registered by now. -EAGAIN: somebody declined, and the change must
  * not be made; end follows in either case.
@@ -518,7 +519,8 @@ void sublet__invalidate_end(struct sublet_mm *mm, struct sublet__invalidation *i
 /* ---- core/notifier.c ---- */
 /* Who, of those whose range touches the pages, runs its callback now, or declined last: copies its owner tag. false:
    nobody. */
-bool sublet__notifier_decliner(struct sublet_mm *mm, uint32_t vpn, uint32_t pages, char owner[SUBLET_OWNER_BYTES]);
+bool sublet__notifier_decliner(struct sublet_mm *mm, uint32_t vpn, uint32_t pages,
+			       char owner[SUBLET_OWNER_BYTES]);
 /* How many touch the pages. */
 uint32_t sublet__notifier_count(struct sublet_mm *mm, uint32_t vpn, uint32_t pages);
 /* The mm ends: tell everybody, then remove all. Nobody can be added any more. */

@@ -135,7 +135,8 @@ static int run_privatize(struct fork_run *run)
 	uint32_t vpn = run->segs[0].vpn;
 
 	/* Devices that look here without a pin must let go too. Declined: waited for, like a pin. */
-	if (sublet__invalidate_begin(run->mm, &told, vpn, last->vpn + last->pages - vpn, SUBLET_NOTIFIER_MOVE, false))
+	if (sublet__invalidate_begin(run->mm, &told, vpn, last->vpn + last->pages - vpn, SUBLET_NOTIFIER_MOVE,
+				     false))
 		return -EAGAIN;
 	/* HELD first: no new pin from here on. What a device still writes under one that is there would be
 	   lost: it goes to the frame, and the page may be a copy by then. */
@@ -192,8 +193,7 @@ int sublet__mm_fork_begin(struct sublet_mm *mm)
 	/* seq_cst with the load in sublet__mm_populate and fork_restore; see the picture above */
 	a32_add_seq_cst(&mm->fork_pending, 1);
 	a32_store_seq_cst(&mm->fork_held, 1);
-	for_each_block(at, count, 0, used_pages(mm))
-	{
+	for_each_block(at, count, 0, used_pages(mm)) {
 		int err = block_begin(&run, at, count, &waited_ns);
 		if (err)
 			return err;
@@ -257,8 +257,7 @@ int sublet__mm_fork_restore(struct sublet_mm *mm, uint32_t epoch)
 	/* Cleared first: a fork that begins meanwhile sets it again, and is not overlooked. */
 	if (!a32_exchange_acq_rel(&mm->fork_held, 0))
 		return 0;
-	for_each_block(at, count, 0, used_pages(mm))
-	{
+	for_each_block(at, count, 0, used_pages(mm)) {
 		engine_lock(mm->arena, block_lock_of(mm, at));
 		if (fork_since(mm, epoch) || block_runs(&run, at, count, wanted_held, run_restore))
 			again = true; /* pinned, or no memory: the other blocks can be restored meanwhile */

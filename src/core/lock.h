@@ -61,7 +61,7 @@ struct sublet__spin {
 	sublet__a32 word; /* 0 free, 1 held */
 };
 
-#define SPIN_LOOKS 100u
+#define SPIN_LOOKS    100u
 #define SPIN_SLEEP_NS 20000u
 
 static inline bool spin_try(struct sublet__spin *spin)

@@ -235,8 +235,7 @@ static int block_pin_wait(struct sublet_mm *mm, uint32_t vpn, uint32_t pages, ui
 
 static void range_unpin(struct sublet_mm *mm, uint32_t vpn, uint32_t end)
 {
-	for_each_block(at, count, vpn, end)
-	{
+	for_each_block(at, count, vpn, end) {
 		engine_lock(mm->arena, block_lock_of(mm, at));
 		bool last = block_unref(mm, at, at + count);
 		/* seq_cst: pairs with fork_begin; see the picture above */
@@ -251,8 +250,7 @@ int sublet__longterm_pin(struct sublet_mm *mm, uint32_t vpn, uint32_t pages, uin
 {
 	uint64_t until_ns = engine_now(mm->arena) + ENGINE_DEADLINE_NS;
 
-	for_each_block(at, count, vpn, vpn + pages)
-	{
+	for_each_block(at, count, vpn, vpn + pages) {
 		int err = block_pin_wait(mm, at, count, flags, until_ns);
 		if (err) {
 			if (at > vpn)

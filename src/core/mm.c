@@ -135,7 +135,8 @@ uint32_t sublet__mm_mappings_recount(struct sublet_mm *mm, uint32_t block)
 uint32_t sublet__mm_mappings_of(const struct sublet_mm *mm, uint32_t vpn, uint32_t pages)
 {
 	/* The page behind the range may stop or start continuing it, unless it is another block's. */
-	uint32_t end = vpn + pages, last = min_u32((vpn / ENGINE_BLOCK_PAGES + 1) * ENGINE_BLOCK_PAGES, mm->config.pages);
+	uint32_t end = vpn + pages,
+		 last = min_u32((vpn / ENGINE_BLOCK_PAGES + 1) * ENGINE_BLOCK_PAGES, mm->config.pages);
 	uint32_t before = vpn ? a32_load_relaxed(&mm->pte[vpn - 1]) : 0, count = 0;
 
 	for (uint32_t at = vpn; at < min_u32(end + 1, last); at++) {
@@ -234,7 +235,8 @@ static void segment_publish(struct sublet_mm *mm, const struct sublet__segment *
 		sublet__account(arena, seg->dst_pfn, seg->pages, ACCOUNT_MOVABLE, ACCOUNT_HELD);
 }
 
-int sublet__mm_populate(struct sublet_mm *mm, uint32_t vpn, uint32_t pages, uint32_t pte_flags, uint32_t word_flags)
+int sublet__mm_populate(struct sublet_mm *mm, uint32_t vpn, uint32_t pages, uint32_t pte_flags,
+			uint32_t word_flags)
 {
 	struct sublet__segment segs[ENGINE_GIVE_SEGMENTS];
 	uint32_t count, map_flags = SUBLET__MAP_SHARED;
@@ -326,7 +328,8 @@ void sublet__mm_unfreeze(struct sublet_mm *mm, uint32_t vpn, uint32_t pages)
 		uint32_t pte = a32_load_relaxed(&mm->pte[at]);
 		uint32_t step = 1;
 		if (pte & PTE_PRESENT) {
-			struct sublet__frame *f = &arena->frames[pte_pfn(pte)]; /* a head: ranges hold whole folios */
+			struct sublet__frame *f =
+				&arena->frames[pte_pfn(pte)]; /* a head: ranges hold whole folios */
 			uint32_t word = a32_load_relaxed(&f->word);
 			if (word_state(word) == FRAME_MOVABLE)
 				a32_store_release(&f->ref, 0);
@@ -374,8 +377,8 @@ static void folio_leave(struct sublet_mm *mm, uint32_t pfn, uint32_t word, struc
 		return;
 	}
 	a32_store_release(&arena->frames[pfn].word, frame_word(FRAME_BUSY, word_order(word), 0));
-	if (l->frames && (l->pfn + l->frames != pfn || l->account != account ||
-			  pfn % (1u << arena->pageblock_order) == 0))
+	if (l->frames &&
+	    (l->pfn + l->frames != pfn || l->account != account || pfn % (1u << arena->pageblock_order) == 0))
 		leaving_flush(arena, l);
 	if (!l->frames)
 		*l = (struct leaving){ pfn, 0, account };
@@ -523,7 +526,8 @@ static int range_unmap(struct sublet_mm *mm, uint32_t vpn, uint32_t pages)
 }
 
 /* Addresses that nobody uses; *pages is bytes in frames. */
-static int addresses_take(struct sublet_mm *mm, uint64_t bytes, uint64_t align_bytes, uint32_t *vpn, uint32_t *pages)
+static int addresses_take(struct sublet_mm *mm, uint64_t bytes, uint64_t align_bytes, uint32_t *vpn,
+			  uint32_t *pages)
 {
 	struct sublet_arena *arena = mm->arena;
 	uint32_t shift = frames_bytes_shift(arena), unit_shift = shift + arena->unit_order;
@@ -543,7 +547,8 @@ static int addresses_take(struct sublet_mm *mm, uint64_t bytes, uint64_t align_b
 	return 0;
 }
 
-int sublet_map_aligned(struct sublet_mm *mm, uint64_t bytes, uint64_t align_bytes, uint32_t flags, void **addr)
+int sublet_map_aligned(struct sublet_mm *mm, uint64_t bytes, uint64_t align_bytes, uint32_t flags,
+		       void **addr)
 {
 	struct sublet_arena *arena = mm->arena;
 	uint32_t kind = flags & (SUBLET_MOVABLE | SUBLET_DISCARDABLE), vpn, pages;
@@ -616,7 +621,8 @@ int sublet_unmap(struct sublet_mm *mm, void *addr, uint64_t bytes)
 	uint32_t vpn, pages;
 	int err = sublet__mm_range(mm, addr, bytes, &vpn, &pages);
 
-	if (err || (uintptr_t)addr % (1ull << frames_bytes_shift(arena)) || !range_is_unmappable(mm, vpn, pages))
+	if (err || (uintptr_t)addr % (1ull << frames_bytes_shift(arena)) ||
+	    !range_is_unmappable(mm, vpn, pages))
 		return -EINVAL;
 	err = range_unmap(mm, vpn, pages);
 	if (!err)

@@ -29,7 +29,7 @@ struct sublet__segment {
 	uint32_t dst_pfn; /* where they go; in map(): the frames to map */
 };
 
-#define SUBLET__SEGMENTS_MAX 512u /* pieces of one run: one a page at worst */
+#define SUBLET__SEGMENTS_MAX  512u /* pieces of one run: one a page at worst */
 #define SUBLET__RUN_PAGES_MAX 512u /* pages of one run: never crosses a page-table block */
 
 /* How a range is mapped, re-established by every remap. */
@@ -37,13 +37,14 @@ enum sublet__map_flags {
 	SUBLET__MAP_SHARED = 0,
 	SUBLET__MAP_PRIVATE = 1u << 0, /* copy-on-write: a fork() is under way */
 	SUBLET__MAP_LOCKED = 1u << 1,  /* the program mlocked it */
-	SUBLET__MAP_PROTECTED = 1u << 2, /* privatize only: the program changed protections in the range; keep them,
-	                                    whatever they are, and do not read through the addresses */
+	/* privatize only: the program changed protections in the range; keep them, whatever they are, and do not read
+	   through the addresses */
+	SUBLET__MAP_PROTECTED = 1u << 2,
 };
 
 struct sublet__platform_ops {
 	/* ---- time and waiting ---- */
-	uint64_t (*now_ns)(void *ctx); /* monotonic */
+	uint64_t (*now_ns)(void *ctx);    /* monotonic */
 	uint64_t (*coarse_ns)(void *ctx); /* the same clock, some milliseconds late, but cheap */
 	void (*sleep_ns)(void *ctx, uint64_t ns);
 	/*

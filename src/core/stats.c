@@ -20,7 +20,8 @@ static uint32_t bucket_of(uint64_t ns)
 	if (ns < SUB_COUNT)
 		return (uint32_t)ns;
 	uint32_t exponent = 63u - (uint32_t)__builtin_clzll(ns);
-	uint32_t bucket = (exponent - SUB_SHIFT + 1) * SUB_COUNT + (uint32_t)(ns >> (exponent - SUB_SHIFT) & (SUB_COUNT - 1));
+	uint32_t bucket = (exponent - SUB_SHIFT + 1) * SUB_COUNT +
+			  (uint32_t)(ns >> (exponent - SUB_SHIFT) & (SUB_COUNT - 1));
 	return min_u32(bucket, SUBLET_HISTOGRAM_BUCKETS - 1);
 }
 
@@ -76,8 +77,9 @@ static void zone_read(struct sublet_arena *arena, const struct sublet__zone *zon
 	memset(bytes, 0, ACCOUNTS * sizeof *bytes);
 	for (uint32_t pb = first; pb < end; pb++)
 		for (uint32_t i = 0; i < ACCOUNTS; i++)
-			bytes[i] += (uint64_t)sublet__account_get(&arena->pageblocks[pb], (enum sublet__account)i)
-				    << frames_bytes_shift(arena);
+			bytes[i] +=
+				(uint64_t)sublet__account_get(&arena->pageblocks[pb], (enum sublet__account)i)
+				<< frames_bytes_shift(arena);
 }
 
 static void counters_read(struct sublet_arena *arena, struct sublet_stats *s)
@@ -150,7 +152,8 @@ int sublet_arena_stats(struct sublet_arena *arena, struct sublet_stats *stats)
 	s.normal_free_bytes = bytes[ACCOUNT_FREE];
 	s.normal_used_bytes = s.normal_bytes - s.normal_free_bytes;
 	s.lent_bytes = a64_load_relaxed(&arena->lent_frames) << shift;
-	s.plain_bytes = (a64_load_relaxed(&arena->plain_pages) << shift) + a64_load_relaxed(&arena->outside_bytes);
+	s.plain_bytes =
+		(a64_load_relaxed(&arena->plain_pages) << shift) + a64_load_relaxed(&arena->outside_bytes);
 	mms_read(arena, &s);
 	counters_read(arena, &s);
 	histogram_read(&arena->claim_ns, &s.claim_ns);
@@ -159,7 +162,8 @@ int sublet_arena_stats(struct sublet_arena *arena, struct sublet_stats *stats)
 	return 0;
 }
 
-size_t sublet_arena_pageblocks(struct sublet_arena *arena, size_t first, size_t count, struct sublet_pageblock *out)
+size_t sublet_arena_pageblocks(struct sublet_arena *arena, size_t first, size_t count,
+			       struct sublet_pageblock *out)
 {
 	size_t blocks = arena->zone[ZONE_AREA].frames >> arena->pageblock_order, done = 0;
 
@@ -169,8 +173,9 @@ size_t sublet_arena_pageblocks(struct sublet_arena *arena, size_t first, size_t 
 		uint16_t n[ACCOUNTS];
 		for (uint32_t i = 0; i < ACCOUNTS; i++)
 			n[i] = (uint16_t)(counts >> (i * ACCOUNT_BITS) & ((1u << ACCOUNT_BITS) - 1));
-		out[done] = (struct sublet_pageblock){ n[ACCOUNT_FREE], n[ACCOUNT_MOVABLE], n[ACCOUNT_DISCARDABLE],
-						       n[ACCOUNT_CLAIMED], n[ACCOUNT_HELD], n[ACCOUNT_ISOLATED] };
+		out[done] = (struct sublet_pageblock){ n[ACCOUNT_FREE],        n[ACCOUNT_MOVABLE],
+						       n[ACCOUNT_DISCARDABLE], n[ACCOUNT_CLAIMED],
+						       n[ACCOUNT_HELD],        n[ACCOUNT_ISOLATED] };
 	}
 	return done;
 }

@@ -84,7 +84,8 @@ static enum sublet__account account_of(uint32_t word)
 static bool mapped_check(struct verify *v, uint32_t pfn, uint32_t word)
 {
 	struct sublet_arena *arena = v->arena;
-	uint32_t index = a32_load_relaxed(&arena->frames[pfn].b), vpn = a32_load_relaxed(&arena->frames[pfn].a);
+	uint32_t index = a32_load_relaxed(&arena->frames[pfn].b),
+		 vpn = a32_load_relaxed(&arena->frames[pfn].a);
 
 	if (index >= a32_load_acquire(&arena->mm_count))
 		return fail(v, "folio of no mm", pfn, 0, index);
@@ -124,15 +125,17 @@ static bool folio_check(struct verify *v, uint32_t pfn, uint32_t word, uint64_t 
 	case FRAME_FREE:
 		if (order < arena->pageblock_order) {
 			uint32_t buddy = a32_load_relaxed(&arena->frames[pfn ^ frames].word);
-			if ((buddy & FRAME_HEAD) && word_state(buddy) == FRAME_FREE && word_order(buddy) == order)
+			if ((buddy & FRAME_HEAD) && word_state(buddy) == FRAME_FREE &&
+			    word_order(buddy) == order)
 				return fail(v, "free buddies apart", pfn, 0, order);
 		}
 		break;
 	default:
 		break;
 	}
-	return (a32_load_relaxed(&arena->frames[pfn].ref) & REF_FROZEN) ? true :
-									   fail(v, "unmapped folio not frozen", pfn, 1, 0);
+	return (a32_load_relaxed(&arena->frames[pfn].ref) & REF_FROZEN)
+		       ? true
+		       : fail(v, "unmapped folio not frozen", pfn, 1, 0);
 }
 
 /* V1, V2. */
@@ -155,7 +158,8 @@ static bool pageblock_check(struct verify *v, uint32_t pb)
 		if (have != counts[i])
 			return fail(v, "pageblock account", pb * 10ull + i, counts[i], have);
 	}
-	if (a32_load_relaxed(&arena->pageblocks[pb].isolated) || a32_load_relaxed(&arena->pageblocks[pb].stuck))
+	if (a32_load_relaxed(&arena->pageblocks[pb].isolated) ||
+	    a32_load_relaxed(&arena->pageblocks[pb].stuck))
 		return fail(v, "pageblock left isolated", pb, 0, 1);
 	return true;
 }
@@ -172,18 +176,21 @@ static bool zone_check(struct verify *v, const struct sublet__zone *zone)
 		uint32_t prev = ENGINE_NONE, pfn = zone->head[order];
 		for (; pfn != ENGINE_NONE; pfn = a32_load_relaxed(&arena->frames[pfn].a)) {
 			uint32_t word = a32_load_relaxed(&arena->frames[pfn].word);
-			if (!(word & FRAME_HEAD) || word_state(word) != FRAME_FREE || word_order(word) != order)
+			if (!(word & FRAME_HEAD) || word_state(word) != FRAME_FREE ||
+			    word_order(word) != order)
 				return fail(v, "listed folio is not free", pfn, order, word);
 			if (a32_load_relaxed(&arena->frames[pfn].b) != prev)
-				return fail(v, "free list", pfn, prev, a32_load_relaxed(&arena->frames[pfn].b));
+				return fail(v, "free list", pfn, prev,
+					    a32_load_relaxed(&arena->frames[pfn].b));
 			free_frames += 1u << order;
 			prev = pfn;
 		}
 		if (zone->tail[order] != prev)
 			return fail(v, "free list tail", order, prev, zone->tail[order]);
 	}
-	return free_frames == zone->free_frames ? true :
-						  fail(v, "free frames", zone->first_pfn, free_frames, zone->free_frames);
+	return free_frames == zone->free_frames
+		       ? true
+		       : fail(v, "free frames", zone->first_pfn, free_frames, zone->free_frames);
 }
 
 /* V4 from the page table's side, V6. */
@@ -194,7 +201,8 @@ static bool tables_check(struct verify *v)
 
 	for (uint32_t m = 0; m < a32_load_acquire(&arena->mm_count); m++) {
 		const struct sublet_mm *mm = arena->mm[m];
-		uint32_t end = min_u32(a32_load_acquire(&mm->blocks_used) * ENGINE_BLOCK_PAGES, mm->config.pages);
+		uint32_t end =
+			min_u32(a32_load_acquire(&mm->blocks_used) * ENGINE_BLOCK_PAGES, mm->config.pages);
 		for (uint32_t vpn = 0; vpn < end; vpn++) {
 			uint32_t pte = a32_load_relaxed(&mm->pte[vpn]);
 			plain += pte_is_plain(pte);
@@ -204,8 +212,8 @@ static bool tables_check(struct verify *v)
 			uint32_t head = sublet__frame_head(arena, pte_pfn(pte));
 			uint32_t word = head == ENGINE_NONE ? 0 : a32_load_relaxed(&arena->frames[head].word);
 			if (word_state(word) != FRAME_MOVABLE && word_state(word) != FRAME_DISCARDABLE)
-				return fail(v, "entry leads to a folio that is not mapped", vpn, FRAME_MOVABLE,
-					    word_state(word));
+				return fail(v, "entry leads to a folio that is not mapped", vpn,
+					    FRAME_MOVABLE, word_state(word));
 			if (a32_load_relaxed(&arena->frames[head].b) != m ||
 			    a32_load_relaxed(&arena->frames[head].a) + (pte_pfn(pte) - head) != vpn)
 				return fail(v, "folio knows another entry", vpn, vpn,
@@ -214,9 +222,9 @@ static bool tables_check(struct verify *v)
 	}
 	if (lent != a64_load_relaxed(&arena->lent_frames))
 		return fail(v, "lent frames", 0, lent, a64_load_relaxed(&arena->lent_frames));
-	return plain == a64_load_relaxed(&arena->plain_pages) ? true :
-								fail(v, "plain pages", 0, plain,
-								     a64_load_relaxed(&arena->plain_pages));
+	return plain == a64_load_relaxed(&arena->plain_pages)
+		       ? true
+		       : fail(v, "plain pages", 0, plain, a64_load_relaxed(&arena->plain_pages));
 }
 
 /* V5. */
@@ -232,7 +240,8 @@ static bool claims_check(struct verify *v)
 			uint32_t word = a32_load_relaxed(&arena->frames[pfn].word);
 			if (!(word & FRAME_HEAD) || word_state(word) != FRAME_CLAIMED ||
 			    a32_load_relaxed(&arena->frames[pfn].a) != i)
-				return fail(v, "claimed frame", pfn, i, a32_load_relaxed(&arena->frames[pfn].a));
+				return fail(v, "claimed frame", pfn, i,
+					    a32_load_relaxed(&arena->frames[pfn].a));
 			pfn += 1u << word_order(word);
 		}
 	}

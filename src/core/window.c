@@ -20,8 +20,8 @@
  */
 #include "core/engine.h"
 
-#define COST_COPY 16u
-#define COST_DROP 1u
+#define COST_COPY  16u
+#define COST_DROP  1u
 #define VISITS_MAX 1000u
 
 uint32_t sublet__window_leaves(uint32_t pageblocks)

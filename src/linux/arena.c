@@ -26,14 +26,14 @@
 #include <sys/vfs.h>
 #include <unistd.h>
 
-#define HUGE_BYTES (2 * SUBLET_MIB)
-#define NORMAL_MIN_BYTES (64 * SUBLET_MIB)
-#define WINDOW_MIN_BYTES (64 * SUBLET_GIB)
-#define WINDOW_FACTOR 16u
-#define WINDOW_LEAST_FACTOR 4u /* where addresses are limited (RLIMIT_AS) */
+#define HUGE_BYTES           (2 * SUBLET_MIB)
+#define NORMAL_MIN_BYTES     (64 * SUBLET_MIB)
+#define WINDOW_MIN_BYTES     (64 * SUBLET_GIB)
+#define WINDOW_FACTOR        16u
+#define WINDOW_LEAST_FACTOR  4u                /* where addresses are limited (RLIMIT_AS) */
 #define WINDOW_CHECKED_BYTES (16 * SUBLET_GIB) /* valgrind has no more than 64 GiB in one piece */
-#define ARENA_MAX_BYTES ((uint64_t)1 << 43)
-#define WINDOW_MAX_PAGES ((uint64_t)1 << 31) /* the engine counts them, rounded up to blocks, in 32 bits */
+#define ARENA_MAX_BYTES      ((uint64_t)1 << 43)
+#define WINDOW_MAX_PAGES     ((uint64_t)1 << 31) /* the engine counts them, rounded up to blocks, in 32 bits */
 
 /* How far creation came. */
 enum step { STEP_NONE, STEP_BACKING, STEP_MM, STEP_PLATFORM, STEP_ENGINE };
@@ -103,13 +103,15 @@ static int options_complete(struct sublet_arena_options *o)
 	if (!o->normal_bytes)
 		o->normal_bytes = o->area_bytes / 4 > NORMAL_MIN_BYTES ? o->area_bytes / 4 : NORMAL_MIN_BYTES;
 	if (!o->window_bytes)
-		o->window_bytes = o->area_bytes > WINDOW_MIN_BYTES / WINDOW_FACTOR ? o->area_bytes * WINDOW_FACTOR
-										   : WINDOW_MIN_BYTES;
+		o->window_bytes = o->area_bytes > WINDOW_MIN_BYTES / WINDOW_FACTOR
+					  ? o->area_bytes * WINDOW_FACTOR
+					  : WINDOW_MIN_BYTES;
 	if (!round_up(&o->normal_bytes) || !round_up(&o->window_bytes) ||
 	    o->area_bytes + o->normal_bytes > ARENA_MAX_BYTES || o->window_bytes < o->area_bytes)
 		return -EINVAL;
 	uint32_t shift = frame_shift_of(o);
-	if ((o->area_bytes + o->normal_bytes) >> shift >= ENGINE_PFN_MAX || o->window_bytes >> shift > WINDOW_MAX_PAGES)
+	if ((o->area_bytes + o->normal_bytes) >> shift >= ENGINE_PFN_MAX ||
+	    o->window_bytes >> shift > WINDOW_MAX_PAGES)
 		return -EINVAL;
 	if (!o->mapping_limit)
 		o->mapping_limit = sublet__max_map_count() / 2;
@@ -210,7 +212,8 @@ static int build(struct sublet__instance *in, const struct sublet_arena_options 
 		goto out;
 	in->mms = 1;
 	step = STEP_MM;
-	err = sublet__linux_platform_start(&in->platform, in->backing.linear, in->backing.frame_shift, o->workers);
+	err = sublet__linux_platform_start(&in->platform, in->backing.linear, in->backing.frame_shift,
+					   o->workers);
 	if (err)
 		goto out;
 	step = STEP_PLATFORM;
@@ -240,7 +243,8 @@ static int create(const struct sublet_arena_options *given, struct sublet_arena 
 	if (!err)
 		*arena = in->arena;
 	if (!err && in->mm[0].is_checked && !a32_exchange_acq_rel(&told, 1))
-		sublet__complain("memory does not move under valgrind: claims get what is free or discardable", 0);
+		sublet__complain(
+			"memory does not move under valgrind: claims get what is free or discardable", 0);
 	return err;
 }
 

@@ -78,8 +78,8 @@ static int mount_and_open(const char *size)
 
 	if (fs < 0)
 		return -errno;
-	if (!set_string(fs, "huge", "always") && !set_string(fs, "mode", "0700") && !set_string(fs, "size", size) &&
-	    !syscall(SYS_fsconfig, fs, FS_CREATE, NULL, NULL, 0))
+	if (!set_string(fs, "huge", "always") && !set_string(fs, "mode", "0700") &&
+	    !set_string(fs, "size", size) && !syscall(SYS_fsconfig, fs, FS_CREATE, NULL, NULL, 0))
 		mount = (int)syscall(SYS_fsmount, fs, FS_CLOEXEC, MS_NOSUID | MS_NODEV);
 	int err = -errno;
 	if (mount >= 0) {
@@ -259,7 +259,8 @@ static int open_file(enum sublet_backing kind, uint64_t bytes)
 	else
 		fd = open_memfd(flags);
 	if (fd < 0)
-		return kind == SUBLET_BACKING_THP || errno == EINVAL || errno == ENOENT ? -EOPNOTSUPP : -errno;
+		return kind == SUBLET_BACKING_THP || errno == EINVAL || errno == ENOENT ? -EOPNOTSUPP
+											: -errno;
 	if (ftruncate(fd, (off_t)bytes)) {
 		int err = errno == EINVAL ? -EOPNOTSUPP : -ENOMEM;
 		close(fd);
@@ -290,8 +291,13 @@ static int open_own(struct sublet__backing *b, enum sublet_backing kind, uint64_
 	/* Page tables and the engine's own structures want a little too. */
 	if (!hugetlb && bytes + bytes / 64 > sublet__memory_available())
 		return -ENOMEM;
-	*b = (struct sublet__backing){ .kind = kind, .fd = -1, .bytes = bytes, .owns_fd = true, .zeroed = true,
-				       .is_hugetlb = hugetlb, .frame_shift = hugetlb ? HUGE_SHIFT : BASE_SHIFT };
+	*b = (struct sublet__backing){ .kind = kind,
+				       .fd = -1,
+				       .bytes = bytes,
+				       .owns_fd = true,
+				       .zeroed = true,
+				       .is_hugetlb = hugetlb,
+				       .frame_shift = hugetlb ? HUGE_SHIFT : BASE_SHIFT };
 	int fd = open_file(kind, bytes);
 	if (fd < 0)
 		return fd;
@@ -327,10 +333,14 @@ static int open_given(struct sublet__backing *b, const struct sublet_arena_optio
 	uint64_t have = (uint64_t)st.st_blocks * 512;
 	if (!hugetlb && have < bytes && bytes - have > sublet__memory_available())
 		return -ENOMEM;
-	*b = (struct sublet__backing){ .kind = SUBLET_BACKING_FD, .fd = o->fd, .fd_offset = o->fd_offset_bytes,
-				       .bytes = bytes, .is_hugetlb = hugetlb,
+	*b = (struct sublet__backing){ .kind = SUBLET_BACKING_FD,
+				       .fd = o->fd,
+				       .fd_offset = o->fd_offset_bytes,
+				       .bytes = bytes,
+				       .is_hugetlb = hugetlb,
 				       .frame_shift = hugetlb ? HUGE_SHIFT : BASE_SHIFT,
-				       .dev = st.st_dev, .ino = st.st_ino };
+				       .dev = st.st_dev,
+				       .ino = st.st_ino };
 	int err = map_linear(b, o->linear);
 	if (err)
 		sublet__backing_close(b);

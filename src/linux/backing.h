@@ -28,7 +28,8 @@ struct sublet__backing {
  * read; bytes is the sum of the zones. On error nothing is left behind:
  * -EINVAL, -EOPNOTSUPP, -ENOMEM, -EFBIG as sublet_arena_create.
  */
-int sublet__backing_open(struct sublet__backing *backing, const struct sublet_arena_options *options, uint64_t bytes);
+int sublet__backing_open(struct sublet__backing *backing, const struct sublet_arena_options *options,
+			 uint64_t bytes);
 void sublet__backing_close(struct sublet__backing *backing);
 
 /* A file on a private tmpfs with huge pages, of no size yet: descriptor or -errno. */

@@ -11,9 +11,9 @@
 
 #include <errno.h>
 
-#define MMS_PICKED 4u
-#define CLAIM_EVERY 16u
-#define CLAIM_MIN_BYTES (64 * SUBLET_KIB)
+#define MMS_PICKED        4u
+#define CLAIM_EVERY       16u
+#define CLAIM_MIN_BYTES   (64 * SUBLET_KIB)
 #define CLAIM_DEADLINE_NS (20 * SUBLET_MS)
 
 static uint64_t next_random(uint64_t *state)

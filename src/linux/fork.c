@@ -41,11 +41,11 @@
 #include <stdlib.h>
 #include <sys/eventfd.h>
 
-#define PIPES_MAX 64u
+#define PIPES_MAX     64u
 #define PREPARE_TRIES 100 /* a millisecond apart, where the alternative is to stop the process */
-#define HANDSHAKE_MS 1000
-#define RETRY_MIN_MS 5
-#define RETRY_MAX_MS 500
+#define HANDSHAKE_MS  1000
+#define RETRY_MIN_MS  5
+#define RETRY_MAX_MS  500
 
 /* What one thread remembers from prepare to the end of its fork. */
 struct fork_here {
@@ -67,12 +67,12 @@ static struct {
 	bool registered;       /* with pthread_atfork: once in a process and its children */
 	bool running;          /* the watcher */
 	bool stop;
-	uint32_t pending;      /* forks between prepare and parent */
+	uint32_t pending; /* forks between prepare and parent */
 	uint32_t pipes;
-	bool lost_pipe;        /* a child without a pipe: only /proc knows about it */
+	bool lost_pipe; /* a child without a pipe: only /proc knows about it */
 	int pipe_fd[PIPES_MAX];
-	int wake_fd;           /* eventfd; stays the same while there is an arena */
-	int proc_fd;           /* /proc, for the case that the program changes its root; -1: there is none */
+	int wake_fd; /* eventfd; stays the same while there is an arena */
+	int proc_fd; /* /proc, for the case that the program changes its root; -1: there is none */
 	struct sublet__instance *first;
 	pthread_t thread;
 } forks = { .wake_fd = -1, .proc_fd = -1 };
@@ -190,9 +190,11 @@ static void on_prepare(void)
 	while ((err = prepare()) == -ENOMEM && ++tries < PREPARE_TRIES)
 		sublet__raw_sleep_ns(SUBLET_MS);
 	if (err) {
-		sublet__complain(err == -EAGAIN
-			? "a device does not end its use of lent memory; a child of fork() here would lose what it writes"
-			: "no memory to keep lent memory apart from a child; fork() here would corrupt it", err);
+		sublet__complain(err == -EAGAIN ? "a device does not end its use of lent memory; a child of "
+						  "fork() here would lose what it writes"
+						: "no memory to keep lent memory apart from a child; fork() "
+						  "here would corrupt it",
+				 err);
 		abort();
 	}
 }
@@ -331,7 +333,8 @@ static void drop_ended(const struct pollfd *fds, uint32_t polled)
 /* Whether some process may still see frames of this arena. */
 static bool is_shared(const struct sublet__instance *in, uint32_t pipes, bool lost_pipe)
 {
-	const struct sublet__sharers what = { in->backing.dev, in->backing.ino, forks.proc_fd, in->asked_ticks };
+	const struct sublet__sharers what = { in->backing.dev, in->backing.ino, forks.proc_fd,
+					      in->asked_ticks };
 
 	/* A child has copies of hugetlb memory, no frames (private.c). */
 	if (in->backing.is_hugetlb)

@@ -15,22 +15,22 @@
 /* What this machine and user can do; every field is found by trying, not by version numbers alone. */
 struct sublet__linux_facts {
 	char kernel_release[65];
-	bool userfaultfd;          /* one with kernel faults could be opened */
-	bool userfaultfd_device;   /* ... by way of /dev/userfaultfd */
-	int userfaultfd_error;     /* -errno of the attempt that came nearest */
+	bool userfaultfd;        /* one with kernel faults could be opened */
+	bool userfaultfd_device; /* ... by way of /dev/userfaultfd */
+	int userfaultfd_error;   /* -errno of the attempt that came nearest */
 	uint64_t userfaultfd_features;
-	bool feature_minor;        /* minor faults on shmem: zap */
+	bool feature_minor; /* minor faults on shmem: zap */
 	bool feature_minor_hugetlb;
 	bool feature_writeprotect; /* write-protection of shmem */
 	bool feature_wp_async;     /* asynchronous write-protection and PAGEMAP_SCAN: pre-copy */
 	bool huge_tmpfs;           /* a private tmpfs with huge=always could be made */
 	int huge_tmpfs_error;
-	uint64_t hugetlb_free_pages; /* of 2 MiB */
+	uint64_t hugetlb_free_pages;     /* of 2 MiB */
 	uint64_t memory_available_bytes; /* MemAvailable, or the cgroup's limit where that is lower */
-	uint64_t memlock_bytes;    /* soft limit; UINT64_MAX: unlimited */
+	uint64_t memlock_bytes;          /* soft limit; UINT64_MAX: unlimited */
 	uint64_t max_map_count;
-	bool seccomp_filter;       /* filters are to be had without privilege */
-	uint32_t cpus;             /* this process may run on */
+	bool seccomp_filter; /* filters are to be had without privilege */
+	uint32_t cpus;       /* this process may run on */
 };
 
 /* Find out. Never fails: what cannot be found out is false, 0, or an error field. */

@@ -11,14 +11,14 @@
 #if defined(__has_include)
 #if __has_include(<valgrind/memcheck.h>)
 #include <valgrind/memcheck.h>
-#define SUBLET__UNDER_VALGRIND() (RUNNING_ON_VALGRIND != 0)
+#define SUBLET__UNDER_VALGRIND()       (RUNNING_ON_VALGRIND != 0)
 #define SUBLET__NO_ACCESS(addr, bytes) ((void)VALGRIND_MAKE_MEM_NOACCESS(addr, bytes))
 #define SUBLET__DEFINED(addr, bytes)   ((void)VALGRIND_MAKE_MEM_DEFINED(addr, bytes))
 #endif
 #endif
 
 #ifndef SUBLET__UNDER_VALGRIND
-#define SUBLET__UNDER_VALGRIND() false
+#define SUBLET__UNDER_VALGRIND()       false
 #define SUBLET__NO_ACCESS(addr, bytes) ((void)(addr), (void)(bytes))
 #define SUBLET__DEFINED(addr, bytes)   ((void)(addr), (void)(bytes))
 #endif

@@ -83,12 +83,14 @@ static int map_fixed(uintptr_t addr, size_t bytes, int prot, int flags, int fd, 
 		return 0;
 	err = -errno;
 	do {
-		if (sublet__raw_mmap((void *)addr, bytes, prot, flags | MAP_FIXED_NOREPLACE, fd, offset) != MAP_FAILED)
+		if (sublet__raw_mmap((void *)addr, bytes, prot, flags | MAP_FIXED_NOREPLACE, fd, offset) !=
+		    MAP_FAILED)
 			return 0;
 		if (errno == EEXIST)
 			return err;
 	} while (sublet__mm_must_wait(&tries));
-	sublet__mm_give_up("the kernel took memory away and refuses to map it again; stopping before data is lost", err);
+	sublet__mm_give_up(
+		"the kernel took memory away and refuses to map it again; stopping before data is lost", err);
 }
 
 int sublet__mm_map_nothing(uintptr_t addr, size_t bytes)
@@ -116,7 +118,8 @@ int sublet__mm_map_frames(const struct sublet__linux_mm *mm, const struct sublet
 	if (is_private && mm->is_hugetlb)
 		return sublet__mm_map_copy(mm, seg, pfn, prot);
 	/* NORESERVE: a snapshot is rarely written as a whole, as with the fork() it is made for. */
-	return map_fixed(addr, bytes, prot, is_private ? MAP_PRIVATE | MAP_NORESERVE : MAP_SHARED, mm->fd, offset);
+	return map_fixed(addr, bytes, prot, is_private ? MAP_PRIVATE | MAP_NORESERVE : MAP_SHARED, mm->fd,
+			 offset);
 }
 
 void sublet__mm_must_map(const struct sublet__linux_mm *mm, const struct sublet__segment *seg, uint32_t pfn,
@@ -129,7 +132,8 @@ void sublet__mm_must_map(const struct sublet__linux_mm *mm, const struct sublet_
 		if (!err)
 			return;
 	} while (sublet__mm_must_wait(&tries));
-	sublet__mm_give_up("the kernel refuses to map memory back where it was; stopping before data is lost", err);
+	sublet__mm_give_up("the kernel refuses to map memory back where it was; stopping before data is lost",
+			   err);
 }
 
 /* ---- block ---- */
@@ -266,7 +270,8 @@ static void map_undo(const struct sublet__linux_mm *mm, const struct sublet__seg
 		err = err && !sublet__raw_mprotect((void *)addr, bytes, PROT_NONE) ? 0 : err;
 	} while (err && sublet__mm_must_wait(&tries));
 	if (err)
-		sublet__mm_give_up("cannot take back half a mapping; stopping before others see its memory", err);
+		sublet__mm_give_up("cannot take back half a mapping; stopping before others see its memory",
+				   err);
 }
 
 static int mm_map(void *ctx, const struct sublet__segment *segs, uint32_t count, uint32_t flags)
@@ -282,7 +287,8 @@ static int mm_map(void *ctx, const struct sublet__segment *segs, uint32_t count,
 			return err == -EAGAIN ? -ENOMEM : err;
 		}
 	}
-	sublet__mm_relock(sublet__mm_addr(mm, segs[0].vpn), sublet__mm_bytes(mm, sublet__mm_pages(segs, count)), flags);
+	sublet__mm_relock(sublet__mm_addr(mm, segs[0].vpn),
+			  sublet__mm_bytes(mm, sublet__mm_pages(segs, count)), flags);
 	return 0;
 }
 
@@ -293,7 +299,9 @@ static int mm_map_plain(void *ctx, uint32_t vpn, uint32_t pages)
 	if (mm->in_child)
 		return -EPERM;
 	return map_fixed(sublet__mm_addr(mm, vpn), sublet__mm_bytes(mm, pages), PROT_READ | PROT_WRITE,
-			 MAP_PRIVATE | MAP_ANONYMOUS, -1, 0) ? -ENOMEM : 0;
+			 MAP_PRIVATE | MAP_ANONYMOUS, -1, 0)
+		       ? -ENOMEM
+		       : 0;
 }
 
 static int mm_unmap(void *ctx, uint32_t vpn, uint32_t pages)
@@ -349,7 +357,8 @@ static int mm_remap(void *ctx, const struct sublet__segment *segs, uint32_t coun
 			return err;
 		}
 	}
-	sublet__mm_relock(sublet__mm_addr(mm, segs[0].vpn), sublet__mm_bytes(mm, sublet__mm_pages(segs, count)), flags);
+	sublet__mm_relock(sublet__mm_addr(mm, segs[0].vpn),
+			  sublet__mm_bytes(mm, sublet__mm_pages(segs, count)), flags);
 	return 0;
 }
 
@@ -476,13 +485,21 @@ static void close_descriptors(struct sublet__linux_mm *mm)
 	mm->uffd_hold = mm->uffd_move = mm->pagemap = mm->maps = -1;
 }
 
-int sublet__linux_mm_open(struct sublet__linux_mm *mm, const struct sublet__backing *b, enum sublet_technique technique,
-			  uint64_t window_bytes)
+int sublet__linux_mm_open(struct sublet__linux_mm *mm, const struct sublet__backing *b,
+			  enum sublet_technique technique, uint64_t window_bytes)
 {
-	*mm = (struct sublet__linux_mm){ .bytes = window_bytes, .shift = b->frame_shift, .is_hugetlb = b->is_hugetlb,
-					 .is_huge = b->is_huge, .is_checked = SUBLET__UNDER_VALGRIND(),
-					 .fd = b->fd, .fd_offset = b->fd_offset, .linear = b->linear,
-					 .uffd_move = -1, .uffd_hold = -1, .pagemap = -1, .maps = -1 };
+	*mm = (struct sublet__linux_mm){ .bytes = window_bytes,
+					 .shift = b->frame_shift,
+					 .is_hugetlb = b->is_hugetlb,
+					 .is_huge = b->is_huge,
+					 .is_checked = SUBLET__UNDER_VALGRIND(),
+					 .fd = b->fd,
+					 .fd_offset = b->fd_offset,
+					 .linear = b->linear,
+					 .uffd_move = -1,
+					 .uffd_hold = -1,
+					 .pagemap = -1,
+					 .maps = -1 };
 	int err = open_descriptors(mm, technique);
 
 	if (!err) {

@@ -8,21 +8,21 @@
 
 /* Constant from open to close (or to a fork, in the child), so that any thread may read it. */
 struct sublet__linux_mm {
-	uintptr_t base;   /* address of vpn 0 */
-	uint64_t bytes;   /* of the window */
-	uint32_t shift;   /* of a page */
+	uintptr_t base; /* address of vpn 0 */
+	uint64_t bytes; /* of the window */
+	uint32_t shift; /* of a page */
 	bool is_hugetlb;
-	bool is_huge;     /* as in struct sublet__backing */
+	bool is_huge;                    /* as in struct sublet__backing */
 	enum sublet_technique technique; /* never AUTO */
-	int fd;           /* the backing's, not ours */
+	int fd;                          /* the backing's, not ours */
 	uint64_t fd_offset;
 	uint8_t *linear;
-	int uffd_move;    /* blocks a range that moves; asynchronous write-protection with PRECOPY */
-	int uffd_hold;    /* synchronous write-protection, for restore; the same as uffd_move unless PRECOPY */
-	int pagemap;      /* /proc/self/pagemap, -1 where it cannot be read */
-	int maps;         /* /proc/self/maps, likewise: a program may lock itself in (chroot), and fork */
-	bool is_checked;  /* by valgrind: nothing moves */
-	bool in_child;    /* of a fork(): ordinary memory, and every operation is refused */
+	int uffd_move;   /* blocks a range that moves; asynchronous write-protection with PRECOPY */
+	int uffd_hold;   /* synchronous write-protection, for restore; the same as uffd_move unless PRECOPY */
+	int pagemap;     /* /proc/self/pagemap, -1 where it cannot be read */
+	int maps;        /* /proc/self/maps, likewise: a program may lock itself in (chroot), and fork */
+	bool is_checked; /* by valgrind: nothing moves */
+	bool in_child;   /* of a fork(): ordinary memory, and every operation is refused */
 };
 
 /*
@@ -46,7 +46,7 @@ extern const struct sublet__mm_ops sublet__linux_mm_ops;
 /* ---- between mm.c, private.c and uffd.c ---- */
 
 /* Where giving up would lose data: try this often, a millisecond apart, then say why and abort. */
-#define SUBLET__MUST_TRIES 1000
+#define SUBLET__MUST_TRIES    1000
 #define SUBLET__MUST_PAUSE_NS 1000000
 
 static inline uintptr_t sublet__mm_addr(const struct sublet__linux_mm *mm, uint32_t vpn)
@@ -86,6 +86,7 @@ uint32_t sublet__mm_pages(const struct sublet__segment *segs, uint32_t count);
 int sublet__mm_privatize(void *ctx, const struct sublet__segment *segs, uint32_t count, uint32_t flags);
 int sublet__mm_restore(void *ctx, const struct sublet__segment *segs, uint32_t count, uint32_t flags);
 /* Ordinary memory with a copy of the frames, in place of what is there, while writers are kept out. -errno */
-int sublet__mm_map_copy(const struct sublet__linux_mm *mm, const struct sublet__segment *seg, uint32_t pfn, int prot);
+int sublet__mm_map_copy(const struct sublet__linux_mm *mm, const struct sublet__segment *seg, uint32_t pfn,
+			int prot);
 
 #endif

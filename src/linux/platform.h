@@ -19,12 +19,12 @@ struct sublet__worker {
 };
 
 struct sublet__linux_platform {
-	uint8_t *linear;  /* NULL in a child of fork(), which has none of it */
+	uint8_t *linear; /* NULL in a child of fork(), which has none of it */
 	uint32_t frame_shift;
 	uint32_t workers;  /* the caller included */
 	uint32_t at_least; /* of them take part always, the others once a CPU is idle */
 	uint32_t cpus;
-	int load_fd;       /* /proc/loadavg, -1: none */
+	int load_fd; /* /proc/loadavg, -1: none */
 	/*
 	 * One job at a time. job = number << 8 | threads wanted: a worker learns in one load whether a
 	 * job is new and whether it may take part. Who takes part counts itself into `running`, which is

@@ -33,7 +33,7 @@
 #include <sys/mman.h>
 
 #define SPARE_BYTES (64 * SUBLET_MIB)
-#define BASE_BYTES ((size_t)4096)
+#define BASE_BYTES  ((size_t)4096)
 
 /* Keep writers out until the range is remapped or unregistered. Readers go on. */
 static int hold(const struct sublet__linux_mm *mm, uintptr_t addr, size_t bytes)
@@ -53,10 +53,12 @@ static bool still_mapped(uintptr_t addr, size_t bytes)
 {
 	int flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED_NOREPLACE;
 
-	return sublet__raw_mmap((void *)addr, bytes, PROT_NONE, flags, -1, 0) == MAP_FAILED && errno == EEXIST;
+	return sublet__raw_mmap((void *)addr, bytes, PROT_NONE, flags, -1, 0) == MAP_FAILED &&
+	       errno == EEXIST;
 }
 
-int sublet__mm_map_copy(const struct sublet__linux_mm *mm, const struct sublet__segment *seg, uint32_t pfn, int prot)
+int sublet__mm_map_copy(const struct sublet__linux_mm *mm, const struct sublet__segment *seg, uint32_t pfn,
+			int prot)
 {
 	uintptr_t addr = sublet__mm_addr(mm, seg->vpn);
 	size_t bytes = sublet__mm_bytes(mm, seg->pages);
@@ -66,7 +68,8 @@ int sublet__mm_map_copy(const struct sublet__linux_mm *mm, const struct sublet__
 	/* Ordinary memory comes from the OOM killer's side of the house: look before. */
 	if (sublet__memory_available() < bytes + SPARE_BYTES)
 		return -ENOMEM;
-	char *copy = sublet__raw_mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	char *copy =
+		sublet__raw_mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 	if (copy == MAP_FAILED)
 		return -ENOMEM;
 	if (sublet__raw_madvise(copy, bytes, SUBLET__MADV_POPULATE_WRITE))
@@ -101,7 +104,8 @@ struct piece {
 	int prot;
 };
 
-static int privatize_one(const struct sublet__linux_mm *mm, const struct sublet__segment *seg, uint32_t flags, int prot)
+static int privatize_one(const struct sublet__linux_mm *mm, const struct sublet__segment *seg, uint32_t flags,
+			 int prot)
 {
 	uintptr_t addr = sublet__mm_addr(mm, seg->vpn);
 	size_t bytes = sublet__mm_bytes(mm, seg->pages);
@@ -121,7 +125,8 @@ static int privatize_one(const struct sublet__linux_mm *mm, const struct sublet_
 	return err;
 }
 
-static void must_privatize(const struct sublet__linux_mm *mm, const struct sublet__segment *seg, uint32_t flags)
+static void must_privatize(const struct sublet__linux_mm *mm, const struct sublet__segment *seg,
+			   uint32_t flags)
 {
 	int err, tries = 0;
 
@@ -144,8 +149,8 @@ static bool piece_of(const struct sublet__linux_mm *mm, const struct sublet__seg
 	if (first >= last)
 		return false;
 	uint32_t skip = (uint32_t)((first - start) >> mm->shift);
-	piece->seg = (struct sublet__segment){ seg->vpn + skip, (uint32_t)((last - first) >> mm->shift), seg->src_pfn,
-					       seg->dst_pfn + skip };
+	piece->seg = (struct sublet__segment){ seg->vpn + skip, (uint32_t)((last - first) >> mm->shift),
+					       seg->src_pfn, seg->dst_pfn + skip };
 	piece->prot = map->prot;
 	return true;
 }
@@ -164,7 +169,8 @@ struct pieces {
 static int pieces_read(const struct sublet__linux_mm *mm, const struct sublet__segment *segs, uint32_t count,
 		       struct pieces *p)
 {
-	uintptr_t end = sublet__mm_addr(mm, segs[0].vpn) + sublet__mm_bytes(mm, sublet__mm_pages(segs, count));
+	uintptr_t end =
+		sublet__mm_addr(mm, segs[0].vpn) + sublet__mm_bytes(mm, sublet__mm_pages(segs, count));
 	int fd = mm->maps < 0 ? sublet__raw_open(AT_FDCWD, "/proc/self/maps", O_RDONLY) : mm->maps;
 	struct sublet__map_line map = { .start = 0 };
 	const char *line;
@@ -195,12 +201,13 @@ static void must_share(struct sublet__linux_mm *mm, const struct piece *piece, u
 	size_t bytes = sublet__mm_bytes(mm, piece->seg.pages);
 
 	if (!(piece->prot & PROT_WRITE)) {
-		sublet__mm_must_map(mm, &piece->seg, piece->seg.dst_pfn, flags & ~(uint32_t)SUBLET__MAP_PRIVATE,
-				    piece->prot);
+		sublet__mm_must_map(mm, &piece->seg, piece->seg.dst_pfn,
+				    flags & ~(uint32_t)SUBLET__MAP_PRIVATE, piece->prot);
 		return;
 	}
 	int err = sublet__mm_restore(mm, &piece->seg, 1, flags);
-	if (!err && piece->prot != (PROT_READ | PROT_WRITE) && sublet__raw_mprotect((void *)addr, bytes, piece->prot))
+	if (!err && piece->prot != (PROT_READ | PROT_WRITE) &&
+	    sublet__raw_mprotect((void *)addr, bytes, piece->prot))
 		err = -errno;
 	if (err) {
 		sublet__complain("cannot undo half a fork; stopping before data is lost", err);
@@ -208,8 +215,8 @@ static void must_share(struct sublet__linux_mm *mm, const struct piece *piece, u
 	}
 }
 
-static int privatize_protected(struct sublet__linux_mm *mm, const struct sublet__segment *segs, uint32_t count,
-			       uint32_t flags)
+static int privatize_protected(struct sublet__linux_mm *mm, const struct sublet__segment *segs,
+			       uint32_t count, uint32_t flags)
 {
 	int flags_own = MAP_PRIVATE | MAP_ANONYMOUS;
 	struct pieces *p = sublet__raw_mmap(NULL, sizeof *p, PROT_READ | PROT_WRITE, flags_own, -1, 0);
@@ -253,14 +260,16 @@ int sublet__mm_privatize(void *ctx, const struct sublet__segment *segs, uint32_t
 						: privatize_plain(mm, segs, count, flags);
 	if (err)
 		return -ENOMEM;
-	sublet__mm_relock(sublet__mm_addr(mm, segs[0].vpn), sublet__mm_bytes(mm, sublet__mm_pages(segs, count)), flags);
+	sublet__mm_relock(sublet__mm_addr(mm, segs[0].vpn),
+			  sublet__mm_bytes(mm, sublet__mm_pages(segs, count)), flags);
 	return 0;
 }
 
 /* ---- restore ---- */
 
 /* Copy [first, end) of a segment's bytes from its address to its frames. */
-static void copy_home(const struct sublet__linux_mm *mm, const struct sublet__segment *seg, size_t first, size_t end)
+static void copy_home(const struct sublet__linux_mm *mm, const struct sublet__segment *seg, size_t first,
+		      size_t end)
 {
 	const char *from = (const char *)sublet__mm_addr(mm, seg->vpn);
 
@@ -301,7 +310,8 @@ static int copy_by_pagemap(const struct sublet__linux_mm *mm, const struct suble
 	uintptr_t addr = sublet__mm_addr(mm, seg->vpn);
 	size_t bytes = seg->pages * sizeof *entries;
 
-	if (sublet__raw_pread(mm->pagemap, entries, bytes, addr / BASE_BYTES * sizeof *entries) != (long)bytes)
+	if (sublet__raw_pread(mm->pagemap, entries, bytes, addr / BASE_BYTES * sizeof *entries) !=
+	    (long)bytes)
 		return -EIO;
 	for (uint32_t i = 0; i < seg->pages; i++) {
 		bool here = entries[i] & (SUBLET__PM_PRESENT | SUBLET__PM_SWAP);
@@ -316,7 +326,8 @@ static void copy_written(const struct sublet__linux_mm *mm, const struct sublet_
 	if (!mm->is_hugetlb) {
 		size_t bytes = sublet__mm_bytes(mm, seg->pages);
 		/* See the essay: only to have fewer doubts, so it may fail. */
-		(void)sublet__raw_madvise((void *)sublet__mm_addr(mm, seg->vpn), bytes, SUBLET__MADV_POPULATE_READ);
+		(void)sublet__raw_madvise((void *)sublet__mm_addr(mm, seg->vpn), bytes,
+					  SUBLET__MADV_POPULATE_READ);
 		if (!copy_by_scan(mm, seg) || !copy_by_pagemap(mm, seg))
 			return;
 	}
@@ -345,7 +356,8 @@ int sublet__mm_restore(void *ctx, const struct sublet__segment *segs, uint32_t c
 	for (uint32_t i = 0; i < count; i++)
 		copy_written(mm, &segs[i]);
 	for (done = 0; done < count && !err; done += !err)
-		err = sublet__mm_map_frames(mm, &segs[done], segs[done].dst_pfn, flags, PROT_READ | PROT_WRITE);
+		err = sublet__mm_map_frames(mm, &segs[done], segs[done].dst_pfn, flags,
+					    PROT_READ | PROT_WRITE);
 	if (err) {
 		/* The frames hold everything by now, so a fresh private mapping loses nothing. */
 		for (uint32_t i = 0; i < done; i++)

@@ -25,7 +25,6 @@
 
 #define FD_ROOM 64u /* for an arena, its server, and as many children as usually live at a time */
 
-
 void sublet__text_start(struct sublet__text *text, const char *s)
 {
 	text->bytes = 0;
@@ -180,8 +179,9 @@ uint64_t sublet__parse(const char **text, unsigned int base)
 
 	for (;; (*text)++) {
 		char c = **text;
-		unsigned int digit = c >= '0' && c <= '9' ? (unsigned int)(c - '0')
-			: c >= 'a' && c <= 'f' ? (unsigned int)(c - 'a') + 10 : 99;
+		unsigned int digit = c >= '0' && c <= '9'   ? (unsigned int)(c - '0')
+				     : c >= 'a' && c <= 'f' ? (unsigned int)(c - 'a') + 10
+							    : 99;
 		if (digit >= base)
 			return v;
 		v = v * base + digit;
@@ -347,8 +347,10 @@ uint64_t sublet__addresses_left(void)
 
 uint64_t sublet__hugetlb_free_pages(void)
 {
-	uint64_t free = sublet__proc_file_number("/sys/kernel/mm/hugepages/hugepages-2048kB/free_hugepages", 0);
-	uint64_t promised = sublet__proc_file_number("/sys/kernel/mm/hugepages/hugepages-2048kB/resv_hugepages", 0);
+	uint64_t free =
+		sublet__proc_file_number("/sys/kernel/mm/hugepages/hugepages-2048kB/free_hugepages", 0);
+	uint64_t promised =
+		sublet__proc_file_number("/sys/kernel/mm/hugepages/hugepages-2048kB/resv_hugepages", 0);
 
 	return free > promised ? free - promised : 0;
 }

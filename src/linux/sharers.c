@@ -43,9 +43,9 @@
 #endif
 
 /* The kernel's numbers. */
-#define PROC_MAGIC 0x9fa0u
+#define PROC_MAGIC    0x9fa0u
 #define PF_FORKNOEXEC 0x40u
-#define PF_KTHREAD 0x200000u
+#define PF_KTHREAD    0x200000u
 
 struct directory_entry { /* struct linux_dirent64 */
 	uint64_t ino;
@@ -57,8 +57,8 @@ struct directory_entry { /* struct linux_dirent64 */
 
 struct search {
 	const struct sublet__sharers *what;
-	int proc;  /* a directory of our own: no number that the program could close meanwhile */
-	int found; /* pid, or -errno */
+	int proc;      /* a directory of our own: no number that the program could close meanwhile */
+	int found;     /* pid, or -errno */
 	pid_t running; /* cleared by the kernel when the thread is gone */
 };
 
@@ -165,7 +165,8 @@ static int find(const struct search *s)
 		if (n <= 0)
 			return n < 0 ? -errno : 0;
 		for (long at = 0; at < n;) {
-			const struct directory_entry *e = (const struct directory_entry *)(const void *)(data + at);
+			const struct directory_entry *e =
+				(const struct directory_entry *)(const void *)(data + at);
 			const char *name = e->name;
 			uint32_t pid = (uint32_t)sublet__parse(&name, 10);
 			at += e->record_bytes;

@@ -92,7 +92,8 @@ void sublet__uffd_unregister(int uffd, uintptr_t addr, size_t bytes)
 	   to be split for it and there is no memory; anything else means that the program has put its own there. */
 	while (ioctl(uffd, UFFDIO_UNREGISTER, &r) && errno == ENOMEM)
 		if (!sublet__mm_must_wait(&tries))
-			sublet__mm_give_up("cannot let go of a blocked range; stopping before threads hang", -ENOMEM);
+			sublet__mm_give_up("cannot let go of a blocked range; stopping before threads hang",
+					   -ENOMEM);
 }
 
 int sublet__uffd_protect(int uffd, uintptr_t addr, size_t bytes)

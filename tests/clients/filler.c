@@ -39,7 +39,8 @@ static atomic_ulong passes[THREADS];
 
 static uint64_t pattern(size_t block, uint64_t pass, size_t word)
 {
-	return (block + 1) * 0x9e3779b97f4a7c15ull ^ pass * 0xbf58476d1ce4e5b9ull ^ word * 0x94d049bb133111ebull;
+	return (block + 1) * 0x9e3779b97f4a7c15ull ^ pass * 0xbf58476d1ce4e5b9ull ^
+	       word * 0x94d049bb133111ebull;
 }
 
 static void fill(size_t i)
@@ -59,9 +60,9 @@ static void check(size_t i)
 
 		if (got == want)
 			continue;
-		printf("wrong: block %zu of %zu, word %zu at %p, pass %llu: %016llx, not %016llx\n", i, block_count, w,
-		       (void *)&b->words[w], (unsigned long long)b->pass, (unsigned long long)got,
-		       (unsigned long long)want);
+		printf("wrong: block %zu of %zu, word %zu at %p, pass %llu: %016llx, not %016llx\n", i,
+		       block_count, w, (void *)&b->words[w], (unsigned long long)b->pass,
+		       (unsigned long long)got, (unsigned long long)want);
 		fflush(stdout);
 		_exit(1);
 	}

@@ -28,12 +28,12 @@
 #include <time.h>
 #include <unistd.h>
 
-#define FAKE_AREA (64 * SUBLET_MIB)
-#define FAKE_BLOCKS 5000u /* more than one reply holds */
-#define FAKE_BUSY (1 * SUBLET_MIB)
-#define FAKE_NOROOM (2 * SUBLET_MIB)
+#define FAKE_AREA    (64 * SUBLET_MIB)
+#define FAKE_BLOCKS  5000u /* more than one reply holds */
+#define FAKE_BUSY    (1 * SUBLET_MIB)
+#define FAKE_NOROOM  (2 * SUBLET_MIB)
 #define FAKE_TOO_BIG (65 * SUBLET_MIB)
-#define FAKE_SLOW (3 * SUBLET_MIB)
+#define FAKE_SLOW    (3 * SUBLET_MIB)
 #define FAKE_CROWDED (4 * SUBLET_MIB) /* seven pins of one owner, one of another */
 
 struct sublet_arena {
@@ -159,7 +159,8 @@ size_t sublet_arena_pageblocks(struct sublet_arena *arena, size_t first, size_t 
 
 	(void)arena;
 	for (; n < count && first + n < FAKE_BLOCKS; n++)
-		out[n] = (struct sublet_pageblock){ .free_frames = 512, .held_frames = (uint16_t)(first + n) };
+		out[n] =
+			(struct sublet_pageblock){ .free_frames = 512, .held_frames = (uint16_t)(first + n) };
 	return n;
 }
 

@@ -111,7 +111,8 @@ static inline int connect_raw(const char *name)
 
 static inline void sleep_ms(uint64_t ms)
 {
-	nanosleep(&(struct timespec){ .tv_sec = (time_t)(ms / 1000), .tv_nsec = (long)(ms % 1000) * 1000000 }, NULL);
+	nanosleep(&(struct timespec){ .tv_sec = (time_t)(ms / 1000), .tv_nsec = (long)(ms % 1000) * 1000000 },
+		  NULL);
 }
 
 /* Wait at most five seconds until *value == expected. */

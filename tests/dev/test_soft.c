@@ -308,14 +308,10 @@ static void flush_waits_for_accesses(void **unused)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(three_kinds),
-		cmocka_unit_test(options),
-		cmocka_unit_test(speed),
-		cmocka_unit_test(queue),
-		cmocka_unit_test(faults),
-		cmocka_unit_test(close_while_hung),
-		cmocka_unit_test(oracle),
-		cmocka_unit_test(flush_waits_for_accesses),
+		cmocka_unit_test(three_kinds), cmocka_unit_test(options),
+		cmocka_unit_test(speed),       cmocka_unit_test(queue),
+		cmocka_unit_test(faults),      cmocka_unit_test(close_while_hung),
+		cmocka_unit_test(oracle),      cmocka_unit_test(flush_waits_for_accesses),
 	};
 	return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -371,10 +371,8 @@ static void everything_at_once(void **unused)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(moved_by_claims),
-		cmocka_unit_test(claim_and_a_hung_device),
-		cmocka_unit_test(unmap_under_work),
-		cmocka_unit_test(collapsed_in_the_background),
+		cmocka_unit_test(moved_by_claims),    cmocka_unit_test(claim_and_a_hung_device),
+		cmocka_unit_test(unmap_under_work),   cmocka_unit_test(collapsed_in_the_background),
 		cmocka_unit_test(everything_at_once),
 	};
 

@@ -21,7 +21,7 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
-#define LEN ((size_t)64 << 20)
+#define LEN  ((size_t)64 << 20)
 #define REPS 15
 #define HIST 4096
 
@@ -152,7 +152,8 @@ int main(int argc, char **argv)
 	sublet__copy_choose();
 	int err = sublet__backing_open(&B, &o, 2 * LEN);
 	if (!err)
-		err = sublet__linux_mm_open(&M, &B, argc > 2 ? (enum sublet_technique)atoi(argv[2]) : 0, 2 * LEN);
+		err = sublet__linux_mm_open(&M, &B, argc > 2 ? (enum sublet_technique)atoi(argv[2]) : 0,
+					    2 * LEN);
 	if (err) {
 		printf("error %d\n", err);
 		return 1;
@@ -171,9 +172,11 @@ int main(int argc, char **argv)
 	pthread_join(thread, NULL);
 	qsort(ratio, REPS, sizeof *ratio, by_value);
 	qsort(reference, REPS, sizeof *reference, by_value);
-	printf("%-8s %-8s run %4u KiB%s: memcpy %5.2f ms, quiet %4.2f, writer %4.2f x; waits p99 %.1f p99.9 %.1f "
-	       "p99.99 %.1f max %.0f us\n", backings[B.kind], techniques[M.technique], run << M.shift >> 10,
-	       populate ? " populate" : "", reference[REPS / 2] * 1e-6, quiet, ratio[REPS / 2], percentile_us(.99),
-	       percentile_us(.999), percentile_us(.9999), (double)longest * 1e-3);
+	printf("%-8s %-8s run %4u KiB%s: memcpy %5.2f ms, quiet %4.2f, writer %4.2f x; waits p99 %.1f p99.9 "
+	       "%.1f "
+	       "p99.99 %.1f max %.0f us\n",
+	       backings[B.kind], techniques[M.technique], run << M.shift >> 10, populate ? " populate" : "",
+	       reference[REPS / 2] * 1e-6, quiet, ratio[REPS / 2], percentile_us(.99), percentile_us(.999),
+	       percentile_us(.9999), (double)longest * 1e-3);
 	return 0;
 }

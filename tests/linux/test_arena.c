@@ -35,7 +35,7 @@
 
 #define AREA_BYTES ((uint64_t)64 << 20)
 #define HEAP_BYTES ((uint64_t)48 << 20)
-#define WORDS (HEAP_BYTES / 8)
+#define WORDS      (HEAP_BYTES / 8)
 
 extern char **environ;
 
@@ -378,7 +378,8 @@ static void toucher(int signal)
 
 static void test_handler_of_a_claimer(void **state)
 {
-	const struct sublet_claim_options o = { SUBLET_OPTIONS(sublet_claim_options), .flags = SUBLET_CLAIM_DEAREST };
+	const struct sublet_claim_options o = { SUBLET_OPTIONS(sublet_claim_options),
+						.flags = SUBLET_CLAIM_DEAREST };
 	struct itimerval often = { { 0, 500 }, { 0, 500 } }, never = { { 0, 0 }, { 0, 0 } };
 	struct sigaction action = { .sa_handler = toucher, .sa_flags = SA_RESTART };
 	struct sublet_claim claim;
@@ -581,7 +582,10 @@ static void test_few_addresses(void **state)
 
 static void test_sizes_and_info(void **state)
 {
-	struct { struct sublet_arena_options o; uint64_t newer; } longer = { options_of(SUBLET_BACKING_MEMFD), 0 };
+	struct {
+		struct sublet_arena_options o;
+		uint64_t newer;
+	} longer = { options_of(SUBLET_BACKING_MEMFD), 0 };
 	struct sublet_arena_info info = { .size_bytes = 0 };
 	struct sublet_arena *a;
 
@@ -597,7 +601,8 @@ static void test_sizes_and_info(void **state)
 	assert_int_equal(sublet_arena_info(a, &info), 0);
 	assert_int_equal(info.area_bytes, 2 << 20);
 	assert_int_equal(info.backing, SUBLET_BACKING_MEMFD);
-	assert_true(info.technique != SUBLET_TECHNIQUE_AUTO && info.linear && info.fd >= 0 && info.workers > 0);
+	assert_true(info.technique != SUBLET_TECHNIQUE_AUTO && info.linear && info.fd >= 0 &&
+		    info.workers > 0);
 	assert_non_null(sublet_arena_mm(a));
 	uint64_t ns = 0;
 	assert_int_equal(sublet__linux_memcpy_ns(a, 0, &ns), -EINVAL);
@@ -609,7 +614,10 @@ static void test_sizes_and_info(void **state)
 /* All that an arena opens has the highest numbers, whatever the limit. */
 static void test_descriptors_are_high(void **state)
 {
-	static const struct { rlim_t limit; uint32_t least; } cases[] = {
+	static const struct {
+		rlim_t limit;
+		uint32_t least;
+	} cases[] = {
 		{ 100, 50 }, { 256, 192 }, { 1024, 960 }, { 4096, 4032 }, { 4200, 4032 },
 	};
 	struct rlimit old, limit;
@@ -661,11 +669,17 @@ static void test_nothing_is_left(void **state)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(test_refused), cmocka_unit_test(test_few_addresses),
-		cmocka_unit_test(test_sizes_and_info), cmocka_unit_test(test_descriptors_are_high),
-		cmocka_unit_test(test_nothing_is_left), cmocka_unit_test(test_forks), cmocka_unit_test(test_chaos),
-		cmocka_unit_test(test_cancellation), cmocka_unit_test(test_handler_of_a_claimer),
-		cmocka_unit_test(test_fork_without_descriptors), cmocka_unit_test(test_calls_in_a_child),
+		cmocka_unit_test(test_refused),
+		cmocka_unit_test(test_few_addresses),
+		cmocka_unit_test(test_sizes_and_info),
+		cmocka_unit_test(test_descriptors_are_high),
+		cmocka_unit_test(test_nothing_is_left),
+		cmocka_unit_test(test_forks),
+		cmocka_unit_test(test_chaos),
+		cmocka_unit_test(test_cancellation),
+		cmocka_unit_test(test_handler_of_a_claimer),
+		cmocka_unit_test(test_fork_without_descriptors),
+		cmocka_unit_test(test_calls_in_a_child),
 		cmocka_unit_test(test_fork_again),
 	};
 

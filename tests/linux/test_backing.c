@@ -30,7 +30,8 @@
 
 static struct sublet_arena_options options_of(enum sublet_backing kind)
 {
-	return (struct sublet_arena_options){ SUBLET_OPTIONS(sublet_arena_options), .backing = kind, .fd = -1 };
+	return (struct sublet_arena_options){ SUBLET_OPTIONS(sublet_arena_options), .backing = kind,
+					      .fd = -1 };
 }
 
 static void check_linear(const struct sublet__backing *b)
@@ -51,8 +52,8 @@ static void check_linear(const struct sublet__backing *b)
 
 static void test_kinds(void **state)
 {
-	static const enum sublet_backing kinds[] = { SUBLET_BACKING_AUTO, SUBLET_BACKING_MEMFD, SUBLET_BACKING_THP,
-						     SUBLET_BACKING_HUGETLB };
+	static const enum sublet_backing kinds[] = { SUBLET_BACKING_AUTO, SUBLET_BACKING_MEMFD,
+						     SUBLET_BACKING_THP, SUBLET_BACKING_HUGETLB };
 
 	(void)state;
 	for (size_t i = 0; i < sizeof kinds / sizeof *kinds; i++) {
@@ -64,7 +65,8 @@ static void test_kinds(void **state)
 			assert_int_equal(err, 0);
 		if (err)
 			continue;
-		assert_true(kinds[i] == SUBLET_BACKING_AUTO ? b.kind != SUBLET_BACKING_HUGETLB : b.kind == kinds[i]);
+		assert_true(kinds[i] == SUBLET_BACKING_AUTO ? b.kind != SUBLET_BACKING_HUGETLB
+							    : b.kind == kinds[i]);
 		assert_int_equal(b.frame_shift, b.kind == SUBLET_BACKING_HUGETLB ? 21 : 12);
 		assert_true(b.zeroed && b.owns_fd && b.owns_linear);
 		check_linear(&b);
@@ -74,8 +76,8 @@ static void test_kinds(void **state)
 
 static void test_too_much_is_refused(void **state)
 {
-	static const enum sublet_backing kinds[] = { SUBLET_BACKING_AUTO, SUBLET_BACKING_MEMFD, SUBLET_BACKING_THP,
-						     SUBLET_BACKING_HUGETLB };
+	static const enum sublet_backing kinds[] = { SUBLET_BACKING_AUTO, SUBLET_BACKING_MEMFD,
+						     SUBLET_BACKING_THP, SUBLET_BACKING_HUGETLB };
 	uint64_t before = sublet__memory_available();
 
 	(void)state;
@@ -137,7 +139,8 @@ static void test_unprivileged_huge_tmpfs(void **state)
 			_exit(2);
 		prctl(PR_SET_DUMPABLE, 1, 0, 0, 0); /* setuid took it away; a user's own program has it */
 		int fd = sublet__huge_tmpfs_open(4 << 20);
-		char *p = fd < 0 ? MAP_FAILED : mmap(NULL, 4 << 20, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+		char *p = fd < 0 ? MAP_FAILED
+				 : mmap(NULL, 4 << 20, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
 		if (fd >= 0 && (ftruncate(fd, 4 << 20) || p == MAP_FAILED || madvise(p, 4 << 20, 23)))
 			_exit(3);
 		if (waitpid(-1, NULL, __WALL) != -1 || errno != ECHILD)
@@ -282,7 +285,9 @@ static void test_sharers_from_chroot(void **state)
 		if (chroot("/dev/shm") && chroot("/tmp"))
 			_exit(1);
 		/* UINT64_MAX: only who is seen to have it, not who is just ending and shows nothing any more. */
-		_exit(find_sharer(&b, proc, UINT64_MAX) != getppid() ? 2 : find_sharer(&b, -1, 0) >= 0 ? 3 : 0);
+		_exit(find_sharer(&b, proc, UINT64_MAX) != getppid() ? 2
+		      : find_sharer(&b, -1, 0) >= 0                  ? 3
+								     : 0);
 	}
 	waitpid(pid, &status, 0);
 	assert_int_equal(status, 0);
@@ -293,8 +298,8 @@ static void test_sharers_from_chroot(void **state)
 /* Beyond the limit for files ftruncate would kill this program. */
 static void test_file_size_limit(void **state)
 {
-	static const enum sublet_backing kinds[] = { SUBLET_BACKING_AUTO, SUBLET_BACKING_MEMFD, SUBLET_BACKING_THP,
-						     SUBLET_BACKING_HUGETLB };
+	static const enum sublet_backing kinds[] = { SUBLET_BACKING_AUTO, SUBLET_BACKING_MEMFD,
+						     SUBLET_BACKING_THP, SUBLET_BACKING_HUGETLB };
 	struct rlimit old, tight;
 
 	(void)state;
@@ -315,8 +320,10 @@ static void test_map_lines(void **state)
 	struct sublet__map_line m;
 
 	(void)state;
-	assert_true(sublet__map_line_parse("7f00-8000 r-xp 00001000 00:1f 42                 /memfd:a b (deleted)", &m));
-	assert_true(m.start == 0x7f00 && m.end == 0x8000 && m.prot == (PROT_READ | PROT_EXEC) && m.is_private);
+	assert_true(sublet__map_line_parse(
+		"7f00-8000 r-xp 00001000 00:1f 42                 /memfd:a b (deleted)", &m));
+	assert_true(m.start == 0x7f00 && m.end == 0x8000 && m.prot == (PROT_READ | PROT_EXEC) &&
+		    m.is_private);
 	assert_true(m.offset == 0x1000 && m.major == 0 && m.minor == 0x1f && m.ino == 42);
 	assert_true(sublet__map_line_parse("1000-2000 ---s 00000000 00:00 0", &m));
 	assert_true(!m.prot && !m.is_private && !m.ino);

@@ -107,7 +107,8 @@ static void programs_stop(void)
 static void copy_segments(const struct sublet__segment *segs, uint32_t count)
 {
 	for (uint32_t i = 0; i < count; i++)
-		sublet__copy(sublet__mm_frame(&W.mm, segs[i].dst_pfn), sublet__mm_frame(&W.mm, segs[i].src_pfn),
+		sublet__copy(sublet__mm_frame(&W.mm, segs[i].dst_pfn),
+			     sublet__mm_frame(&W.mm, segs[i].src_pfn),
 			     sublet__mm_bytes(&W.mm, segs[i].pages));
 }
 
@@ -122,7 +123,8 @@ static void recopy(const struct sublet__segment *segs, uint32_t count)
 			if (!(bitmap[bit / 64] >> (bit % 64) & 1))
 				continue;
 			sublet__copy(sublet__mm_frame(&W.mm, segs[i].dst_pfn + p),
-				     sublet__mm_frame(&W.mm, segs[i].src_pfn + p), sublet__mm_bytes(&W.mm, 1));
+				     sublet__mm_frame(&W.mm, segs[i].src_pfn + p),
+				     sublet__mm_bytes(&W.mm, 1));
 			W.recopied++;
 		}
 }
@@ -144,12 +146,14 @@ static uint32_t choose_run(struct sublet__segment *segs, uint32_t *place, uint32
 			pick = (uint32_t)(next_random(&W.random) % W.free_count);
 		else
 			for (uint32_t k = 0; k < W.free_count; k++)
-				if (W.free_units[k] * W.unit_pages == segs[count - 1].dst_pfn + segs[count - 1].pages)
+				if (W.free_units[k] * W.unit_pages ==
+				    segs[count - 1].dst_pfn + segs[count - 1].pages)
 					pick = k;
 		struct sublet__segment s = segment(*place + i, 1, W.unit_of[*place + i], W.free_units[pick]);
 		W.free_units[pick] = W.free_units[--W.free_count];
 		struct sublet__segment *last = count ? &segs[count - 1] : NULL;
-		if (last && last->src_pfn + last->pages == s.src_pfn && last->dst_pfn + last->pages == s.dst_pfn)
+		if (last && last->src_pfn + last->pages == s.src_pfn &&
+		    last->dst_pfn + last->pages == s.dst_pfn)
 			last->pages += s.pages;
 		else
 			segs[count++] = s;
@@ -166,7 +170,8 @@ static void frames_return(const struct sublet__segment *segs, uint32_t count, bo
 			memset(sublet__mm_frame(&W.mm, old), 0xEE, sublet__mm_bytes(&W.mm, W.unit_pages));
 			W.free_units[W.free_count++] = old / W.unit_pages;
 			if (moved)
-				W.unit_of[(segs[i].vpn + p) / W.unit_pages] = (segs[i].dst_pfn + p) / W.unit_pages;
+				W.unit_of[(segs[i].vpn + p) / W.unit_pages] =
+					(segs[i].dst_pfn + p) / W.unit_pages;
 		}
 }
 
@@ -230,8 +235,10 @@ static void move_for_ms(uint64_t ms, uint32_t flags)
 
 static void report(const char *what)
 {
-	print_message("%s: backing %d technique %d: %lu moves, %lu backed out, %lu recopied, %lu stores, %lu calls, "
-		      "%lu loads\n", what, (int)W.backing.kind, (int)W.mm.technique, W.moves, W.backed_out, W.recopied,
+	print_message("%s: backing %d technique %d: %lu moves, %lu backed out, %lu recopied, %lu stores, %lu "
+		      "calls, "
+		      "%lu loads\n",
+		      what, (int)W.backing.kind, (int)W.mm.technique, W.moves, W.backed_out, W.recopied,
 		      (unsigned long)W.stores, (unsigned long)W.calls, (unsigned long)W.loads);
 }
 
@@ -375,12 +382,15 @@ static void test_old_kernel(void **state)
 		scan_fails = false;
 		world_close();
 		assert_true(world_open(kinds[k], SUBLET_TECHNIQUE_AUTO));
-		assert_int_equal(W.mm.technique, W.mm.is_huge ? SUBLET_TECHNIQUE_PRECOPY : SUBLET_TECHNIQUE_ZAP);
+		assert_int_equal(W.mm.technique,
+				 W.mm.is_huge ? SUBLET_TECHNIQUE_PRECOPY : SUBLET_TECHNIQUE_ZAP);
 		world_close();
 		scan_fails = true;
-		struct sublet_arena_options o = { SUBLET_OPTIONS(sublet_arena_options), .backing = kinds[k], .fd = -1 };
+		struct sublet_arena_options o = { SUBLET_OPTIONS(sublet_arena_options), .backing = kinds[k],
+						  .fd = -1 };
 		assert_int_equal(sublet__backing_open(&W.backing, &o, FRAMES_BYTES), 0);
-		assert_int_equal(sublet__linux_mm_open(&W.mm, &W.backing, SUBLET_TECHNIQUE_PRECOPY, LEN), -EOPNOTSUPP);
+		assert_int_equal(sublet__linux_mm_open(&W.mm, &W.backing, SUBLET_TECHNIQUE_PRECOPY, LEN),
+				 -EOPNOTSUPP);
 		assert_int_equal(sublet__linux_mm_open(&W.mm, &W.backing, SUBLET_TECHNIQUE_AUTO, LEN), 0);
 		assert_int_equal(W.mm.technique, SUBLET_TECHNIQUE_ZAP);
 		scan_fails = false;

@@ -11,7 +11,8 @@
 
 #define PARK_BUCKETS 64u
 #define WORKERS_MAX  8u
-#define RESERVE_MAPPED (1u << 20) /* bytes from which on a reservation is committed on first touch, as it should */
+#define RESERVE_MAPPED \
+	(1u << 20) /* bytes from which on a reservation is committed on first touch, as it should */
 #define PARK_VIRTUAL_NS 2000000u /* of real time, for others to wake us; then the clock goes on */
 
 _Thread_local int fake_thread_blocked;
@@ -121,7 +122,8 @@ static void ops_park(void *ctx, const void *word, uint32_t expected, uint64_t ti
 			pthread_cond_wait(&park_bucket[b].wake, &park_bucket[b].lock);
 		} else {
 			bool is_virtual = fake->options.virtual_time;
-			uint64_t wait = is_virtual && timeout_ns > PARK_VIRTUAL_NS ? PARK_VIRTUAL_NS : timeout_ns;
+			uint64_t wait = is_virtual && timeout_ns > PARK_VIRTUAL_NS ? PARK_VIRTUAL_NS
+										   : timeout_ns;
 			uint64_t until = real_now_ns() + wait;
 			struct timespec ts = { (time_t)(until / 1000000000u), (long)(until % 1000000000u) };
 			int timed_out =
@@ -168,7 +170,8 @@ static void *ops_reserve(void *ctx, size_t bytes)
 	if (fake_thread_blocked)
 		fake_violation(fake, "memory reserved between block and wake (L1)", 0);
 	if (bytes >= RESERVE_MAPPED) {
-		memory = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+		memory = mmap(NULL, bytes, PROT_READ | PROT_WRITE,
+			      MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
 		memory = memory == MAP_FAILED ? NULL : memory;
 	} else {
 		memory = aligned_alloc(64, rounded);

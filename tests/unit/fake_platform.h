@@ -47,7 +47,8 @@ enum fake_op {
 
 #define FAKE_CAN_FAIL                                                                                     \
 	(1u << FAKE_MAP | 1u << FAKE_MAP_PLAIN | 1u << FAKE_UNMAP | 1u << FAKE_TRACK | 1u << FAKE_BLOCK | \
-	 1u << FAKE_REMAP | 1u << FAKE_PRIVATIZE | 1u << FAKE_RESTORE | 1u << FAKE_INHERIT | 1u << FAKE_RESERVE)
+	 1u << FAKE_REMAP | 1u << FAKE_PRIVATIZE | 1u << FAKE_RESTORE | 1u << FAKE_INHERIT |              \
+	 1u << FAKE_RESERVE)
 
 enum fake_kind { FAKE_NONE = 0, FAKE_SHARED, FAKE_PRIVATE, FAKE_COPIED, FAKE_PLAIN };
 

@@ -148,8 +148,8 @@ static void claim_deadline(void **unused)
 	fixture_open(&f, &(struct fake_options){ .virtual_time = true });
 	uint32_t area = f.options.area_frames, vpn = map_pages(&f, 512, SUBLET_MOVABLE);
 	fill(&f, 0, vpn, 512, 1);
-	assert_int_equal(sublet_pin(f.engine_mm[0], addr_of(&f, 0, vpn + 100), PAGE, SUBLET_PIN_READ, NULL, &pin),
-			 0);
+	assert_int_equal(
+		sublet_pin(f.engine_mm[0], addr_of(&f, 0, vpn + 100), PAGE, SUBLET_PIN_READ, NULL, &pin), 0);
 	fake_device_hold(&f.mm[0], vpn + 100, 1, 1);
 	uint64_t offset = fake_pfn_of(&f.mm[0], vpn + 100) * PAGE, start = atomic_load(&f.clock_ns);
 	struct sublet_claim_options o = { SUBLET_OPTIONS(sublet_claim_options),
@@ -208,8 +208,8 @@ static void claim_pins_around(void **unused)
 		fixture_open(&f, &(struct fake_options){ .virtual_time = true });
 		uint32_t vpn = map_pages(&f, 512, SUBLET_MOVABLE);
 		struct unpin_later u = { .f = &f, .vpn = vpn + n, .sleeps = 3 };
-		assert_int_equal(sublet_pin(f.engine_mm[0], addr_of(&f, 0, vpn + n), PAGE, SUBLET_PIN_READ, NULL,
-					    &u.pin),
+		assert_int_equal(sublet_pin(f.engine_mm[0], addr_of(&f, 0, vpn + n), PAGE, SUBLET_PIN_READ,
+					    NULL, &u.pin),
 				 0);
 		fake_device_hold(&f.mm[0], vpn + n, 1, 1);
 		assert_int_equal(claim_take(&f, 6 * 512 * PAGE, NULL, &claim),

@@ -177,7 +177,8 @@ static void commit_pins(void **unused)
 	assert_int_equal(sublet_map(f.engine_mm[0], UNIT, SUBLET_MOVABLE | SUBLET_PLAIN_OK, &plain), 0);
 	assert_int_equal(sublet_decommit(f.engine_mm[0], plain, PAGE), 0);
 	assert_int_equal(sublet_pin(f.engine_mm[0], plain, PAGE, SUBLET_PIN_READ, NULL, &none), -EFAULT);
-	assert_int_equal(sublet_pin(f.engine_mm[0], (char *)plain + PAGE, PAGE, SUBLET_PIN_READ, NULL, &pin), 0);
+	assert_int_equal(sublet_pin(f.engine_mm[0], (char *)plain + PAGE, PAGE, SUBLET_PIN_READ, NULL, &pin),
+			 0);
 	assert_int_equal(sublet_unpin(&pin), 0);
 	assert_int_equal(sublet_decommit(f.engine_mm[0], plain, UNIT), 0);
 	assert_int_equal(stats_of(&f).plain_bytes, 0);

@@ -60,7 +60,8 @@ static void lost_tracked(void **unused)
 		struct sublet_bo bo = bo_over(&fd, vpn, 16, SUBLET_BO_TRACKED);
 		uint64_t id = job_lose(bo);
 		/* what the device may still use it keeps, until then (G4) */
-		assert_int_equal(mode & 1 ? fd.attaches - fd.detaches : fake_device_info(&fd).iopt.mappings, 1);
+		assert_int_equal(mode & 1 ? fd.attaches - fd.detaches : fake_device_info(&fd).iopt.mappings,
+				 1);
 		for (uint32_t round = 0; round < 2; round++) { /* with its handle, and without */
 			assert_int_equal(sublet__move_page(mm, vpn, &any), -EAGAIN);
 			assert_int_equal(sublet_unmap(mm, addr_of(&f, 0, vpn), 16 * PAGE), -EBUSY);

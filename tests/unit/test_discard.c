@@ -150,7 +150,8 @@ static void discard_pins(void **unused)
 	fixture_open(&f, NULL);
 	uint32_t vpn = map_pages(&f, 64, SUBLET_DISCARDABLE);
 	fill(&f, 0, vpn, 64, 4);
-	assert_int_equal(sublet_pin(f.engine_mm[0], addr_of(&f, 0, vpn), PAGE, SUBLET_PIN_READ, NULL, &pin), 0);
+	assert_int_equal(sublet_pin(f.engine_mm[0], addr_of(&f, 0, vpn), PAGE, SUBLET_PIN_READ, NULL, &pin),
+			 0);
 	fake_device_hold(&f.mm[0], vpn, 64, 1);
 	assert_int_equal(unlock_range(&f, vpn, 64), 0);
 	struct sublet_claim_options o = { SUBLET_OPTIONS(sublet_claim_options),
@@ -164,7 +165,8 @@ static void discard_pins(void **unused)
 			 -EFAULT);
 	assert_int_equal(sublet_unpin(&pin), -EINVAL);
 	assert_int_equal(lock_range(&f, vpn, 64), SUBLET_INTACT);
-	assert_int_equal(sublet_pin(f.engine_mm[0], addr_of(&f, 0, vpn), PAGE, SUBLET_PIN_READ, NULL, &pin), 0);
+	assert_int_equal(sublet_pin(f.engine_mm[0], addr_of(&f, 0, vpn), PAGE, SUBLET_PIN_READ, NULL, &pin),
+			 0);
 	assert_int_equal(sublet_unpin(&pin), 0);
 	fixture_close(&f);
 }

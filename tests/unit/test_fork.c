@@ -162,7 +162,8 @@ static void fork_pins(void **unused)
 	fixture_open(&f, &(struct fake_options){ .virtual_time = true });
 	uint32_t vpn = map_pages(&f, 1000, SUBLET_MOVABLE);
 	fill(&f, 0, vpn, 1000, 1);
-	assert_int_equal(sublet_pin(f.engine_mm[0], addr_of(&f, 0, vpn), PAGE, SUBLET_PIN_WRITE, NULL, &pin), 0);
+	assert_int_equal(sublet_pin(f.engine_mm[0], addr_of(&f, 0, vpn), PAGE, SUBLET_PIN_WRITE, NULL, &pin),
+			 0);
 	uint64_t start = atomic_load(&f.clock_ns);
 	assert_int_equal(sublet__mm_fork_begin(f.engine_mm[0]), -EAGAIN);
 	sublet__mm_fork_end(f.engine_mm[0], 0);
@@ -204,7 +205,8 @@ static void fork_asks_pins(void **unused)
 
 	fixture_open(&f, &(struct fake_options){ .virtual_time = true });
 	uint32_t vpn = map_pages(&f, 16, SUBLET_MOVABLE);
-	assert_int_equal(sublet_pin(f.engine_mm[0], addr_of(&f, 0, vpn), PAGE, SUBLET_PIN_WRITE, NULL, &pin), 0);
+	assert_int_equal(sublet_pin(f.engine_mm[0], addr_of(&f, 0, vpn), PAGE, SUBLET_PIN_WRITE, NULL, &pin),
+			 0);
 	struct asker asker = { .pin = &pin };
 	threads_begin();
 	assert_int_equal(pthread_create(&thread, NULL, asker_main, &asker), 0);
@@ -414,11 +416,16 @@ static void fork_race(void **unused)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(fork_snapshot),    cmocka_unit_test(fork_parked),
-		cmocka_unit_test(fork_map_between), cmocka_unit_test(fork_epochs),
-		cmocka_unit_test(fork_pins),        cmocka_unit_test(fork_failures),
-		cmocka_unit_test(fork_asks_pins),   cmocka_unit_test(fork_protected_cut),
-		cmocka_unit_test(fork_epoch_read_early), cmocka_unit_test(fork_protected),
+		cmocka_unit_test(fork_snapshot),
+		cmocka_unit_test(fork_parked),
+		cmocka_unit_test(fork_map_between),
+		cmocka_unit_test(fork_epochs),
+		cmocka_unit_test(fork_pins),
+		cmocka_unit_test(fork_failures),
+		cmocka_unit_test(fork_asks_pins),
+		cmocka_unit_test(fork_protected_cut),
+		cmocka_unit_test(fork_epoch_read_early),
+		cmocka_unit_test(fork_protected),
 		cmocka_unit_test(fork_race),
 	};
 	return cmocka_run_group_tests(tests, NULL, NULL);

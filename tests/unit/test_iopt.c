@@ -346,16 +346,11 @@ static void iopt_destroy_full(void **unused)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(iopt_create),
-		cmocka_unit_test(iopt_allocates_nothing),
-		cmocka_unit_test(iopt_map_refuses),
-		cmocka_unit_test(iopt_never_zero),
-		cmocka_unit_test(iopt_too_many),
-		cmocka_unit_test(iopt_alignment),
-		cmocka_unit_test(iopt_large_disabled),
-		cmocka_unit_test(iopt_unmap_refuses),
-		cmocka_unit_test(iopt_stats),
-		cmocka_unit_test(iopt_large_frames),
+		cmocka_unit_test(iopt_create),         cmocka_unit_test(iopt_allocates_nothing),
+		cmocka_unit_test(iopt_map_refuses),    cmocka_unit_test(iopt_never_zero),
+		cmocka_unit_test(iopt_too_many),       cmocka_unit_test(iopt_alignment),
+		cmocka_unit_test(iopt_large_disabled), cmocka_unit_test(iopt_unmap_refuses),
+		cmocka_unit_test(iopt_stats),          cmocka_unit_test(iopt_large_frames),
 		cmocka_unit_test(iopt_destroy_full),
 	};
 	return cmocka_run_group_tests(tests, NULL, NULL);

@@ -603,7 +603,8 @@ static void longterm_stress(void **unused)
 	static struct fake f;
 	struct stress s = { .f = &f, .seed = seed_get("longterm_stress") };
 	pthread_t thread[STRESS_THREADS];
-	uint64_t until = wall_ns() + soak_ns(2), claims = 0, seed = s.seed; /* the threads begin with s.seed */
+	uint64_t until = wall_ns() + soak_ns(2), claims = 0,
+		 seed = s.seed; /* the threads begin with s.seed */
 	(void)unused;
 
 	fixture_open(&f, NULL);

@@ -141,7 +141,9 @@ static void remove_waits(void **unused)
 	wait_inside(&g, 1);
 	job_start(&remove, remove_main, f.engine_mm[0], &g, 0);
 	/* Until the other thread has begun: ours would be the one that waits, for ever. */
-	while (a32_load_acquire(&notifier_node(&f.engine_mm[0]->notifiers, (uint32_t)g.notifier.id)->generation) & 1)
+	while (a32_load_acquire(
+		       &notifier_node(&f.engine_mm[0]->notifiers, (uint32_t)g.notifier.id)->generation) &
+	       1)
 		nap();
 	assert_true(stays_undone(&remove));
 	assert_int_equal(sublet_notifier_remove(&g.notifier), -EINVAL); /* it is as good as gone */

@@ -328,7 +328,8 @@ static bool cut_undo(struct race *r)
 		a32_store_release(&f[i].word, 0);
 	a32_store_release(&f->word, frame_word(FRAME_MOVABLE, 6, 0));
 	/* Nobody may be left who found one of them as a folio's first: the pinner has begun anew twice. */
-	for (uint64_t rounds = atomic_load(&r->rounds); atomic_load(&r->rounds) < rounds + 2 && !atomic_load(&r->stop);)
+	for (uint64_t rounds = atomic_load(&r->rounds);
+	     atomic_load(&r->rounds) < rounds + 2 && !atomic_load(&r->stop);)
 		sched_yield();
 	for (uint32_t i = 1; i < 64; i++)
 		a32_store_relaxed(&f[i].ref, 0); /* as of a frame that never was one */
@@ -393,8 +394,7 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(pin_bad_arguments), cmocka_unit_test(pin_holds),
 		cmocka_unit_test(pin_nowait),        cmocka_unit_test(pin_move_race),
-		cmocka_unit_test(pin_reuse_race),
-		cmocka_unit_test(pin_cut_race),
+		cmocka_unit_test(pin_reuse_race),    cmocka_unit_test(pin_cut_race),
 	};
 	return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -9,9 +9,9 @@ struct told {
 	uint32_t calls[6]; /* by event */
 	uint32_t pfn;      /* of page `watch`, when the callback ran last */
 	uint32_t watch;
-	uint32_t decline; /* so many times, where it may */
-	bool pins;        /* pins page `watch` for a moment, from inside */
-	int pinned;       /* what the pin said last */
+	uint32_t decline;     /* so many times, where it may */
+	bool pins;            /* pins page `watch` for a moment, from inside */
+	int pinned;           /* what the pin said last */
 	struct told *newborn; /* added in the first callback; NULL: none */
 	bool may_block;
 	struct sublet_notifier notifier;
@@ -32,8 +32,8 @@ static int on_invalidate(void *ctx, const struct sublet_invalidation *inv)
 	t->retry = sublet_notifier_read_retry(&t->notifier, t->seq);
 	if (t->pins && inv->event == SUBLET_NOTIFIER_MOVE) {
 		struct sublet_pin pin;
-		t->pinned = sublet_pin(inv->mm, addr_of(t->f, 0, t->watch), PAGE, SUBLET_PIN_READ | SUBLET_PIN_NOWAIT,
-				       NULL, &pin);
+		t->pinned = sublet_pin(inv->mm, addr_of(t->f, 0, t->watch), PAGE,
+				       SUBLET_PIN_READ | SUBLET_PIN_NOWAIT, NULL, &pin);
 		if (!t->pinned)
 			assert_int_equal(sublet_unpin(&pin), 0);
 	}
@@ -46,13 +46,14 @@ static int on_invalidate(void *ctx, const struct sublet_invalidation *inv)
 	return 0;
 }
 
-static const struct sublet_notifier_ops ops = { SUBLET_OPTIONS(sublet_notifier_ops), .invalidate = on_invalidate };
+static const struct sublet_notifier_ops ops = { SUBLET_OPTIONS(sublet_notifier_ops),
+						.invalidate = on_invalidate };
 
 static void watch(struct fake *f, struct told *t, uint32_t vpn, uint32_t pages)
 {
 	*t = (struct told){ .f = f, .watch = vpn };
-	assert_int_equal(sublet_notifier_add(f->engine_mm[0], addr_of(f, 0, vpn), pages * PAGE, &ops, t, "dma ring",
-					     &t->notifier),
+	assert_int_equal(sublet_notifier_add(f->engine_mm[0], addr_of(f, 0, vpn), pages * PAGE, &ops, t,
+					     "dma ring", &t->notifier),
 			 0);
 	assert_int_equal(sublet_notifier_read_begin(&t->notifier, 0, &t->seq), 0);
 }
@@ -63,7 +64,8 @@ static void newborn_add(struct told *t, struct sublet_mm *mm)
 
 	n->f = t->f;
 	n->watch = t->watch;
-	assert_int_equal(sublet_notifier_add(mm, addr_of(t->f, 0, t->watch), PAGE, &ops, n, NULL, &n->notifier), 0);
+	assert_int_equal(
+		sublet_notifier_add(mm, addr_of(t->f, 0, t->watch), PAGE, &ops, n, NULL, &n->notifier), 0);
 	assert_int_equal(sublet_notifier_read_begin(&n->notifier, 0, &n->seq), -EAGAIN);
 }
 
@@ -150,7 +152,9 @@ static void tell_again(void **unused)
 		t.pins = pins;
 		t.newborn = &newborn;
 		struct sublet_pin pin; /* long over: does not count */
-		assert_int_equal(sublet_pin(f.engine_mm[0], addr_of(&f, 0, vpn), PAGE, SUBLET_PIN_WRITE, NULL, &pin), 0);
+		assert_int_equal(sublet_pin(f.engine_mm[0], addr_of(&f, 0, vpn), PAGE, SUBLET_PIN_WRITE, NULL,
+					    &pin),
+				 0);
 		assert_int_equal(sublet_unpin(&pin), 0);
 		int64_t moved = sublet__move_page(f.engine_mm[0], vpn, &any);
 		assert_int_equal(moved, pins && declines ? -EAGAIN : 64);
@@ -208,7 +212,8 @@ static void pin_before_the_wipe(void **unused)
 	(void)unused;
 
 	fixture_open(&f, NULL);
-	uint32_t before = map_pages(&f, 16, SUBLET_MOVABLE); /* so that a unit is taken first, of a cache: a hook */
+	uint32_t before =
+		map_pages(&f, 16, SUBLET_MOVABLE); /* so that a unit is taken first, of a cache: a hook */
 	late.vpn = map_pages(&f, 16, SUBLET_MOVABLE);
 	assert_int_equal(map_pages(&f, 16, SUBLET_MOVABLE), late.vpn + 16);
 	assert_int_equal(sublet_unmap(f.engine_mm[0], addr_of(&f, 0, before), 16 * PAGE), 0);
@@ -233,7 +238,8 @@ static void pin_before_the_wipe(void **unused)
 static void tell_claim(void **unused)
 {
 	static struct fake f;
-	struct sublet_claim_options o = { SUBLET_OPTIONS(sublet_claim_options), .deadline_ns = 50 * SUBLET_MS };
+	struct sublet_claim_options o = { SUBLET_OPTIONS(sublet_claim_options),
+					  .deadline_ns = 50 * SUBLET_MS };
 	struct sublet_claim claim;
 	struct told t;
 	(void)unused;
@@ -345,12 +351,9 @@ static void tell_lock_in_fork(void **unused)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(tell_move),
-		cmocka_unit_test(tell_move_fails),
-		cmocka_unit_test(tell_again),
-		cmocka_unit_test(pin_before_the_wipe),
-		cmocka_unit_test(tell_claim),
-		cmocka_unit_test(tell_others),
+		cmocka_unit_test(tell_move),         cmocka_unit_test(tell_move_fails),
+		cmocka_unit_test(tell_again),        cmocka_unit_test(pin_before_the_wipe),
+		cmocka_unit_test(tell_claim),        cmocka_unit_test(tell_others),
 		cmocka_unit_test(tell_lock_in_fork),
 	};
 	return cmocka_run_group_tests(tests, NULL, NULL);
