@@ -81,8 +81,8 @@ static void window_row(uint32_t blocks, bool full, const char *name)
 		bench_fail("engine", err);
 	for (uint32_t pb = 0; pb < blocks; pb++)
 		block_fill(arena, pb, full ? 512 : (uint32_t)(next_random(&seed) % 513));
-	(void)sublet__window_cheapest(arena, COUNT, 1,
-				      &cost); /* the first brings all of the tree up to date */
+	/* the first brings all of the tree up to date */
+	(void)sublet__window_cheapest(arena, COUNT, 1, &cost);
 	for (uint32_t r = 0; r < REPEATS; r++) {
 		uint64_t start = bench_now_ns();
 		for (uint32_t i = 0; i < CHOICES; i++) {

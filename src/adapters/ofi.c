@@ -75,8 +75,8 @@ static void monitor_stop(struct fid_mem_monitor *monitor)
 
 static bool is_live(const struct sublet_ofi_watch *w)
 {
-	return !atomic_load_explicit(&w->watch.has_ended,
-				     memory_order_acquire); /* pairs with watch_invalidate */
+	/* pairs with watch_invalidate */
+	return !atomic_load_explicit(&w->watch.has_ended, memory_order_acquire);
 }
 
 /* mm_lock is held, here and in unsubscribe and valid. */

@@ -174,8 +174,8 @@ static int start(const struct sublet__settings *s)
 	}
 	sublet__bridge.pid = getpid();
 	sublet__bridge.settings = *s;
-	err = -pthread_atfork(NULL, NULL,
-			      in_child); /* before the arena's own: children run them in this order */
+	/* before the arena's own: children run them in this order */
+	err = -pthread_atfork(NULL, NULL, in_child);
 	if (err != 0)
 		return err;
 	err = sublet__descriptors_apart(create_and_serve, s);

@@ -220,8 +220,8 @@ static bool hook_dalloc(extent_hooks *h, void *addr, size_t size, bool committed
 
 static void hook_destroy(extent_hooks *h, void *addr, size_t size, bool committed, unsigned int arena)
 {
-	(void)hook_dalloc(h, addr, size, committed,
-			  arena); /* refused: those addresses are lost, as jemalloc says */
+	/* refused: those addresses are lost, as jemalloc says */
+	(void)hook_dalloc(h, addr, size, committed, arena);
 }
 
 static bool hook_commit(extent_hooks *h, void *addr, size_t size, size_t offset, size_t length,
@@ -351,8 +351,8 @@ static bool hook_arena(unsigned int arena)
 		limit = limit_max;
 	if (limit < GROW_LIMIT_MIN)
 		limit = GROW_LIMIT_MIN;
-	(void)set_arena(arena, "retain_grow_limit", &limit,
-			sizeof(limit)); /* refused under retain:false: no growth */
+	/* refused under retain:false: no growth */
+	(void)set_arena(arena, "retain_grow_limit", &limit, sizeof(limit));
 	return true;
 }
 

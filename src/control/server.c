@@ -95,8 +95,8 @@ static bool is_alive(const struct sublet__slot *slot)
 {
 	struct pollfd p = { .fd = slot->pidfd.fd, .events = POLLIN };
 
-	return slot->pid > 0 && p.fd >= 0 &&
-	       poll(&p, 1, 0) == 0; /* pid 0 is a process of another namespace */
+	/* pid 0 is a process of another namespace */
+	return slot->pid > 0 && p.fd >= 0 && poll(&p, 1, 0) == 0;
 }
 
 /* Whether `other` is what is left of an earlier connection of the same process. Called with the lock. */
@@ -165,8 +165,8 @@ static bool orphans_to_come(const struct sublet__slot *slot)
 
 int sublet__server_release_orphan(struct sublet__slot *slot, uint64_t id)
 {
-	uint64_t until =
-		sublet__wire_until(2 * SUBLET__CLAIM_SLICE_NS); /* a thread may be in a slice of a claim */
+	/* a thread may be in a slice of a claim */
+	uint64_t until = sublet__wire_until(2 * SUBLET__CLAIM_SLICE_NS);
 	struct sublet_claim claim = { .id = id };
 	bool found, more = true;
 

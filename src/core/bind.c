@@ -188,8 +188,8 @@ static void bo_clear(struct sublet__bo *bo, uint64_t from, uint64_t end)
 	} else {
 		if (!gap_add(bo, from, end, &join))
 			return;
-		(void)!sublet_iopt_clear(device->iopt, bo->iova + from, end - from,
-					 0); /* inside its mapping */
+		/* inside its mapping */
+		(void)!sublet_iopt_clear(device->iopt, bo->iova + from, end - from, 0);
 		if (join.from < join.end)
 			(void)!sublet_iopt_clear(device->iopt, bo->iova + join.from, join.end - join.from, 0);
 	}

@@ -100,8 +100,8 @@ static bool top_put(struct sublet_arena *arena, struct sublet__cache *cache, uin
 	if (a32_load_relaxed(&cache->top))
 		return false;
 	heads_to_unit(arena, pfn);
-	return a32_cas_acq_rel(&cache->top, &none,
-			       pfn + 1); /* pairs with sublet__cache_take, and with the recall (R1) */
+	/* pairs with sublet__cache_take, and with the recall (R1) */
+	return a32_cas_acq_rel(&cache->top, &none, pfn + 1);
 }
 
 COLD static bool stack_put(struct sublet_arena *arena, struct sublet__cache *cache, uint32_t pfn)

@@ -244,8 +244,8 @@ static int window_wait(struct sublet__claim_job *job, uint64_t until_ns, uint32_
 			return window_given_up(job, *stuck_pfn);
 		wait_ns = wait_ns < until_ns - now ? wait_ns : until_ns - now;
 		p->ops->sleep_ns(p->ctx, wait_ns);
-		sublet__devices_check(
-			arena); /* what hangs holds memory no longer than its job may take (G11) */
+		/* what hangs holds memory no longer than its job may take (G11) */
+		sublet__devices_check(arena);
 		job->claim->waits++;
 		job->claim->waited_ns += engine_now(arena) - now;
 		wait_ns = 2 * wait_ns < CLAIM_WAIT_MOST_NS ? 2 * wait_ns : CLAIM_WAIT_MOST_NS;

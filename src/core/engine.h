@@ -427,8 +427,8 @@ static inline int sublet__mm_range(const struct sublet_mm *mm, const void *addr,
 {
 	uint32_t shift = frames_bytes_shift(mm->arena);
 	uint64_t window = (uint64_t)mm->config.pages << shift;
-	uint64_t offset =
-		(uint64_t)(uintptr_t)addr - mm->config.base; /* wraps to something large below base */
+	/* wraps to something large below base */
+	uint64_t offset = (uint64_t)(uintptr_t)addr - mm->config.base;
 
 	if (bytes == 0 || offset >= window || bytes > window - offset)
 		return -EINVAL;

@@ -242,8 +242,8 @@ int sublet__invalidate_begin(struct sublet_mm *mm, struct sublet__invalidation *
 	notifiers_lock(mm);
 	inv->id = ++n->clock;
 	inv->phase = PHASE_BEGUN;
-	sublet__invalidation_list(n,
-				  inv); /* even where nobody is registered: somebody may be before the end */
+	/* even where nobody is registered: somebody may be before the end */
+	sublet__invalidation_list(n, inv);
 	n->invalidations++;
 	mark_all(mm, inv);
 	if (inv->marked) /* in one batch: what mark_all found is still there */

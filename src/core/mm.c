@@ -328,8 +328,8 @@ void sublet__mm_unfreeze(struct sublet_mm *mm, uint32_t vpn, uint32_t pages)
 		uint32_t pte = a32_load_relaxed(&mm->pte[at]);
 		uint32_t step = 1;
 		if (pte & PTE_PRESENT) {
-			struct sublet__frame *f =
-				&arena->frames[pte_pfn(pte)]; /* a head: ranges hold whole folios */
+			/* a head: ranges hold whole folios */
+			struct sublet__frame *f = &arena->frames[pte_pfn(pte)];
 			uint32_t word = a32_load_relaxed(&f->word);
 			if (word_state(word) == FRAME_MOVABLE)
 				a32_store_release(&f->ref, 0);

@@ -45,8 +45,8 @@ static void node_register(struct sublet__notifiers *n, uint32_t i, uint32_t firs
 	node->first = first;
 	node->end = end;
 	a32_store_relaxed(&node->active, active_over(n, first, end)); /* (N1) */
-	a32_store_release(&node->generation,
-			  a32_load_relaxed(&node->generation) + 1); /* pairs with read_begin */
+	/* pairs with read_begin */
+	a32_store_release(&node->generation, a32_load_relaxed(&node->generation) + 1);
 	sublet__notifier_link(n, i);
 	n->registered++;
 	n->born_last = n->clock;

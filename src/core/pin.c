@@ -199,8 +199,8 @@ void sublet_pin_limit(struct sublet_mm *mm, uint64_t bytes)
 static int pages_find(struct sublet_mm *mm, uint32_t vpn, uint32_t end, bool is_pinned, uint32_t *pfn)
 {
 	struct sublet_arena *arena = mm->arena;
-	uint32_t pte = a32_load_acquire(&mm->pte[vpn]),
-		 n = 1; /* pairs with segment_publish and run_publish */
+	/* pairs with segment_publish and run_publish */
+	uint32_t pte = a32_load_acquire(&mm->pte[vpn]), n = 1;
 
 	if (!(pte & PTE_PRESENT) || (pte & PTE_HOLE))
 		return -EFAULT;

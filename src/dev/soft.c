@@ -305,8 +305,8 @@ static void bell_ring(struct soft *soft)
 {
 	const struct sublet__platform *p = &soft->arena->platform;
 
-	a32_add_acq_rel(&soft->bell,
-			1); /* release: pairs with who looks at what changed, and then parks on it */
+	/* release: pairs with who looks at what changed, and then parks on it */
+	a32_add_acq_rel(&soft->bell, 1);
 	p->ops->unpark(p->ctx, &soft->bell, UINT32_MAX);
 }
 

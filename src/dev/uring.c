@@ -238,8 +238,8 @@ static void child_close_all(void)
 
 static void fork_watch(void)
 {
-	(void)pthread_atfork(NULL, NULL,
-			     child_close_all); /* out of memory: children keep what they inherit */
+	/* out of memory: children keep what they inherit */
+	(void)pthread_atfork(NULL, NULL, child_close_all);
 }
 
 /* Move a new descriptor where programs do not look, and have children close it. -ENOSPC: too many rings. */

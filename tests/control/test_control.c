@@ -237,8 +237,8 @@ static void test_dead_sockets_are_removed(void **state)
 	assert_int_equal(sublet_client_connect("gone", &c), -ECONNREFUSED);
 	assert_int_equal(files_left(w, false), 0);
 	end_child(serve_in_child("gone"));
-	snprintf(other, sizeof(other), "%s/sublet/notes.1",
-		 w->dir); /* somebody's file is not ours to remove */
+	/* somebody's file is not ours to remove */
+	snprintf(other, sizeof(other), "%s/sublet/notes.1", w->dir);
 	fd = open(other, O_CREAT | O_WRONLY, 0600);
 	close(fd);
 	assert_int_equal(sublet_instance_list(NULL, 0), 0);

@@ -286,8 +286,8 @@ static void flush_waits_for_accesses(void **unused)
 	volatile uint64_t *words = claim[0].addr;
 	for (uint64_t i = 0; i < ROUNDS; i++) {
 		struct sublet_fence fence = go(&job, bo, no_bo);
-		usleep((useconds_t)below(&state,
-					 job_ns / 1000 + 1)); /* not spinning: the device may want this CPU */
+		/* not spinning: the device may want this CPU */
+		usleep((useconds_t)below(&state, job_ns / 1000 + 1));
 		assert_int_equal(sublet_iopt_fill(iopt, iova, &extent[1], 1, 0), 0);
 		/* The last word of each chunk, wherever the device is: ours alone from here on. */
 		for (uint64_t c = 0; c < CHUNKS; c++)

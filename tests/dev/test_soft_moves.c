@@ -299,8 +299,8 @@ static void *claimer_main(void *arg)
 						  .flags = below(state, 4) ? SUBLET_CLAIM_DEAREST : 0 };
 		struct sublet_claim claim;
 		if (!sublet_claim(arena, 4096 + below(state, 12 * MIB), &o, &claim)) {
-			memset(claim.addr, 0xcc,
-			       claim.bytes); /* whoever still looks here sees something else */
+			/* whoever still looks here sees something else */
+			memset(claim.addr, 0xcc, claim.bytes);
 			atomic_fetch_add(&claims_done, 1);
 			assert_int_equal(sublet_release(arena, &claim), 0);
 		} else {

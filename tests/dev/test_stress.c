@@ -406,8 +406,8 @@ static void *torturer(void *arg)
 				       0;
 		longterm_check();
 		if (world.faults && rng(&seed) % 8 == 0) {
-			enum sublet_soft_fault fault =
-				SUBLET_SOFT_HANG + rng(&seed) % 3; /* hang, slow, error */
+			/* hang, slow, error */
+			enum sublet_soft_fault fault = SUBLET_SOFT_HANG + rng(&seed) % 3;
 			int err = sublet_device_soft_fault(world.device, fault);
 			CHECK(!err, "fault: %d", err);
 		}

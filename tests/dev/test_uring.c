@@ -312,8 +312,8 @@ static void jobs_refused(void **unused)
 	assert_int_equal(job_error(&w, &b, SUBLET_JOB_WRITE, append_fd, PAGE, 0), -EINVAL);
 	assert_int_equal(job_error(&w, &b, SUBLET_JOB_READ, pipe_fd[0], PAGE, 0), -ESPIPE);
 	assert_int_equal(job_error(&w, &b, SUBLET_JOB_READ, dir_fd, PAGE, 0), -EISDIR);
-	assert_int_equal(job_error(&w, &b, SUBLET_JOB_READ, w.fd, PAGE, UINT64_MAX),
-			 -EINVAL); /* -1: "here" */
+	/* -1: "here" */
+	assert_int_equal(job_error(&w, &b, SUBLET_JOB_READ, w.fd, PAGE, UINT64_MAX), -EINVAL);
 	assert_int_equal(job_error(&w, &b, SUBLET_JOB_READ, w.fd, PAGE, INT64_MAX), -EINVAL);
 	assert_int_equal(job_error(&w, &b, SUBLET_JOB_READ, w.fd, SUBLET_MIB + 1, 0), -EINVAL);
 	assert_int_equal(job_error(&w, &b, SUBLET_JOB_FILL, w.fd, PAGE, 0), -EOPNOTSUPP);

@@ -168,8 +168,8 @@ static void reset_waits(void **unused)
 	pthread_join(later.thread, NULL);
 	uint32_t reported = completed;
 	usleep(100000);
-	assert_int_equal(completed,
-			 reported); /* what was in flight before the reset is not reported after it */
+	/* what was in flight before the reset is not reported after it */
+	assert_int_equal(completed, reported);
 	assert_int_equal(info_of(w.device).resets, 1);
 	assert_int_equal(info_of(w.device).dead, 0);
 	world_works(&w);

@@ -197,8 +197,9 @@ static void folios_compare(const struct both *b)
 				fail_msg("frame %u: state %u, want %u", i, word_state(word), b->state[i]);
 			if (word_state(word) == FRAME_ISOLATED)
 				assert_int_equal(!!(word & FRAME_ZERO), b->zero[i]);
+			/* G9 */
 			assert_false((word & FRAME_ZERO) && word_state(word) != FRAME_BUSY &&
-				     b->bare.written[i]); /* G9 */
+				     b->bare.written[i]);
 			assert_true(i == pfn || !(a32_load_relaxed(&a->frames[i].word) & FRAME_HEAD));
 		}
 	}

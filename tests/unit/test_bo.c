@@ -312,8 +312,8 @@ static void tracked_before_its_memory(void **unused)
 		struct sublet_mm *mm = f.engine_mm[0];
 		assert_int_equal(sublet_decommit(mm, addr_of(&f, 0, vpn + 16), 16 * PAGE), 0);
 		struct sublet_bo bo = bo_over(&fd, vpn, 32, SUBLET_BO_TRACKED);
-		assert_int_equal(fill_once(bo, 1),
-				 -EFAULT); /* all of it must be there, not what the job touches */
+		/* all of it must be there, not what the job touches */
+		assert_int_equal(fill_once(bo, 1), -EFAULT);
 		assert_int_equal(sublet_commit(mm, addr_of(&f, 0, vpn + 16), 16 * PAGE, 0), 0);
 		dma_fill(&fd, bo, 32, 8);
 		check_pattern(&f, vpn, 32, 8);

@@ -212,8 +212,8 @@ static void claim_pins_around(void **unused)
 					    NULL, &u.pin),
 				 0);
 		fake_device_hold(&f.mm[0], vpn + n, 1, 1);
-		assert_int_equal(claim_take(&f, 6 * 512 * PAGE, NULL, &claim),
-				 0); /* seven blocks without the pin */
+		/* seven blocks without the pin */
+		assert_int_equal(claim_take(&f, 6 * 512 * PAGE, NULL, &claim), 0);
 		assert_int_equal(claim.waits, 0);
 		claim_give(&f, &claim);
 		f.hook_arg = &u;

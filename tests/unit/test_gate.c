@@ -56,8 +56,8 @@ static void in_use_declines(void **unused)
 		struct sublet_bo bo = bo_over(&fd, vpn, 64, SUBLET_BO_TRACKED);
 		struct sublet_job job = job_of(SUBLET_JOB_FILL, 1);
 		struct sublet_fence fence = go(&fd, &job, bo, no_bo);
-		assert_int_equal(move_at(vpn + 40),
-				 -EAGAIN); /* not a page that the job touches: all the same */
+		/* not a page that the job touches: all the same */
+		assert_int_equal(move_at(vpn + 40), -EAGAIN);
 		assert_int_equal(info_of(&fd, bo).evictions, 0);
 		assert_int_equal(info_of(&fd, bo).bound_bytes, 64 * PAGE);
 

@@ -186,8 +186,8 @@ static void longterm_refused(void **unused)
 
 	sublet_pin_limit(f.engine_mm[0], 100 * PAGE);
 	assert_int_equal(pin(&f, vpn, 60, LONG_WRITE, NULL, &p), 0);
-	assert_int_equal(pin(&f, vpn + 30, 41, LONG_WRITE, NULL, &q),
-			 -ENOMEM); /* each pin counts on its own */
+	/* each pin counts on its own */
+	assert_int_equal(pin(&f, vpn + 30, 41, LONG_WRITE, NULL, &q), -ENOMEM);
 	assert_int_equal(q.longterm_bytes, 60 * PAGE);
 	assert_int_equal(q.longterm_limit_bytes, 100 * PAGE);
 	assert_int_equal(pin(&f, vpn + 30, 40, LONG_WRITE, NULL, &q), 0);
@@ -361,8 +361,8 @@ static void longterm_makes_room(void **unused)
 	uint32_t vpn = map_pages(&f, 8 * 512, SUBLET_MOVABLE);
 	fill(&f, 0, vpn, 8 * 512, 3);
 	sublet_pin_limit(f.engine_mm[0], 2 * 512 * PAGE);
-	assert_int_equal(claim_take(&f, 2 * 2 * SUBLET_MIB, NULL, &claim),
-			 0); /* the normal zone is full of it now */
+	/* the normal zone is full of it now */
+	assert_int_equal(claim_take(&f, 2 * 2 * SUBLET_MIB, NULL, &claim), 0);
 	claim_give(&f, &claim);
 	assert_int_equal(count_in_area(&f, vpn, 8 * 512), 6 * 512);
 	uint32_t at = vpn;
@@ -504,8 +504,8 @@ static void longterm_and_fork(void **unused)
 		for (uint32_t i = 0; i < 700; i++)
 			assert_int_not_equal(second.frame[vpn + i], 0);
 		assert_int_equal(pin(&f, vpn, 1, LONG_WRITE, NULL, &p), -EBUSY); /* a child shares it */
-		assert_int_equal(pin(&f, vpn + 100, 1, LONG_WRITE, NULL, &p),
-				 -EBUSY); /* in the normal zone */
+		/* in the normal zone */
+		assert_int_equal(pin(&f, vpn + 100, 1, LONG_WRITE, NULL, &p), -EBUSY);
 		fake_child_exit(&second);
 		assert_int_equal(sublet__mm_fork_restore(mm, sublet__mm_fork_epoch(mm)), 0);
 		fixture_close(&f);
@@ -603,8 +603,8 @@ static void longterm_stress(void **unused)
 	static struct fake f;
 	struct stress s = { .f = &f, .seed = seed_get("longterm_stress") };
 	pthread_t thread[STRESS_THREADS];
-	uint64_t until = wall_ns() + soak_ns(2), claims = 0,
-		 seed = s.seed; /* the threads begin with s.seed */
+	/* the threads begin with s.seed */
+	uint64_t until = wall_ns() + soak_ns(2), claims = 0, seed = s.seed;
 	(void)unused;
 
 	fixture_open(&f, NULL);

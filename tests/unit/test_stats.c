@@ -221,8 +221,8 @@ static void stats_of_all_mms(void **unused)
 	}
 	s = stats_of(&f);
 	assert_int_equal(s.invalidations, before + 4);
-	assert_int_equal(s.invalidations_declined,
-			 2); /* the second of mm 0 is not asked after the first declined */
+	/* the second of mm 0 is not asked after the first declined */
+	assert_int_equal(s.invalidations_declined, 2);
 	for (uint32_t i = 0; i < 3; i++) {
 		assert_int_equal(sublet_notifier_remove(&notifier[i]), 0);
 		assert_int_equal(sublet_unpin(&pin[i]), 0);

@@ -212,8 +212,8 @@ static void pin_before_the_wipe(void **unused)
 	(void)unused;
 
 	fixture_open(&f, NULL);
-	uint32_t before =
-		map_pages(&f, 16, SUBLET_MOVABLE); /* so that a unit is taken first, of a cache: a hook */
+	/* so that a unit is taken first, of a cache: a hook */
+	uint32_t before = map_pages(&f, 16, SUBLET_MOVABLE);
 	late.vpn = map_pages(&f, 16, SUBLET_MOVABLE);
 	assert_int_equal(map_pages(&f, 16, SUBLET_MOVABLE), late.vpn + 16);
 	assert_int_equal(sublet_unmap(f.engine_mm[0], addr_of(&f, 0, before), 16 * PAGE), 0);

@@ -67,8 +67,8 @@ static void zone_zero_lists(void **unused)
 	fixture_open(&f, NULL);
 	pfn = sublet__folio_take(f.arena, 0, area_only);
 	assert_true(a32_load_relaxed(&f.arena->frames[pfn].word) & FRAME_ZERO);
-	sublet__frames_put(f.arena, pfn, 1,
-			   ACCOUNT_MOVABLE); /* merges up: its pageblock is not zero any more */
+	/* merges up: its pageblock is not zero any more */
+	sublet__frames_put(f.arena, pfn, 1, ACCOUNT_MOVABLE);
 	for (uint32_t i = 0; i < 8; i++) {
 		pfn = sublet__folio_take(f.arena, 9, area_only);
 		word = a32_load_relaxed(&f.arena->frames[pfn].word);
