@@ -8,6 +8,7 @@ import unittest
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 
+import check_format  # noqa: E402
 import check_headers  # noqa: E402
 import check_layers  # noqa: E402
 import check_style  # noqa: E402
@@ -68,6 +69,17 @@ class Layers(Tree):
     def test_downwards(self):
         self.assertEqual(self.complaints("src/cli/a.c", '#include "linux/linux.h"'), [])
         self.assertEqual(self.complaints("src/core/a.c", "#include <sublet/types.h>"), [])
+
+
+@unittest.skipUnless(check_format.formatter(), "no clang-format of that version")
+class Format(Tree):
+    def test_fires(self):
+        self.put(".clang-format", "BasedOnStyle: LLVM\n")
+        self.put("src/core/a.c", HEAD + "int a;\n")
+        self.put("src/core/b.c", HEAD + "int  b;\nint  c;\n")
+        found = check_format.check(self.root, check_format.formatter())
+        self.assertEqual(len(found), 1)
+        self.assertTrue(found[0].startswith("src/core/b.c:3: "), found)
 
 
 class Style(Tree):
