@@ -227,8 +227,9 @@ class Copy:
         names = self.suite(name)
         if not names:
             return None
-        done = run(["meson", "test", "-C", self.build, "--no-rebuild", "--maxfail", "1", "-t", self.timeouts, *names],
-                   env=dict(os.environ, MALLOC_PERTURB_="0"))
+        # the suite with the names: another one may have a test of that name, which was not built
+        done = run(["meson", "test", "-C", self.build, "--no-rebuild", "--maxfail", "1", "-t", self.timeouts,
+                    "--suite", name.partition("/")[0], *names], env=dict(os.environ, MALLOC_PERTURB_="0"))
         if not done.returncode:
             return None
         with open(os.path.join(self.build, "meson-logs", "testlog.json"), encoding="utf-8") as log:
