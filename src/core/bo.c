@@ -171,13 +171,14 @@ void sublet__bo_finish(struct sublet__bo *bo)
 {
 	struct sublet_device *device = bo->device;
 
-	if (bo->flags & SUBLET_BO_TRACKED) /* -EINVAL: its mm has ended, and it is gone */
-		(void)!sublet_notifier_remove(&bo->notifier);
+	/* The translation goes first: once nobody tells the bo any more, its memory may change at any moment (G4). */
 	device_lock(device);
 	while (device->is_resetting && !device->iopt) /* one call of the backend at a time */
 		sublet__device_wait(device, &device->pulse, UINT64_MAX);
 	sublet__bo_unbind(bo);
 	device_unlock(device);
+	if (bo->flags & SUBLET_BO_TRACKED) /* -EINVAL: its mm has ended, and it is gone */
+		(void)!sublet_notifier_remove(&bo->notifier);
 	bo_release(bo);
 	bo_free(bo);
 }

@@ -410,6 +410,33 @@ static void destroy_twice(void **unused)
 	teardown();
 }
 
+static uint32_t destroyed_vpn;
+
+static void move_during_flush(struct fake_device *unused)
+{
+	static const struct sublet__window_range any = { .to = MOVE_AREA_FIRST };
+	(void)unused;
+
+	assert_int_equal(sublet__move_page(f.engine_mm[0], destroyed_vpn, &any), -EAGAIN);
+}
+
+/* Its memory moves only after the device has forgotten it, also when it goes (G4). */
+static void destroy_forgets_first(void **unused)
+{
+	(void)unused;
+
+	setup(NULL);
+	destroyed_vpn = map_pages(&f, 4, SUBLET_MOVABLE);
+	struct sublet_bo bo = bo_over(&fd, destroyed_vpn, 4, SUBLET_BO_TRACKED);
+	dma_fill(&fd, bo, 4, 1);
+	fd.on_flush = move_during_flush;
+	uint32_t flushes = fd.flushes;
+	assert_int_equal(sublet_bo_destroy(&bo), 0);
+	assert_true(fd.flushes > flushes);
+	fd.on_flush = NULL;
+	teardown();
+}
+
 static void destroy_waits(void **unused)
 {
 	struct sublet_job job = job_of(SUBLET_JOB_FILL, 4);
@@ -565,6 +592,7 @@ int main(void)
 		cmocka_unit_test(tracked_plain_memory),
 		cmocka_unit_test(tracked_while_a_child_shares),
 		cmocka_unit_test(destroy_twice),
+		cmocka_unit_test(destroy_forgets_first),
 		cmocka_unit_test(destroy_waits),
 		cmocka_unit_test(destroy_with_hung_job),
 		cmocka_unit_test(destroy_under_a_waiting_submit),
