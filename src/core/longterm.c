@@ -19,7 +19,8 @@
  *   ref + LONG, not inherited    LONG? leave it alone, else HELD     else inherited again
  *   unlock                       unlock; ... fork                    unlock
  *
- * What is left uninherited is inherited again by the next privatize, remap or map, which all make it anew.
+ * What is left uninherited is inherited again by the next privatize, remap or map, which all make it anew. So it does not
+ * move before the fork is over.
  */
 #include "core/engine.h"
 

@@ -8,6 +8,7 @@
  * kernel mappings merge.
  *
  *   lock the block
+ *     a fork under way?                  may refuse: -EAGAIN
  *     take destinations                  may refuse: -ENOMEM, -ENOSPC; nothing has happened yet
  *     tell notifiers                     may refuse: -EAGAIN, a device is at work; no translation is left (G4)
  *     [track, copy]                      pre-copy, while the program goes on writing (run_tracks)
@@ -461,6 +462,10 @@ int64_t sublet__move_locked(struct sublet_mm *mm, uint32_t vpn, const struct sub
 	r.src_runs = r.dst_runs = r.count = 0;
 	r.tracked = false;
 	int err = run_find(&r, vpn, range);
+	/* What is not private during a fork had a long-term pin when fork_begin came by, and no child inherits it; a
+	   remap would make it inherited, and shared (G1). seq_cst: pairs with fork_begin, as in core/longterm.c. */
+	if (!err && a32_load_seq_cst(&mm->fork_pending))
+		err = -EAGAIN;
 	if (!err)
 		err = run_move(&r, range);
 	if (err == -ENOENT)

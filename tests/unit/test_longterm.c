@@ -479,8 +479,12 @@ static void longterm_and_fork(void **unused)
 		fill(&f, 0, vpn, 700, 9);
 		assert_int_equal(pin(&f, vpn + 100, 500, LONG_WRITE, NULL, &p), 0);
 		assert_int_equal(sublet__mm_fork_begin(mm), 0);
-		if (when == 0)
+		if (when == 0) {
+			static const struct sublet__window_range any = { .to = MOVE_AREA_FIRST };
 			assert_int_equal(sublet_unpin(&p), 0);
+			/* A remap would make it inherited again, and shared with the child. */
+			assert_int_equal(sublet__move_page(mm, vpn + 300, &any), -EAGAIN);
+		}
 		fake_child_fork(&child, &f.mm[0]); /* complains of every shared page that it would get */
 		sublet__mm_fork_end(mm, 77);
 		assert_int_equal(child.frame[vpn + 100], 0);
