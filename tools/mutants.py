@@ -11,8 +11,8 @@ says whether each was caught.
 
     --sample N   N of them, chosen by a seed that is printed, each by the test that is known to catch it first
     --suites     instead of all that there are (none with --sample: only the tests that are known)
-    --check      do not build: does each patch apply, has each guarantee a mutant, does the documentation name
-                 each, and does it cite tests for each guarantee
+    --check      do not build: does each patch apply, is the test that catches it there, has each guarantee a mutant,
+                 does the documentation name each, and does it cite tests for each guarantee
     --refresh    write those anew that do not apply, because the code has moved within src/core; look at what it did
 """
 import argparse
@@ -137,6 +137,9 @@ def check(root, mutants):
     for mutant in mutants:
         if mutant.guarantee not in guarantees:
             yield f"{mutant.name}: there is no {mutant.guarantee}"
+        suite, _, test = mutant.known.partition("/")
+        if not glob.glob(os.path.join(root, "tests", suite, f"test_{test.replace('-', '_')}.*")):
+            yield f"{mutant.name}: {mutant.known}, which is known to catch it, is not there"
 
 
 def refresh(root, mutants):

@@ -36,6 +36,15 @@ class Mutants(unittest.TestCase):
         done = run("--check")
         self.assertEqual(done.returncode, 0, done.stdout)
 
+    def test_1_unknown_test_is_told(self):
+        """Who is known to catch a mutant is there: a sample asks nobody else."""
+        with tempfile.TemporaryDirectory() as patches:
+            with open(os.path.join(patches, "harmless.patch"), "w", encoding="utf-8") as file:
+                file.write(HARMLESS.replace("unit/zone", "unit/gone"))
+            done = run("--check", "--patches", patches)
+        self.assertEqual(done.returncode, 1)
+        self.assertIn("harmless: unit/gone, which is known to catch it, is not there\n", done.stdout)
+
     def test_2_sample_is_caught(self):
         seed = ("--seed", os.environ["SEED"]) if os.environ.get("SEED") else ()
         done = run("--folder", FOLDER, "--sample", SAMPLE, "--suites=", *seed)
