@@ -265,11 +265,11 @@ int sublet__mm_fork_restore(struct sublet_mm *mm, uint32_t epoch)
 	}
 	if (!again) {
 		a32_store_relaxed(&mm->child_pid, 0);
-		parked_put(mm, epoch);
-	}
-	if (!again && !fork_since(mm, epoch)) {
+		/* Before the list is emptied: who has its lock after that parks nothing any more (folio_park). */
 		a32_store_seq_cst(&mm->restored_epoch, epoch);
-		return 0;
+		parked_put(mm, epoch);
+		if (!fork_since(mm, epoch))
+			return 0;
 	}
 	a32_store_seq_cst(&mm->fork_held, 1);
 	return -EAGAIN;

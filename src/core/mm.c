@@ -353,15 +353,20 @@ static void leaving_flush(struct sublet_arena *arena, struct leaving *l)
 	l->frames = 0;
 }
 
-static void folio_park(struct sublet_mm *mm, uint32_t pfn, uint32_t word)
+/* False: no child shares it any more. Said under the lock, since fork_restore empties the list once. */
+static bool folio_park(struct sublet_mm *mm, uint32_t pfn, uint32_t word)
 {
 	struct sublet_arena *arena = mm->arena;
 
 	engine_lock(arena, &mm->parked_lock);
-	a32_store_relaxed(&arena->frames[pfn].a, mm->parked);
-	mm->parked = pfn;
-	a32_store_release(&arena->frames[pfn].word, frame_word(FRAME_PARKED, word_order(word), 0));
+	bool is_shared = !sublet__mm_is_restored(mm);
+	if (is_shared) {
+		a32_store_relaxed(&arena->frames[pfn].a, mm->parked);
+		mm->parked = pfn;
+		a32_store_release(&arena->frames[pfn].word, frame_word(FRAME_PARKED, word_order(word), 0));
+	}
 	engine_unlock(arena, &mm->parked_lock);
+	return is_shared;
 }
 
 /* A frozen folio leaves the page table: to the free lists, or, while a child shares it, to the parked list. */
@@ -372,10 +377,8 @@ static void folio_leave(struct sublet_mm *mm, uint32_t pfn, uint32_t word, struc
 	enum sublet__account account = mapped_account(word);
 
 	a64_sub_relaxed(&arena->lent_frames, frames);
-	if ((word & FRAME_HELD) && !sublet__mm_is_restored(mm)) {
-		folio_park(mm, pfn, word);
+	if ((word & FRAME_HELD) && folio_park(mm, pfn, word))
 		return;
-	}
 	a32_store_release(&arena->frames[pfn].word, frame_word(FRAME_BUSY, word_order(word), 0));
 	if (l->frames &&
 	    (l->pfn + l->frames != pfn || l->account != account || pfn % (1u << arena->pageblock_order) == 0))

@@ -2,6 +2,8 @@
 /* core/fork.c: the child's snapshot stays, no write of the parent is lost (G1), frames come back (G8). */
 #include "fixture.h"
 
+#include <unistd.h>
+
 enum { CHILD = 4711 };
 
 static void fork_now(struct fake *f, struct fake_child *child)
@@ -296,6 +298,47 @@ static void fork_protected_cut(void **unused)
 	fixture_close(&f);
 }
 
+static void *unmap_main(void *arg)
+{
+	struct fake *f = arg;
+	uint32_t vpn = 0;
+
+	while (!f->mm[0].page[vpn].kind)
+		vpn++;
+	assert_int_equal(sublet_unmap(f->engine_mm[0], addr_of(f, 0, vpn), 16 * PAGE), 0);
+	return NULL;
+}
+
+/* Who unmaps at the very end of a restore, which empties the list of what is parked: nothing comes to it after (G8). */
+static void fork_unmap_at_the_end(void **unused)
+{
+	static struct fake f;
+	struct fake_child child;
+	pthread_t thread;
+	(void)unused;
+
+	fixture_open(&f, NULL);
+	struct sublet_mm *mm = f.engine_mm[0];
+	uint32_t vpn = map_pages(&f, 16, SUBLET_MOVABLE);
+	/* what is protected is not restored */
+	assert_false(sublet__mm_note_protected(mm, addr_of(&f, 0, vpn), 16 * PAGE, true));
+	fork_now(&f, &child);
+	fake_child_exit(&child);
+	engine_lock(f.arena, &mm->parked_lock);
+	threads_begin();
+	assert_int_equal(pthread_create(&thread, NULL, unmap_main, &f), 0);
+	while (a32_load_acquire(&mm->parked_lock.word) != 2) /* somebody waits for it */
+		usleep(100);
+	a32_store_seq_cst(&mm->restored_epoch, sublet__mm_fork_epoch(mm)); /* the restore ends */
+	engine_unlock(f.arena, &mm->parked_lock);
+	pthread_join(thread, NULL);
+	threads_end();
+	assert_int_equal(mm->parked, ENGINE_NONE);
+	assert_int_equal(restore_now(&f), 0);
+	assert_int_equal(stats_of(&f).area_held_bytes, 0);
+	fixture_close(&f);
+}
+
 /* G5: each platform call of a fork and its restore fails in turn. */
 static void fork_failures(void **unused)
 {
@@ -424,6 +467,7 @@ int main(void)
 		cmocka_unit_test(fork_failures),
 		cmocka_unit_test(fork_asks_pins),
 		cmocka_unit_test(fork_protected_cut),
+		cmocka_unit_test(fork_unmap_at_the_end),
 		cmocka_unit_test(fork_epoch_read_early),
 		cmocka_unit_test(fork_protected),
 		cmocka_unit_test(fork_race),
