@@ -3,9 +3,12 @@
 """Torture finds what it looks for: a wrong byte, a hang, what a program leaves behind; and it replays."""
 import os
 import shutil
+import signal
+import subprocess
 import sys
 import tempfile
 import unittest
+import unittest.mock
 
 import lent
 import torture
@@ -109,6 +112,30 @@ class Torture(unittest.TestCase):
             torture_round.lent.libc.shmctl(int(file.read()), 0, None)
         self.assertEqual(finding.what, "something is left behind")
         self.assertIn("shared memory", finding.details)
+
+    def test_the_seed_comes_from_the_environment_too(self):
+        """As with every test: that is how the list of seeds replays one."""
+        with unittest.mock.patch.dict(os.environ, SEED="77"), unittest.mock.patch("sys.argv", ["torture.py"]):
+            self.assertEqual(torture.arguments().seed, 77)
+        with unittest.mock.patch.dict(os.environ, SEED="77"), \
+                unittest.mock.patch("sys.argv", ["torture.py", "--seed", "4"]):
+            self.assertEqual(torture.arguments().seed, 4)
+
+    def test_a_stop_by_hand_shows_what_was_done(self):
+        """Ctrl-C in the second round: the first one is in the table, and nothing is said to be well."""
+        command = [sys.executable, torture.__file__, "--programs", "git", "--backings", "memfd", "--periods", "1ms",
+                   "--endings", "finish", "--seconds", "1"]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        self.addCleanup(process.kill)
+        said = []
+        while not said or " ok " not in said[-1]:
+            said.append(process.stdout.readline())
+            self.assertTrue(said[-1], "it ended by itself")
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=60)
+        self.assertEqual((process.returncode, err), (130, ""))
+        self.assertIn("stopped by hand after 1 rounds", out)
+        self.assertNotIn("no leak", out)
 
     def test_plans_follow_from_the_seed(self):
         """And a round that is asked for by its own command is the same round."""

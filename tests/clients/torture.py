@@ -28,6 +28,7 @@ BACKINGS = ("memfd", "thp", "hugetlb")
 ENDINGS = ("finish", "stop", "kill", "oom")
 ENDINGS_IN_TURN = ("finish", "kill", "stop", "finish", "kill", "stop", "oom")
 HUGE_PAGES = 512
+STOPPED_BY_HAND = 130  # as a shell has it
 ROUND_MIN_S, ROUND_MAX_S = 4, 20
 LOGS = os.path.join(lent.BUILD, "torture-logs")
 
@@ -57,7 +58,8 @@ def arguments():
     parser.add_argument("--budget", type=float, default=600, help="seconds for all rounds together (600)")
     parser.add_argument("--rounds", type=int, help="so many rounds, whatever they take")
     parser.add_argument("--seconds", type=float, help="for each round; default: what the budget gives, 4 to 20")
-    parser.add_argument("--seed", type=int, default=int.from_bytes(os.urandom(4), "little"))
+    parser.add_argument("--seed", type=int, default=os.environ.get("SEED") or int.from_bytes(os.urandom(4), "little"),
+                        help="default: SEED of the environment, or a fresh one")
     parser.add_argument("--programs", type=listed(tuple(torture_programs.PROGRAMS)), help="default: all that are here")
     parser.add_argument("--backings", type=listed(BACKINGS), default=list(BACKINGS))
     parser.add_argument("--periods", type=listed(()), default=list(PERIODS))
@@ -153,18 +155,17 @@ def print_table(results):
               f"{sum(r.finding is not None for r in mine):7}")
 
 
-def torture(options, programs, backings, endings):
+def torture(options, programs, backings, endings, results):
+    """Appends to results round by round, so that those are there however it ends."""
     pairs = len(programs) * len(backings)
     seconds = options.seconds or max(ROUND_MIN_S, min(ROUND_MAX_S, options.budget / pairs - 1))
     began = time.monotonic()
-    results = []
     for number, plan in enumerate(plans(options, list(programs), backings, endings, seconds)):
         spent = time.monotonic() - began
         if number >= options.rounds if options.rounds else number and spent + spent / number > options.budget:
             break
         results.append(play(plan, programs[plan.program]))
         print_result(number + 1, results[-1])
-    return results
 
 
 def main():
@@ -178,6 +179,7 @@ def main():
     endings = options.endings or [ending for ending in ENDINGS if ending != "oom" or can_starve()]
     if "oom" not in endings and not options.endings:
         print("no memory cgroup can be made here: nothing runs out of memory")
+    results, stopped = [], None
     with torture_watch.HugePages(HUGE_PAGES if "hugetlb" in options.backings else 0) as huge:
         backings = backings_here(options, huge)
         if not programs or not backings:
@@ -185,15 +187,18 @@ def main():
             return lent.SKIPPED
         torture_round.TECHNIQUES[:] = techniques_here(backings)
         print(f"SEED={options.seed}: {len(programs)} programs, {' '.join(backings)}, {' '.join(options.periods)}, {' '.join(endings)}")
-        results = torture(options, programs, backings, endings)
+        try:
+            torture(options, programs, backings, endings, results)
+        except KeyboardInterrupt:
+            stopped = f"stopped by hand after {len(results)} rounds"
     print_table(results)
     found = [result for result in results if result.finding is not None]
     for result in found:
         print(f"FOUND: {result.finding.what}: {result.plan.command()}")
     print(f"SEED={options.seed}: {len(results)} rounds, {sum(r.starts for r in results)} starts, "
           f"{sum(r.ok for r in results)} claims, {sum(r.failed for r in results)} failed: "
-          + (f"{len(found)} found" if found else "no wrong byte, no hang, no leak"))
-    return 1 if found else 0
+          + (f"{len(found)} found" if found else stopped or "no wrong byte, no hang, no leak"))
+    return 1 if found else STOPPED_BY_HAND if stopped else 0
 
 
 if __name__ == "__main__":
