@@ -17,7 +17,7 @@ foreach name : ['dice', 'wall', 'quiet']
 endforeach
 """
 # dice fails by seed 13 alone, wall always and without a seed, quiet never; it runs three of its own.
-TOY = """import os, sys
+TOY = """import os, sys, time
 if sys.argv[1] == 'wall' and os.path.exists('WALL'):
     print('a wall')
     sys.exit(1)
@@ -28,8 +28,14 @@ if sys.argv[1] == 'dice':
     print('first line')
     print('x' * 200 + '\\\\n' * 300)
     print('roll: SEED=%d' % seed)
+    time.sleep(float(os.environ.get('ROLL_S', '0')))
     sys.exit(seed == 13)
 """
+
+
+def test_seeds_text():
+    with open(os.path.join(ROOT, "tests", "meta", "test_seeds.py"), encoding="utf-8") as file:
+        return file.read()
 
 
 class Tools(unittest.TestCase):
@@ -92,6 +98,15 @@ class Tools(unittest.TestCase):
         self.assertIn("toy dice SEED=13: failed again", again.stdout)
         self.put("toy.py", "")  # mended
         self.assertEqual(self.replay().returncode, 0)
+
+    def test_a_replay_may_take_as_long_as_its_test(self):
+        self.put("tests/seeds.txt", "toy dice SEED=12\n")
+        script = test_seeds_text().replace("TIMEOUT_S = 120", "TIMEOUT_S = 1")
+        self.put("tests/test_seeds.py", script)
+        done = subprocess.run([sys.executable, self.path("tests/test_seeds.py"), self.path("tests/seeds.txt")],
+                              env=dict(os.environ, SUBLET_BUILD=self.path("build"), ROLL_S="2"), text=True,
+                              stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False)
+        self.assertEqual(done.returncode, 0, done.stdout)
 
     def test_failure_without_a_seed(self):
         self.put("wall", "")

@@ -36,7 +36,7 @@ def fixed():
 
 def fresh():
     seed = os.environ.get("SEED", str(time.time_ns() // 1000 % 10**12))
-    print("fresh: SEED=" + seed)
+    print("fresh: SEED=" + seed, flush=True)  # it is there also where a hang is killed
     report(sim("--seed", seed, "--worlds", str(FRESH_WORLDS)))
 
 
