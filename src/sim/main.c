@@ -9,6 +9,7 @@
  */
 #include "sim.h"
 
+#include <errno.h>
 #include <getopt.h>
 #include <signal.h>
 #include <stdio.h>
@@ -17,6 +18,7 @@
 #include <time.h>
 
 #define STEPS       10000u
+#define STEPS_MAX   1000000000u
 #define CHECK_EVERY 16u
 #define TRACE       80u
 
@@ -41,13 +43,24 @@ static double seconds_now(void)
 	return (double)ts.tv_sec + (double)ts.tv_nsec / 1e9;
 }
 
-static uint64_t number(const char *text)
+/* Worlds of two starts in the same second differ too. */
+static uint64_t seed_fresh(void)
+{
+	struct timespec ts;
+
+	clock_gettime(CLOCK_REALTIME, &ts);
+	return ((uint64_t)ts.tv_sec * 1000000u + (uint64_t)ts.tv_nsec / 1000) % 1000000000000u;
+}
+
+static uint64_t number(const char *text, uint64_t most)
 {
 	char *end;
-	unsigned long long n = strtoull(text, &end, 0);
 
-	if (!*text || *end) {
-		fprintf(stderr, "sublet-sim: '%s' is no number\n%s", text, usage);
+	errno = 0;
+	unsigned long long n = strtoull(text, &end, 10); /* decimal, as seeds are printed */
+	if (*text < '0' || *text > '9' || *end || errno || n > most) {
+		fprintf(stderr, "sublet-sim: '%s' is no number up to %llu\n%s", text,
+			(unsigned long long)most, usage);
 		exit(2);
 	}
 	return n;
@@ -92,16 +105,16 @@ static void arguments_read(int argc, char **argv, struct arguments *a)
 
 	while ((c = getopt_long(argc, argv, "", known, NULL)) != -1) {
 		if (c == 's') {
-			a->options.seed = number(optarg);
+			a->options.seed = number(optarg, UINT64_MAX);
 			a->has_seed = true;
 		} else if (c == 'n') {
-			a->options.steps = number(optarg);
+			a->options.steps = number(optarg, STEPS_MAX);
 		} else if (c == 'w') {
-			a->worlds = number(optarg);
+			a->worlds = number(optarg, UINT64_MAX);
 		} else if (c == 'c') {
-			a->options.check_every = number(optarg);
+			a->options.check_every = number(optarg, UINT32_MAX);
 		} else if (c == 't') {
-			a->options.trace = (uint32_t)number(optarg);
+			a->options.trace = (uint32_t)number(optarg, UINT32_MAX);
 		} else if (c == 'l') {
 			a->options.log = true;
 		} else if (c == 'r') {
@@ -130,7 +143,7 @@ int main(int argc, char **argv)
 	arguments_read(argc, argv, &a);
 	crash_watch();
 	if (!a.has_seed)
-		a.options.seed = (uint64_t)time(NULL) % 1000000007u * 1000u;
+		a.options.seed = seed_fresh();
 	printf("seed %llu, %llu steps, %llu worlds\n", (unsigned long long)a.options.seed,
 	       (unsigned long long)a.options.steps, (unsigned long long)a.worlds);
 	fflush(stdout);

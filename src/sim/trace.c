@@ -80,7 +80,8 @@ void sim_violation(struct sim *s, const char *format, ...)
 	va_start(arguments, format);
 	vfprintf(stderr, format, arguments);
 	va_end(arguments);
-	fprintf(stderr, "\nreplay with: sublet-sim --seed %llu --steps %llu\n",
-		(unsigned long long)s->options.seed, (unsigned long long)s->options.steps);
+	fprintf(stderr, "\nreplay with: sublet-sim --seed %llu --steps %llu --check-every %llu\n",
+		(unsigned long long)s->options.seed, (unsigned long long)s->options.steps,
+		(unsigned long long)s->options.check_every);
 	exit(1);
 }

@@ -65,5 +65,20 @@ def replay():
     print("30 worlds, the same each time")
 
 
+def use():
+    """What is asked wrongly is refused, not taken for something else; two starts at once are two worlds."""
+    def status(*arguments):
+        return subprocess.run([*EMULATOR, SIM, *arguments], capture_output=True, check=False).returncode
+    for wrong in (("--seed", "-1"), ("--seed", "18446744073709551616"), ("--seed", "0x10"), ("--seed", ""), ("--seed", " 5"),
+                  ("--steps", "4294967295"), ("--check-every", "0"), ("--trace", "4294967296"), ("--worlds", "many"), ("more",)):
+        assert status(*wrong) == 2, wrong
+    assert status("--help") == 0
+    assert status("--seed", "010", "--steps", "0", "--trace", "0") == 0
+    assert worlds("--seed", "010", "--steps", "0") == worlds("--seed", "10", "--steps", "0")
+    first, second = (sim("--steps", "0").splitlines()[0] for _ in range(2))
+    assert first != second, first
+    print("refused what is wrong")
+
+
 SIM = sys.argv[2]
-{"fixed": fixed, "fresh": fresh, "failed": failed, "replay": replay}[sys.argv[1]]()
+{"fixed": fixed, "fresh": fresh, "failed": failed, "replay": replay, "use": use}[sys.argv[1]]()
