@@ -253,6 +253,9 @@ static void job_leave(struct sublet__linux_platform *p)
  * Keeps the worker off the caller's CPU for the length of a job. Each time one of the two wakes the other, as it does
  * when both change the same address space, the scheduler likes to put them on one CPU, and takes milliseconds to part
  * them while another is idle: as long as the claim. False: there is no other, or nobody may say so.
+ *
+ * Afterwards the worker gets back the CPUs that it had before, so a change of them during a job is lost: another mask
+ * from outside (taskset), CPUs that its cpuset gained.
  */
 static bool cpu_avoid_callers(const struct sublet__linux_platform *p, cpu_set_t *all)
 {

@@ -35,6 +35,10 @@ struct sublet__linux_platform {
 	sublet__a32 job;     /* futex */
 	sublet__a32 running; /* futex: who takes part, the caller included; 0: the job is over */
 	sublet__a32 stop;
+	/*
+	 * Where the job's caller ran as it began; a hint, for it may have been moved since, and CPU_SETSIZE or more where
+	 * that is unknown. Relaxed: set before the release store of `running`, read after counting in, as fn and arg.
+	 */
 	sublet__a32 caller_cpu;
 	void (*fn)(void *arg, uint32_t worker);
 	void *arg;
