@@ -87,6 +87,12 @@ const char *sublet__technique_name(enum sublet_technique technique);
 
 /* ---- instances (connect.c) ---- */
 
+/*
+ * The command line of a subcommand that shows an instance: [-n] NAME|PID, --json, --help; --watch where `watch` is not
+ * NULL. true: all is set, *instance NULL where none was named. false: it ends here, with exit code *code.
+ */
+bool sublet__instance_options(int argc, char **argv, const char *help, const char **instance, bool *json,
+			      bool *watch, int *code);
 /* Connect, or print why not and what to do. Returns an exit code. */
 int sublet__cli_connect(const char *name_or_pid, struct sublet_client **client);
 /* The directory of instances cannot be used: say why. Returns an exit code. */

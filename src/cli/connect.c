@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * From a name to a connection, with words for everything that can be in between.
+ * From a command line to a name, and from that to a connection, with words for everything that can be in between.
  *
  * The library answers with an -errno; here it becomes a sentence that names what runs instead, so
  * that the next command line can be typed from the screen.
@@ -10,9 +10,52 @@
 #include "control/instance.h"
 
 #include <errno.h>
+#include <getopt.h>
 #include <string.h>
 
 #define SHOWN_MAX 16
+
+bool sublet__instance_options(int argc, char **argv, const char *help, const char **instance, bool *json,
+			      bool *watch, int *code)
+{
+	static const struct option known[] = {
+		{ "watch", no_argument, NULL, 'w' },
+		{ "name", required_argument, NULL, 'n' },
+		{ "json", no_argument, NULL, 'j' },
+		{ "help", no_argument, NULL, 'h' },
+		{ 0 },
+	};
+	const struct option *options = known + !watch; /* without its first, where there is none */
+	const char *letters = watch ? ":n:jhw" : ":n:jh";
+	int c;
+
+	opterr = 0;
+	while ((c = getopt_long(argc, argv, letters, options, NULL)) != -1) {
+		switch (c) {
+		case 'n':
+			*instance = optarg;
+			break;
+		case 'w':
+			*watch = true;
+			break;
+		case 'j':
+			*json = true;
+			break;
+		case 'h':
+			fputs(help, stdout);
+			*code = SUBLET__EXIT_OK;
+			return false;
+		default:
+			*code = sublet__option_error(argv[0], c, argv);
+			return false;
+		}
+	}
+	if (optind < argc && !*instance)
+		*instance = argv[optind++];
+	if (optind < argc)
+		*code = sublet__extra_argument(argv[0], argv[optind]);
+	return optind >= argc;
+}
 
 /* "Running: web (pid 12), db (pid 13)." or how to start one. */
 static void advise_running(void)

@@ -8,7 +8,6 @@
 #include "cli/listing.h"
 
 #include <errno.h>
-#include <getopt.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -98,35 +97,11 @@ static int list_instance(const struct sublet__listing *l, const char *instance, 
 
 int sublet__cli_listing(const struct sublet__listing *listing, int argc, char **argv)
 {
-	static const struct option options[] = {
-		{ "name", required_argument, NULL, 'n' },
-		{ "json", no_argument, NULL, 'j' },
-		{ "help", no_argument, NULL, 'h' },
-		{ 0 },
-	};
 	const char *instance = NULL;
 	bool json = false;
-	int c;
+	int code;
 
-	opterr = 0;
-	while ((c = getopt_long(argc, argv, ":n:jh", options, NULL)) != -1) {
-		switch (c) {
-		case 'n':
-			instance = optarg;
-			break;
-		case 'j':
-			json = true;
-			break;
-		case 'h':
-			fputs(listing->help, stdout);
-			return SUBLET__EXIT_OK;
-		default:
-			return sublet__option_error(listing->command, c, argv);
-		}
-	}
-	if (optind < argc && !instance)
-		instance = argv[optind++];
-	if (optind < argc)
-		return sublet__extra_argument(listing->command, argv[optind]);
+	if (!sublet__instance_options(argc, argv, listing->help, &instance, &json, NULL, &code))
+		return code;
 	return list_instance(listing, instance, json);
 }

@@ -12,7 +12,6 @@
 #include "cli/json.h"
 
 #include <errno.h>
-#include <getopt.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
@@ -46,23 +45,20 @@ struct picture {
 	bool colour;
 };
 
-static void print_help(void)
-{
-	fputs("usage: sublet map [--watch] [--json] [[-n] NAME|PID]\n"
-	      "\n"
-	      "Draw the area of an instance, a cell a pageblock (2 MiB), by what lives there:\n"
-	      "  . free   m movable   d discardable   c claimed   h held (cannot move now)   i being "
-	      "claimed\n"
-	      "A capital letter: the whole block is so. Colours on a terminal, unless NO_COLOR is set.\n"
-	      "\n"
-	      "  -n, --name NAME|PID  the instance, also without -n; not needed where one runs\n"
-	      "  -w, --watch          draw again every second, until Ctrl-C\n"
-	      "  -j, --json           one JSON object: block_bytes and the frames of each block by state\n"
-	      "  -h, --help           this text\n"
-	      "\n"
-	      "exit status: 0; 1 refused; 2 usage; 3 no such instance\n",
-	      stdout);
-}
+static const char help[] =
+	"usage: sublet map [--watch] [--json] [[-n] NAME|PID]\n"
+	"\n"
+	"Draw the area of an instance, a cell a pageblock (2 MiB), by what lives there:\n"
+	"  . free   m movable   d discardable   c claimed   h held (cannot move now)   i being "
+	"claimed\n"
+	"A capital letter: the whole block is so. Colours on a terminal, unless NO_COLOR is set.\n"
+	"\n"
+	"  -n, --name NAME|PID  the instance, also without -n; not needed where one runs\n"
+	"  -w, --watch          draw again every second, until Ctrl-C\n"
+	"  -j, --json           one JSON object: block_bytes and the frames of each block by state\n"
+	"  -h, --help           this text\n"
+	"\n"
+	"exit status: 0; 1 refused; 2 usage; 3 no such instance\n";
 
 static uint64_t frames_of(const struct sublet_pageblock *b, enum state s)
 {
@@ -269,41 +265,13 @@ static int show(struct sublet_client *client, bool json, bool watch)
 
 int sublet__cli_map(int argc, char **argv)
 {
-	static const struct option options[] = {
-		{ "name", required_argument, NULL, 'n' },
-		{ "watch", no_argument, NULL, 'w' },
-		{ "json", no_argument, NULL, 'j' },
-		{ "help", no_argument, NULL, 'h' },
-		{ 0 },
-	};
 	struct sublet_client *client = NULL;
 	const char *instance = NULL;
 	bool json = false, watch = false;
-	int c, code;
+	int code;
 
-	opterr = 0;
-	while ((c = getopt_long(argc, argv, ":n:wjh", options, NULL)) != -1) {
-		switch (c) {
-		case 'n':
-			instance = optarg;
-			break;
-		case 'w':
-			watch = true;
-			break;
-		case 'j':
-			json = true;
-			break;
-		case 'h':
-			print_help();
-			return SUBLET__EXIT_OK;
-		default:
-			return sublet__option_error("map", c, argv);
-		}
-	}
-	if (optind < argc && !instance)
-		instance = argv[optind++];
-	if (optind < argc)
-		return sublet__extra_argument("map", argv[optind]);
+	if (!sublet__instance_options(argc, argv, help, &instance, &json, &watch, &code))
+		return code;
 	code = sublet__cli_connect(instance, &client);
 	if (code)
 		return code;

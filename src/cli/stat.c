@@ -9,26 +9,21 @@
 #include "cli/cli.h"
 #include "cli/json.h"
 
-#include <errno.h>
-#include <getopt.h>
 #include <string.h>
 
 #define BAR_MAX 40
 
-static void print_help(void)
-{
-	fputs("usage: sublet stat [--json] [[-n] NAME|PID]\n"
-	      "\n"
-	      "Show what an instance holds and what it did: the area by state, how much of the program's\n"
-	      "heap is lent, claims, moves, and how long claims took and accesses were blocked.\n"
-	      "\n"
-	      "  -n, --name NAME|PID  the instance, also without -n; not needed where one runs\n"
-	      "  -j, --json           one JSON object; all fields, all histogram buckets\n"
-	      "  -h, --help           this text\n"
-	      "\n"
-	      "exit status: 0; 1 refused; 2 usage; 3 no such instance\n",
-	      stdout);
-}
+static const char help[] =
+	"usage: sublet stat [--json] [[-n] NAME|PID]\n"
+	"\n"
+	"Show what an instance holds and what it did: the area by state, how much of the program's\n"
+	"heap is lent, claims, moves, and how long claims took and accesses were blocked.\n"
+	"\n"
+	"  -n, --name NAME|PID  the instance, also without -n; not needed where one runs\n"
+	"  -j, --json           one JSON object; all fields, all histogram buckets\n"
+	"  -h, --help           this text\n"
+	"\n"
+	"exit status: 0; 1 refused; 2 usage; 3 no such instance\n";
 
 const char *sublet__backing_name(enum sublet_backing backing)
 {
@@ -300,35 +295,11 @@ static int stat_instance(const char *instance, bool json)
 
 int sublet__cli_stat(int argc, char **argv)
 {
-	static const struct option options[] = {
-		{ "name", required_argument, NULL, 'n' },
-		{ "json", no_argument, NULL, 'j' },
-		{ "help", no_argument, NULL, 'h' },
-		{ 0 },
-	};
 	const char *instance = NULL;
 	bool json = false;
-	int c;
+	int code;
 
-	opterr = 0;
-	while ((c = getopt_long(argc, argv, ":n:jh", options, NULL)) != -1) {
-		switch (c) {
-		case 'n':
-			instance = optarg;
-			break;
-		case 'j':
-			json = true;
-			break;
-		case 'h':
-			print_help();
-			return SUBLET__EXIT_OK;
-		default:
-			return sublet__option_error("stat", c, argv);
-		}
-	}
-	if (optind < argc && !instance)
-		instance = argv[optind++];
-	if (optind < argc)
-		return sublet__extra_argument("stat", argv[optind]);
+	if (!sublet__instance_options(argc, argv, help, &instance, &json, NULL, &code))
+		return code;
 	return stat_instance(instance, json);
 }
