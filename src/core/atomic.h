@@ -181,15 +181,19 @@ static inline uint64_t a64_sub_relaxed(sublet__a64 *a, uint64_t v)
 	return atomic_fetch_sub_explicit(a, v, memory_order_relaxed);
 }
 
+/* These two retry: strong, for a weak one may fail for nothing, which a seed of src/sim could not replay. */
+
 /* Add, unless that would be more than `most`; *old becomes what was there before. */
 static inline bool a64_add_below_relaxed(sublet__a64 *a, uint64_t v, uint64_t most, uint64_t *old)
 {
+	sublet__step(a);
 	*old = atomic_load_explicit(a, memory_order_relaxed);
-	do
+	do {
 		if (v > most || *old > most - v)
 			return false;
-	while (!atomic_compare_exchange_weak_explicit(a, old, *old + v, memory_order_relaxed,
-						      memory_order_relaxed));
+		sublet__step(a);
+	} while (!atomic_compare_exchange_strong_explicit(a, old, *old + v, memory_order_relaxed,
+							  memory_order_relaxed));
 	return true;
 }
 
@@ -199,8 +203,8 @@ static inline void a64_max_relaxed(sublet__a64 *a, uint64_t v)
 	uint64_t old = atomic_load_explicit(a, memory_order_relaxed);
 	do
 		sublet__step(a);
-	while (old < v && !atomic_compare_exchange_weak_explicit(a, &old, v, memory_order_relaxed,
-								 memory_order_relaxed));
+	while (old < v && !atomic_compare_exchange_strong_explicit(a, &old, v, memory_order_relaxed,
+								   memory_order_relaxed));
 }
 
 #endif
