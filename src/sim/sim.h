@@ -8,7 +8,7 @@
  *   platform.c  struct sublet__platform_ops: memory, frames, helpers; injected faults
  *   mm.c        struct sublet__mm_ops: pages as a kernel has them, loads and stores, children of fork
  *   device.c    devices: slow, hung, dying; they reach memory only by their own translation
- *   check.c     what is compared, and when
+ *   check.c     what is compared at a step; check_whole.c: and once in a while
  *   cover.c     which transitions of which state machine were seen
  *   work.c       what the threads of this world do: map, fork (work_memory.c), pin, claim, keep translations
  *                (work_share.c), submit (work_device.c)
@@ -454,6 +454,10 @@ void check_reset(struct sim *s);
 /* Remember what the next step of the current fiber may change; look at what it changed. */
 void check_note(struct sim *s, const volatile void *at);
 void check_touched(struct sim *s);
+/* What locks guard, while nobody holds one; is_quiet is set. */
+void check_guarded(struct sim *s);
+
+/* ---- check_whole.c ---- */
 /* All that holds at every step. */
 void check_moving(struct sim *s);
 /* All there is, with nobody in the engine. */

@@ -1,10 +1,9 @@
 /* SPDX-License-Identifier: MIT */
 /*
  * Translations of tracked buffers on a simulated device: bound by the first job, evicted by whatever changes the memory,
- * bound again; what races with that (G1, G4, G6, G7). Who waits while one is in use is in test_gate.c. The simulated
- * device counts every access through a translation that is missing, stale, or that leads elsewhere than the addresses do.
- *
- * sublet_mm_extents is wrapped, to do something at the one place where bind has looked and not yet taken the lock.
+ * bound again (G1, G4, G7). What races with that is in test_bind_race.c, who waits while one is in use in test_gate.c. The
+ * simulated device counts every access through a translation that is missing, stale, or that leads elsewhere than the
+ * addresses do.
  */
 #include "fake_device.h"
 
@@ -41,27 +40,6 @@ static int64_t move_at(uint32_t vpn)
 {
 	static const struct sublet__window_range any = { .to = MOVE_AREA_FIRST };
 	return sublet__move_page(f.engine_mm[0], vpn, &any);
-}
-
-/* ---- after each look at the page table, and before the lock ---- */
-
-int __real_sublet_mm_extents(struct sublet_mm *mm, const void *addr, uint64_t bytes, uint64_t from_bytes,
-			     struct sublet_extent *extents, uint32_t count);
-int __wrap_sublet_mm_extents(struct sublet_mm *mm, const void *addr, uint64_t bytes, uint64_t from_bytes,
-			     struct sublet_extent *extents, uint32_t count);
-
-static _Thread_local void (*after_look)(void);
-
-int __wrap_sublet_mm_extents(struct sublet_mm *mm, const void *addr, uint64_t bytes, uint64_t from_bytes,
-			     struct sublet_extent *extents, uint32_t count)
-{
-	int n = __real_sublet_mm_extents(mm, addr, bytes, from_bytes, extents, count);
-	void (*act)(void) = after_look;
-
-	after_look = NULL;
-	if (act)
-		act();
-	return n;
 }
 
 /* ---- what is bound ---- */
@@ -301,112 +279,6 @@ static void gaps_are_exact(void **unused)
 	assert_int_equal(check_bound(bo, vpn, 100), 90);
 	dma_fill(&fd, bo, 100, 2);
 	assert_int_equal(check_bound(bo, vpn, 100), 100);
-	teardown();
-}
-
-/* ---- the race of binding with a move ---- */
-
-static uint32_t act_vpn;
-
-static void act_move(void)
-{
-	assert_true(move_at(act_vpn) > 0);
-}
-
-/* The memory moves after bind has looked where it is: what it saw is not used (G4). */
-static void moved_after_the_look(void **unused)
-{
-	(void)unused;
-
-	for (uint32_t attach = 0; attach < 2; attach++) {
-		setup(NULL, &(struct fake_device_options){ .features = attach ? SUBLET_DEVICE_COPY : 0 });
-		uint32_t vpn = map_pages(&f, 16, SUBLET_MOVABLE);
-		struct sublet_bo bo = bo_over(&fd, vpn, 16, SUBLET_BO_TRACKED);
-		act_vpn = vpn;
-		after_look = act_move;
-		dma_fill(&fd, bo, 16, 3);
-		check_pattern(&f, vpn, 16, 3);
-		assert_null(after_look);
-		teardown();
-	}
-}
-
-static struct sublet__invalidation act_told;
-
-static void act_begin(void)
-{
-	assert_int_equal(sublet__invalidate_begin(f.engine_mm[0], &act_told, act_vpn, 16,
-						  SUBLET_NOTIFIER_MOVE, false),
-			 0);
-}
-
-/* While an invalidation is under way nothing is bound, and a job waits for its end, up to its own time. */
-static void binding_waits_for_the_end(void **unused)
-{
-	struct sublet_job job = job_of(SUBLET_JOB_FILL, 1);
-	(void)unused;
-
-	setup(NULL, NULL);
-	uint32_t vpn = map_pages(&f, 16, SUBLET_MOVABLE);
-	struct sublet_bo bo = bo_over(&fd, vpn, 16, SUBLET_BO_TRACKED);
-	act_vpn = vpn;
-	after_look = act_begin;
-	job.timeout_ns = SHORT_NS;
-	uint64_t start = wall_ns();
-	assert_int_equal(submit_error(&fd, &job, bo), -ETIMEDOUT);
-	assert_in_range(wall_ns() - start, SHORT_NS, LONG_NS / 2);
-	assert_int_equal(check_bound(bo, vpn, 16), 0);
-	sublet__invalidate_end(f.engine_mm[0], &act_told);
-	dma_fill(&fd, bo, 16, 1);
-	teardown();
-}
-
-static struct sublet_bo act_bo;
-
-static void act_destroy(void)
-{
-	struct sublet_bo again;
-
-	assert_int_equal(sublet_bo_destroy(&act_bo), 0);
-	/* And the slot has another owner at once. */
-	again = bo_over(&fd, act_vpn, 8, SUBLET_BO_TRACKED);
-	dma_fill(&fd, again, 8, 4);
-}
-
-static void destroyed_after_the_look(void **unused)
-{
-	struct sublet_job job = job_of(SUBLET_JOB_FILL, 1);
-	(void)unused;
-
-	for (uint32_t attach = 0; attach < 2; attach++) {
-		setup(NULL, &(struct fake_device_options){ .features = attach ? SUBLET_DEVICE_COPY : 0 });
-		uint32_t vpn = map_pages(&f, 16, SUBLET_MOVABLE);
-		struct sublet_bo bo = bo_over(&fd, vpn, 16, SUBLET_BO_TRACKED);
-		act_bo = bo;
-		act_vpn = vpn;
-		after_look = act_destroy;
-		assert_int_equal(submit_error(&fd, &job, bo), -EINVAL);
-		assert_int_equal(fake_device_info(&fd).binds, 1);
-		teardown();
-	}
-}
-
-static void act_unmap(void)
-{
-	assert_int_equal(sublet_unmap(f.engine_mm[0], addr_of(&f, 0, act_vpn), 16 * PAGE), 0);
-}
-
-static void unmapped_after_the_look(void **unused)
-{
-	struct sublet_job job = job_of(SUBLET_JOB_FILL, 1);
-	(void)unused;
-
-	setup(NULL, NULL);
-	act_vpn = map_pages(&f, 16, SUBLET_MOVABLE);
-	struct sublet_bo bo = bo_over(&fd, act_vpn, 16, SUBLET_BO_TRACKED);
-	after_look = act_unmap;
-	assert_int_equal(submit_error(&fd, &job, bo), -EFAULT);
-	assert_int_equal(fake_device_info(&fd).iopt.filled_bytes, 0);
 	teardown();
 }
 
@@ -699,10 +571,6 @@ int main(void)
 		cmocka_unit_test(attached_as_a_whole),
 		cmocka_unit_test(gaps_at_random),
 		cmocka_unit_test(gaps_are_exact),
-		cmocka_unit_test(moved_after_the_look),
-		cmocka_unit_test(binding_waits_for_the_end),
-		cmocka_unit_test(destroyed_after_the_look),
-		cmocka_unit_test(unmapped_after_the_look),
 		cmocka_unit_test(unmap_kills),
 		cmocka_unit_test(unmap_waits),
 		cmocka_unit_test(unmap_resets_a_hung_device),

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT */
-/* core/claim.c, core/empty.c, core/blockers.c: G5, G7, G9, G10, and that whoever is in the way is named. */
+/* core/claim.c, core/empty.c: G5, G9, G10. Who is in the way is in test_blockers.c. */
 #include "fixture.h"
 
 #include <string.h>
@@ -129,56 +129,6 @@ static void claim_zeroing(void **unused)
 	fixture_close(&f);
 }
 
-static uint32_t blockers_of(const struct sublet_claim *claim, uint32_t kind)
-{
-	uint32_t n = 0;
-	for (uint32_t i = 0; i < claim->blocker_count; i++)
-		n += claim->blockers[i].kind == kind;
-	return n;
-}
-
-/* G7: a pin that stays: -EBUSY at the deadline, not before, not long after, and the pin is named. */
-static void claim_deadline(void **unused)
-{
-	static struct fake f;
-	struct sublet_claim claim;
-	struct sublet_pin pin;
-	(void)unused;
-
-	fixture_open(&f, &(struct fake_options){ .virtual_time = true });
-	uint32_t area = f.options.area_frames, vpn = map_pages(&f, 512, SUBLET_MOVABLE);
-	fill(&f, 0, vpn, 512, 1);
-	assert_int_equal(
-		sublet_pin(f.engine_mm[0], addr_of(&f, 0, vpn + 100), PAGE, SUBLET_PIN_READ, NULL, &pin), 0);
-	fake_device_hold(&f.mm[0], vpn + 100, 1, 1);
-	uint64_t offset = fake_pfn_of(&f.mm[0], vpn + 100) * PAGE, start = atomic_load(&f.clock_ns);
-	struct sublet_claim_options o = { SUBLET_OPTIONS(sublet_claim_options),
-					  .deadline_ns = 20 * SUBLET_MS };
-	assert_int_equal(claim_take(&f, area * PAGE, &o, &claim), -EBUSY); /* there is one window only */
-	uint64_t took = atomic_load(&f.clock_ns) - start;
-	assert_true(took >= 20 * SUBLET_MS && took <= 22 * SUBLET_MS);
-	assert_true(claim.latency_ns <= took && claim.waits > 0 && claim.waited_ns > 18 * SUBLET_MS);
-	assert_int_equal(claim.blocker_count, 1);
-	assert_int_equal(claim.blockers[0].kind, SUBLET_BLOCKER_PIN);
-	assert_true(claim.blockers[0].offset_bytes <= offset);
-	assert_true(offset < claim.blockers[0].offset_bytes + claim.blockers[0].bytes);
-	fixture_verify(&f);
-	o.flags = SUBLET_CLAIM_NOWAIT;
-	uint64_t sleeps = atomic_load(&f.calls[FAKE_SLEEP]);
-	assert_int_equal(claim_take(&f, area * PAGE, &o, &claim), -EBUSY);
-	assert_int_equal(atomic_load(&f.calls[FAKE_SLEEP]), sleeps);
-	assert_int_equal(claim.waits, 0);
-	assert_int_equal(claim.blockers[0].kind, SUBLET_BLOCKER_PIN);
-	fixture_verify(&f);
-	check_fill(&f, 0, vpn, 512, 1);
-	fake_device_hold(&f.mm[0], vpn + 100, 1, -1);
-	assert_int_equal(sublet_unpin(&pin), 0);
-	assert_int_equal(claim_take(&f, area * PAGE, &o, &claim), 0);
-	claim_give(&f, &claim);
-	check_fill(&f, 0, vpn, 512, 1);
-	fixture_close(&f);
-}
-
 /* A pin in the cheapest window is gone round (G10), and one that ends in time is waited for. */
 struct unpin_later {
 	struct fake *f;
@@ -254,155 +204,6 @@ static void claim_small_beside_pin(void **unused)
 	fixture_close(&f);
 }
 
-/* What is refused for want of room says how much is missing and what could be had; that can be had. */
-static void claim_no_room(void **unused)
-{
-	static struct fake f;
-	struct sublet_claim claim;
-	(void)unused;
-
-	for (uint32_t lent = 0; lent <= 8 * 512; lent += 300) {
-		fixture_open(&f, NULL);
-		uint32_t area = f.options.area_frames, vpn = lent ? map_pages(&f, lent, SUBLET_MOVABLE) : 0;
-		uint64_t have = area - lent + f.options.normal_frames;
-		if (lent)
-			fill(&f, 0, vpn, lent, 5);
-		int err = claim_take(&f, area * PAGE, NULL, &claim);
-		assert_int_equal(err, have >= area ? 0 : -ENOMEM);
-		if (err) {
-			assert_int_equal(claim.shortfall_bytes, (area - have) * PAGE);
-			assert_int_equal(claim.claimable_bytes, have * PAGE);
-			assert_int_equal(claim.blockers[0].kind, SUBLET_BLOCKER_NOROOM);
-			assert_int_equal(claim.blockers[0].bytes, claim.shortfall_bytes);
-			assert_int_equal(claim.moved_bytes, 0); /* refused before anything moved */
-			uint64_t edge = 2 * f.options.run_pages_max;
-			assert_int_equal(claim_take(&f, claim.claimable_bytes - edge * PAGE, NULL, &claim),
-					 0);
-		}
-		claim_give(&f, &claim);
-		if (lent)
-			check_fill(&f, 0, vpn, lent, 5);
-		fixture_close(&f);
-	}
-}
-
-/* Another claim in the way is named by its owner and age. */
-static void claim_names_claim(void **unused)
-{
-	static struct fake f;
-	struct sublet_claim held[8], claim;
-	(void)unused;
-
-	fixture_open(&f, &(struct fake_options){ .virtual_time = true });
-	for (uint32_t i = 0; i < 8; i++)
-		assert_int_equal(claim_take(&f, 300 * PAGE,
-					    OPTIONS(.owner = "the-camera-driver-with-a-very-long-name"),
-					    &held[i]),
-				 0);
-	atomic_fetch_add(&f.clock_ns, SUBLET_SEC);
-	assert_int_equal(claim_take(&f, 600 * PAGE, OPTIONS(.flags = SUBLET_CLAIM_NOWAIT), &claim), -EBUSY);
-	assert_true(claim.blocker_count > 0);
-	for (uint32_t i = 0; i < claim.blocker_count; i++) {
-		assert_int_equal(claim.blockers[i].kind, SUBLET_BLOCKER_CLAIM);
-		assert_int_equal(strncmp(claim.blockers[i].owner, "the-camera-driver-with-a-very-lo", 31), 0);
-		assert_int_equal(strlen(claim.blockers[i].owner), 31);
-		assert_true(claim.blockers[i].age_ns >= SUBLET_SEC &&
-			    claim.blockers[i].age_ns < 2 * SUBLET_SEC);
-		assert_int_equal(claim.blockers[i].bytes, 300 * PAGE);
-	}
-	for (uint32_t i = 0; i < 8; i++)
-		claim_give(&f, &held[i]);
-	fixture_close(&f);
-}
-
-struct passing {
-	struct fake *f;
-	struct sublet_claim *held;
-	struct fake_child *child;
-	uint64_t at_ns;
-};
-
-/* Another thread's work, done while the claim sleeps: a claim is released, or a child of a fork ends. */
-static void pass_later(void *arg, enum fake_op op, struct fake_mm *mm, uint32_t vpn, uint32_t pages)
-{
-	struct passing *p = arg;
-	struct sublet_mm *engine_mm = p->f->engine_mm[0];
-
-	(void)mm, (void)vpn, (void)pages;
-	if (op != FAKE_SLEEP || atomic_load(&p->f->clock_ns) < p->at_ns)
-		return;
-	p->at_ns = UINT64_MAX;
-	if (p->held) {
-		claim_give(p->f, p->held);
-	} else {
-		fake_child_exit(p->child);
-		assert_int_equal(sublet__mm_fork_restore(engine_mm, sublet__mm_fork_epoch(engine_mm)), 0);
-	}
-}
-
-/*
- * The deadline is for whoever holds memory: another claim that is released in time, and a child that ends in time, do
- * not make a claim fail (G7, G10). NOWAIT does not wait, and what will not go by itself is reported at once.
- */
-static void claim_waits_for_others(void **unused)
-{
-	static struct fake f;
-	(void)unused;
-
-	for (uint32_t mode = 0; mode < 6; mode++) {
-		struct sublet_claim held = { 0 }, claim;
-		struct fake_child child = { 0 };
-		bool forked = mode & 1;
-		fixture_open(&f, &(struct fake_options){ .area_frames = 4 * 512, .virtual_time = true });
-		uint32_t vpn = map_pages(&f, 512, SUBLET_MOVABLE);
-		struct passing pass = { .f = &f, .held = forked ? NULL : &held, .child = &child };
-		if (forked) {
-			fill(&f, 0, vpn, 512, 1);
-			assert_int_equal(sublet__mm_fork_begin(f.engine_mm[0]), 0);
-			fake_child_fork(&child, &f.mm[0]);
-			sublet__mm_fork_end(f.engine_mm[0], 1234);
-		} else {
-			assert_int_equal(claim_take(&f, 1100 * PAGE, NULL, &held), 0);
-		}
-		uint64_t began = atomic_load(&f.clock_ns);
-		pass.at_ns = began + (mode / 2 == 1 ? 700 : 200) * SUBLET_MS;
-		f.hook = pass_later;
-		f.hook_arg = &pass;
-		uint32_t flags = mode / 2 == 2 ? SUBLET_CLAIM_NOWAIT : 0;
-		int err = claim_take(&f, 4 * 512 * PAGE - (forked ? 0 : 300 * PAGE),
-				     OPTIONS(.deadline_ns = 500 * SUBLET_MS, .flags = flags), &claim);
-		uint64_t took = atomic_load(&f.clock_ns) - began;
-		assert_int_equal(err, mode / 2 ? -EBUSY : 0);
-		if (err) {
-			assert_int_equal(claim.blockers[0].kind,
-					 forked ? SUBLET_BLOCKER_CHILD : SUBLET_BLOCKER_CLAIM);
-			assert_in_range(took, flags ? 0 : 500 * SUBLET_MS,
-					flags ? 1 * SUBLET_MS : 501 * SUBLET_MS);
-			f.hook = NULL;
-			pass.at_ns = 0;
-			pass_later(&pass, FAKE_SLEEP, NULL, 0, 0);
-		} else {
-			assert_in_range(took, 200 * SUBLET_MS, 202 * SUBLET_MS);
-			assert_true(claim.waits > 10 && claim.waited_ns <= took);
-			claim_give(&f, &claim);
-		}
-		f.hook = NULL;
-		if (forked)
-			check_fill(&f, 0, vpn, 512, 1);
-		fixture_close(&f);
-	}
-
-	struct sublet_claim claim;
-	fixture_open(&f, &(struct fake_options){ .area_frames = 2 * 512, .virtual_time = true });
-	uint32_t vpn = map_pages(&f, 512, SUBLET_MOVABLE);
-	(void)sublet__mm_note_protected(f.engine_mm[0], addr_of(&f, 0, vpn), 512 * PAGE, true);
-	uint64_t began = atomic_load(&f.clock_ns);
-	assert_int_equal(claim_take(&f, 2 * 512 * PAGE, NULL, &claim), -EBUSY);
-	assert_int_equal(claim.blockers[0].kind, SUBLET_BLOCKER_PROTECTED);
-	assert_in_range(atomic_load(&f.clock_ns) - began, 0, 1 * SUBLET_MS);
-	fixture_close(&f);
-}
-
 /* The cheapest window is found, and the dearest when that is asked for. */
 static void claim_cheapest_dearest(void **unused)
 {
@@ -420,95 +221,6 @@ static void claim_cheapest_dearest(void **unused)
 	assert_int_equal(claim.moved_bytes, 512 * PAGE);
 	claim_give(&f, &claim);
 	check_fill(&f, 0, vpn, 4 * 512, 8);
-	fixture_close(&f);
-}
-
-/* G5: each platform call of a claim fails in turn: either it succeeds or nothing but places changed. */
-static void claim_failures(void **unused)
-{
-	static struct fake f;
-	(void)unused;
-
-	for (uint32_t mode = 0; mode < 4; mode++)
-		for (int64_t n = 1, reached = 1; reached; n += 1 + n / 8) {
-			struct sublet_claim claim;
-			fixture_open(&f,
-				     &(struct fake_options){ .no_track = mode & 1, .virtual_time = true });
-			uint32_t area = f.options.area_frames, vpn = map_pages(&f, area, SUBLET_MOVABLE);
-			fill(&f, 0, vpn, area, 2);
-			fake_fail(&f, FAKE_CAN_FAIL, n, -ENOSYS, mode & 2);
-			int err = claim_take(&f, 2 * 512 * PAGE, NULL, &claim);
-			reached = fake_fail_end(&f);
-			if (err) {
-				assert_true(reached && err == -EBUSY);
-				assert_true(blockers_of(&claim, SUBLET_BLOCKER_PLATFORM) > 0);
-				assert_int_equal(claim.blockers[0].error, -ENOSYS);
-				assert_int_equal(stats_of(&f).claims_busy, 1);
-			} else {
-				claim_give(&f, &claim);
-			}
-			fixture_verify(&f);
-			assert_int_equal(stats_of(&f).lent_bytes, area * PAGE);
-			check_fill(&f, 0, vpn, area, 2);
-			assert_int_equal(claim_take(&f, 2 * 512 * PAGE, NULL, &claim), 0);
-			claim_give(&f, &claim);
-			fixture_close(&f);
-		}
-}
-
-/* Memory that a call has in its hand, and has not yet mapped: waited for, then named (G7). */
-static void claim_beside_a_call(void **unused)
-{
-	static const uint32_t zones[ZONES] = { ZONE_AREA, ZONE_AREA };
-	static struct fake f;
-	struct sublet_claim_options o = { SUBLET_OPTIONS(sublet_claim_options) };
-	struct sublet_claim claim;
-	(void)unused;
-
-	fixture_open(&f, &(struct fake_options){ .virtual_time = true });
-	uint32_t pfn = sublet__folio_take(f.arena, 3, zones), area = f.options.area_frames;
-	for (uint32_t nowait = 0; nowait < 2; nowait++) {
-		o.flags = nowait ? SUBLET_CLAIM_NOWAIT : 0;
-		o.deadline_ns = 3 * SUBLET_MS;
-		uint64_t start = atomic_load(&f.clock_ns);
-		assert_int_equal(claim_take(&f, area * PAGE, &o, &claim), -EBUSY);
-		assert_true(nowait || atomic_load(&f.clock_ns) - start >= 3 * SUBLET_MS);
-		assert_int_equal(claim.blocker_count, 1);
-		assert_int_equal(claim.blockers[0].kind, SUBLET_BLOCKER_CALL);
-		assert_int_equal(claim.blockers[0].offset_bytes, pfn * PAGE);
-	}
-	sublet__frames_put(f.arena, pfn, 8, ACCOUNT_MOVABLE);
-	assert_int_equal(claim_take(&f, area * PAGE, NULL, &claim), 0);
-	claim_give(&f, &claim);
-	fixture_close(&f);
-}
-
-/* The program keeps some of its memory from being blocked: named as such, and not undone. */
-static void claim_watched(void **unused)
-{
-	static struct fake f;
-	struct sublet_claim claim;
-	struct sublet_pin pin;
-	(void)unused;
-
-	fixture_open(&f, &(struct fake_options){ .no_track = true, .virtual_time = true });
-	uint32_t area = f.options.area_frames, vpn = map_pages(&f, 512, SUBLET_MOVABLE);
-	fill(&f, 0, vpn, 512, 3);
-	fake_fail(&f, 1u << FAKE_BLOCK, 1, -EADDRINUSE, true);
-	uint64_t start = atomic_load(&f.clock_ns);
-	assert_int_equal(claim_take(&f, area * PAGE, NULL, &claim), -EBUSY);
-	assert_true(atomic_load(&f.clock_ns) - start < 10 * SUBLET_MS); /* time does not help */
-	assert_int_equal(blockers_of(&claim, SUBLET_BLOCKER_WATCHED), claim.blocker_count);
-	assert_true(claim.blocker_count > 0);
-	assert_int_equal(sublet_pin(f.engine_mm[0], addr_of(&f, 0, vpn), PAGE,
-				    SUBLET_PIN_READ | SUBLET_PIN_LONGTERM, NULL, &pin),
-			 -EBUSY);
-	assert_int_equal(f.calls[FAKE_UNBLOCK], 0);
-	assert_true(fake_fail_end(&f));
-	fixture_verify(&f);
-	assert_int_equal(claim_take(&f, area * PAGE, NULL, &claim), 0);
-	claim_give(&f, &claim);
-	check_fill(&f, 0, vpn, 512, 3);
 	fixture_close(&f);
 }
 
@@ -700,16 +412,9 @@ int main(void)
 		cmocka_unit_test(claim_alignments),
 		cmocka_unit_test(claim_bad_arguments),
 		cmocka_unit_test(claim_zeroing),
-		cmocka_unit_test(claim_deadline),
 		cmocka_unit_test(claim_pins_around),
 		cmocka_unit_test(claim_small_beside_pin),
-		cmocka_unit_test(claim_no_room),
-		cmocka_unit_test(claim_names_claim),
-		cmocka_unit_test(claim_waits_for_others),
 		cmocka_unit_test(claim_cheapest_dearest),
-		cmocka_unit_test(claim_failures),
-		cmocka_unit_test(claim_watched),
-		cmocka_unit_test(claim_beside_a_call),
 		cmocka_unit_test(claim_fragmented),
 		cmocka_unit_test(claim_inside_claim),
 		cmocka_unit_test(claim_several),
