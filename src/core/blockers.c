@@ -23,7 +23,8 @@ static void claim_describe(struct sublet_arena *arena, uint32_t pfn, struct subl
 
 /*
  * Who has pinned the folio at pfn, if it is listed; or who declined when the run around it was to move. The folio may be
- * gone by now: then nobody is named, or whoever is at its address.
+ * gone by now: then nobody is named, or whoever is at its address. What its frame says may not even be an address, for
+ * the links of free and parked folios are kept in the same members.
  */
 static bool user_find(struct sublet_arena *arena, uint32_t kind, uint32_t pfn, char owner[SUBLET_OWNER_BYTES],
 		      uint64_t *age_ns)
@@ -33,7 +34,7 @@ static bool user_find(struct sublet_arena *arena, uint32_t kind, uint32_t pfn, c
 		 run = arena->platform.run_pages_max;
 
 	*age_ns = 0;
-	if (index >= a32_load_acquire(&arena->mm_count))
+	if (index >= a32_load_acquire(&arena->mm_count) || vpn >= arena->mm[index]->config.pages)
 		return false;
 	if (kind == SUBLET_BLOCKER_PIN)
 		return sublet__pin_owner(arena->mm[index], vpn, 1u << word_order(a32_load_relaxed(&f->word)),

@@ -5,6 +5,8 @@
  */
 #include "fixture.h"
 
+#include "core/claim.h"
+
 #include <string.h>
 
 #define OPTIONS(...) (&(struct sublet_claim_options){ SUBLET_OPTIONS(sublet_claim_options), __VA_ARGS__ })
@@ -297,13 +299,53 @@ static void platform_failures(void **unused)
 		}
 }
 
+static int agree(void *ctx, const struct sublet_invalidation *inv)
+{
+	(void)ctx, (void)inv;
+	return 0;
+}
+
+/* What was movable when it was looked at may be anything when it is named, and lead to no page: then nobody is named. */
+static void gone_before_it_is_named(void **unused)
+{
+	static const struct sublet_notifier_ops ops = { SUBLET_OPTIONS(sublet_notifier_ops),
+							.invalidate = agree };
+	static struct fake f;
+	struct sublet_claim claim = { 0 };
+	struct sublet_notifier notifier;
+	struct fake_child child;
+	(void)unused;
+
+	fixture_open(&f, NULL);
+	struct sublet_mm *mm = f.engine_mm[0];
+	struct sublet__claim_job job = { .arena = f.arena, .claim = &claim };
+	uint32_t vpn = map_pages(&f, 16, SUBLET_MOVABLE), pfn = fake_pfn_of(&f.mm[0], vpn);
+	uint32_t word = a32_load_relaxed(&f.arena->frames[pfn].word);
+	assert_int_equal(
+		sublet_notifier_add(mm, addr_of(&f, 0, vpn), 16 * PAGE, &ops, NULL, "tag", &notifier), 0);
+	assert_int_equal(sublet__mm_fork_begin(mm), 0);
+	fake_child_fork(&child, &f.mm[0]);
+	sublet__mm_fork_end(mm, 1234);
+	assert_int_equal(sublet_unmap(mm, addr_of(&f, 0, vpn), 16 * PAGE),
+			 0); /* parked: a list that ends here */
+	sublet__blocker_busy(&job, pfn, word);
+	assert_int_equal(claim.blocker_count, 1);
+	assert_string_equal(claim.blockers[0].owner, "");
+	fake_child_exit(&child);
+	assert_int_equal(sublet__mm_fork_restore(mm, sublet__mm_fork_epoch(mm)), 0);
+	for (pfn = 0; pfn < f.arena->frames_total; pfn++) /* free lists lead anywhere too */
+		sublet__blocker_busy(&job, pfn, word);
+	assert_int_equal(sublet_notifier_remove(&notifier), 0);
+	fixture_close(&f);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(pin_until_the_deadline), cmocka_unit_test(no_room),
 		cmocka_unit_test(another_claim),          cmocka_unit_test(waits_for_others),
 		cmocka_unit_test(beside_a_call),          cmocka_unit_test(watched),
-		cmocka_unit_test(platform_failures),
+		cmocka_unit_test(platform_failures),      cmocka_unit_test(gone_before_it_is_named),
 	};
 	return cmocka_run_group_tests(tests, NULL, NULL);
 }
