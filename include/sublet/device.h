@@ -55,7 +55,7 @@ struct sublet_device_info {
 	uint32_t dead;           /* 1: only close is left */
 	uint64_t align_bytes;    /* of offsets, lengths and file offsets in a job */
 	uint64_t job_bytes_max;  /* of one job */
-	uint64_t bo_bytes_max;   /* of one buffer */
+	uint64_t bo_bytes_max;   /* of one buffer that has to be bound, in whole pages; more is -E2BIG */
 	uint64_t aperture_bytes; /* DEVICE_IOPT: iova space; else 0 */
 
 	/* since it was opened */
@@ -186,6 +186,8 @@ SUBLET_API SUBLET_NODISCARD int sublet_device_soft_fault(struct sublet_device *d
  * `uring`: files, by io_uring. Area and normal zone are registered once as fixed buffers, when it is opened: claimed and
  * long-term pinned buffers need no registration of their own. Tracked buffers sit in the sparse buffer table; they are
  * taken out when their memory is about to move, and put back when they are used.
+ * The kernel takes 1 GiB in one entry, and 16,384 entries, and has no call that tells: a tracked buffer is of 1 GiB at most,
+ * claimed and pinned ones of any size; bos_max, and one entry for each GiB of area and normal zone, are 16,384 at most.
  */
 struct sublet_uring_options {
 	uint64_t size_bytes; /* SUBLET_OPTIONS(sublet_uring_options) */
@@ -196,7 +198,7 @@ struct sublet_uring_options {
 
 /*
  * Open one. options may be NULL.
- * -EINVAL, -ENOSPC as above   -EOPNOTSUPP  built without liburing, or the kernel refuses io_uring
+ * -EINVAL, -ENOSPC as above, and too many entries   -EOPNOTSUPP  built without liburing, or the kernel refuses io_uring
  * -ENOMEM  also RLIMIT_MEMLOCK
  */
 SUBLET_API SUBLET_NODISCARD int sublet_device_open_uring(struct sublet_arena *arena,
@@ -244,8 +246,10 @@ struct sublet_device_limits {
 	uint32_t large_disabled;
 	uint64_t align_bytes;
 	uint64_t job_bytes_max;
+	/* Of one buffer that has to be bound, its range rounded out to whole pages. A larger one is refused with
+	   -E2BIG when it is made. DEVICE_IOPT: the library lowers it to what the aperture has room for. */
 	uint64_t bo_bytes_max;
-	uint64_t aperture_bytes; /* DEVICE_IOPT */
+	uint64_t aperture_bytes; /* DEVICE_IOPT; its first page is never given out when it begins at 0 */
 };
 
 /*

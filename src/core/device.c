@@ -204,6 +204,15 @@ static bool limits_make_sense(const struct sublet_device_limits *l)
 	       !(has_iopt && (l->features & SUBLET_DEVICE_REGISTERED));
 }
 
+/* What the device takes in one buffer; no more than its aperture has room for, whose first page is nobody's (iova 0). */
+static uint64_t bo_bytes_most(const struct sublet_device_limits *l)
+{
+	bool has_room = l->aperture_bytes >= SUBLET_IOPT_PAGE_BYTES; /* else there is no such table */
+	uint64_t room = has_room ? l->aperture_bytes - SUBLET_IOPT_PAGE_BYTES : UINT64_MAX;
+
+	return l->bo_bytes_max < room ? l->bo_bytes_max : room;
+}
+
 /* Lay out the tables behind the device; returns the size of all of it. */
 static size_t device_lay(struct sublet_device *device, char *base)
 {
@@ -264,6 +273,7 @@ int sublet_device_create(struct sublet_arena *arena, const struct sublet_device_
 				 offsetof(struct sublet_device_ops, count)) ||
 	    !limits_make_sense(limits) || !ops_make_sense(&plan.ops, limits))
 		return -EINVAL;
+	plan.limits.bo_bytes_max = bo_bytes_most(limits);
 	plan.jobs = limits->jobs_max + DEVICE_FENCES_SPARE;
 	plan.memory_bytes = device_lay(&plan, NULL);
 	char *memory = p->ops->reserve(p->ctx, plan.memory_bytes);

@@ -55,7 +55,7 @@
 
 #define JOBS_MAX    64u /* defaults */
 #define BOS_MAX     1024u
-#define BUFFERS_MAX 16384u /* entries in one table, by the kernel */
+#define BUFFERS_MAX 16384u /* entries in one table: the kernel's IORING_MAX_REG_BUFFERS */
 #define ENTRIES     256u   /* of the submission queue: every piece, the eventfd, a cancellation */
 #define RESET_NS    (2 * SUBLET_SEC)
 #define BLOCK_BYTES 512u /* what O_DIRECT wants where the kernel does not say */

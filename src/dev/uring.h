@@ -14,8 +14,12 @@
 
 #include <liburing.h>
 
-#define URING_BUFFER_BYTES SUBLET_GIB /* more the kernel does not take in one entry of the table */
-#define URING_PIECES       128u       /* requests in flight */
+/*
+ * What the kernel takes in one entry of the table (io_buffer_validate in io_uring/rsrc.c: -EFAULT beyond). It has no query
+ * for that, and a larger entry cannot be tried without pinning as much; test_uring_limits.c asks the kernel at hand.
+ */
+#define URING_BUFFER_BYTES SUBLET_GIB
+#define URING_PIECES       128u /* requests in flight */
 #define URING_EXTENTS      8u
 
 /*

@@ -5,14 +5,18 @@
  */
 #include "uring_fixture.h"
 
+#include <sublet/stats.h>
+
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <liburing.h>
 #include <linux/capability.h>
 #include <linux/filter.h>
 #include <linux/seccomp.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
 #include <sys/syscall.h>
@@ -63,6 +67,71 @@ static void opens_and_refusals(void **unused)
 	buffer_close(&w, &b);
 	sublet_device_close(w.device);
 	w.device = first;
+	world_close(&w);
+}
+
+/*
+ * What the device says of itself is what the kernel at hand takes: 1 GiB in one entry and no page more, 16,384 entries and not
+ * one more. One page of memory, mapped again and again, is as good as a GiB of them.
+ */
+static void limits_are_the_kernels(void **unused)
+{
+	const uint64_t most = 16384, piece = 2 * SUBLET_MIB;
+	struct io_uring ring;
+	struct world w;
+	(void)unused;
+
+	world_open(&w, 0);
+	uint64_t bytes = info_of(w.device).bo_bytes_max;
+	world_close(&w);
+	int fd = memfd_create("piece", MFD_CLOEXEC);
+	assert_true(fd >= 0 && !ftruncate(fd, (off_t)piece));
+	char *memory =
+		mmap(NULL, bytes + piece, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+	assert_true(memory != MAP_FAILED);
+	for (uint64_t at = 0; at < bytes + piece; at += piece)
+		assert_true(mmap(memory + at, piece, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, fd, 0) !=
+			    MAP_FAILED);
+	assert_int_equal(io_uring_queue_init(4, &ring, 0), 0);
+	assert_int_equal(io_uring_register_buffers_sparse(&ring, (unsigned)most + 1), -EINVAL);
+	assert_int_equal(io_uring_register_buffers_sparse(&ring, (unsigned)most), 0);
+	struct iovec entry = { memory, bytes + 4096 };
+	assert_int_equal(io_uring_register_buffers_update_tag(&ring, 0, &entry, NULL, 1), -EFAULT);
+	entry.iov_len = bytes;
+	int n = io_uring_register_buffers_update_tag(&ring, 0, &entry, NULL, 1);
+	if (n != -ENOMEM) /* RLIMIT_MEMLOCK */
+		assert_int_equal(n, 1);
+	io_uring_queue_exit(&ring);
+	munmap(memory, bytes + piece);
+	close(fd);
+}
+
+/* A tracked buffer that no entry can hold is refused when it is made, before anything changes (G5); a pinned one needs none. */
+static void too_large_for_an_entry(void **unused)
+{
+	const uint64_t most = SUBLET_GIB, page = 4096;
+	struct sublet_uring_options o = { SUBLET_OPTIONS(sublet_uring_options), .bos_max = 1 };
+	struct sublet_stats stats = { SUBLET_OPTIONS(sublet_stats) };
+	struct sublet_device *device;
+	struct sublet_bo bo;
+	struct world w;
+	(void)unused;
+
+	world_open(&w, 0);
+	assert_int_equal(sublet_device_open_uring(w.arena, &o, &device), 0);
+	assert_int_equal(info_of(device).bo_bytes_max, most);
+	void *memory; /* what lies behind it need not be mapped before the first job */
+	assert_int_equal(sublet_map(w.mm, SUBLET_MIB, SUBLET_MOVABLE, &memory), 0);
+	char *low = memory;
+	assert_int_equal(sublet_bo_create(device, w.mm, low, most + 1, SUBLET_BO_TRACKED, NULL, &bo), -E2BIG);
+	/* no more than 1 GiB, but it touches a page more */
+	assert_int_equal(sublet_bo_create(device, w.mm, low + page / 2, most, SUBLET_BO_TRACKED, NULL, &bo),
+			 -E2BIG);
+	assert_int_equal(sublet_arena_stats(w.arena, &stats), 0);
+	assert_int_equal(stats.notifiers, 0);
+	assert_int_equal(sublet_bo_create(device, w.mm, low, most, SUBLET_BO_TRACKED, NULL, &bo), 0);
+	assert_int_equal(sublet_bo_destroy(&bo), 0);
+	sublet_device_close(device);
 	world_close(&w);
 }
 
@@ -340,10 +409,15 @@ static void forked_child(void **unused)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(memlock_none),   cmocka_unit_test(memlock_tight),
-		cmocka_unit_test(forbidden),      cmocka_unit_test(opens_and_refusals),
-		cmocka_unit_test(no_descriptors), cmocka_unit_test(descriptors_closed),
+		cmocka_unit_test(memlock_none),
+		cmocka_unit_test(memlock_tight),
+		cmocka_unit_test(forbidden),
+		cmocka_unit_test(opens_and_refusals),
+		cmocka_unit_test(no_descriptors),
+		cmocka_unit_test(descriptors_closed),
 		cmocka_unit_test(forked_child),
+		cmocka_unit_test(limits_are_the_kernels),
+		cmocka_unit_test(too_large_for_an_entry),
 	};
 	return cmocka_run_group_tests_name("uring-limits", tests, NULL, NULL);
 }

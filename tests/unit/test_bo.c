@@ -290,6 +290,32 @@ static void registered_has_no_limit(void **unused)
 	teardown();
 }
 
+/* What can never be bound is refused before it is made: the first page of the aperture is nobody's. */
+static void larger_than_the_aperture(void **unused)
+{
+	struct sublet_device_info info = { SUBLET_OPTIONS(sublet_device_info) };
+	struct sublet_claim claim;
+	struct sublet_bo bo;
+	(void)unused;
+
+	setup(&(struct fake_device_options){ .aperture_bytes = 9 * PAGE, .bos_max = 1, .at_once = true });
+	uint32_t vpn = map_pages(&f, 32, SUBLET_MOVABLE);
+	assert_int_equal(sublet_device_info(fd.device, &info), 0);
+	assert_int_equal(info.bo_bytes_max, 8 * PAGE);
+	assert_int_equal(create(addr_of(&f, 0, vpn), 9 * PAGE, SUBLET_BO_TRACKED), -E2BIG);
+	assert_int_equal(create(addr_of(&f, 0, vpn), 9 * PAGE, SUBLET_BO_PINNED), -E2BIG);
+	assert_int_equal(stats_of(&f).longterm_bytes, 0);
+	assert_int_equal(stats_of(&f).notifiers, 0);
+	assert_int_equal(claim_take(&f, 9 * PAGE, NULL, &claim), 0);
+	assert_int_equal(sublet_bo_create_claim(fd.device, &claim, 0, NULL, &bo), -E2BIG);
+	claim_give(&f, &claim); /* nobody is over it */
+	/* One that is no larger has all it needs. */
+	bo = bo_over(&fd, vpn, 8, SUBLET_BO_TRACKED);
+	struct sublet_job job = job_of(SUBLET_JOB_FILL, 8);
+	assert_int_equal(submit_error(&fd, &job, bo), 0);
+	teardown();
+}
+
 /* ---- tracked: what cannot be bound ---- */
 
 static int fill_once(struct sublet_bo bo, uint32_t pages)
@@ -588,6 +614,7 @@ int main(void)
 		cmocka_unit_test(readonly),
 		cmocka_unit_test(registered),
 		cmocka_unit_test(registered_has_no_limit),
+		cmocka_unit_test(larger_than_the_aperture),
 		cmocka_unit_test(tracked_before_its_memory),
 		cmocka_unit_test(tracked_plain_memory),
 		cmocka_unit_test(tracked_while_a_child_shares),
