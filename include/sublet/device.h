@@ -269,7 +269,7 @@ struct sublet_device_ops {
 	/* Stop all work at once. When it has returned 0 no memory is accessed, no job that was submitted before will be
 	   completed (the library fails them), and the device takes new jobs; -errno: it is dead, and still does not
 	   access memory. -EINPROGRESS: it is dead, and what it was given may still access memory until it is completed,
-	   if it ever is: that memory is held until then. */
+	   or sublet_device_died says that all is over, if that ever happens: that memory is held until then. */
 	int (*reset)(void *ctx);
 	/* Free ctx. No jobs are in flight, no buffer is attached; after reset answered -EINPROGRESS some may be, and
 	   nothing is to be called any more when this has returned. */
@@ -286,7 +286,10 @@ SUBLET_API SUBLET_NODISCARD int sublet_device_create(struct sublet_arena *arena,
 /* A job is done: status 0 or -errno, result as in sublet_fence_wait. Ignored for jobs that a reset failed already. */
 SUBLET_API void sublet_device_complete(struct sublet_device *device, uint64_t work_id, int status,
 				       uint64_t result);
-/* The device died by itself: fails all jobs with -ENODEV, and refuses new ones. It must not access memory any more. */
+/*
+ * The device died by itself: fails all jobs with -ENODEV, and refuses new ones. It must not access memory any more. After, or
+ * during, a reset that answered -EINPROGRESS too: then the memory that was held for the jobs in flight is let go.
+ */
 SUBLET_API void sublet_device_died(struct sublet_device *device);
 /* The device's page table, for translation. NULL without DEVICE_IOPT. */
 SUBLET_API struct sublet_iopt *sublet_device_iopt(struct sublet_device *device);

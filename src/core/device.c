@@ -14,7 +14,8 @@
  * One thread resets at a time; the others wait for it as for anything else. A device that cannot be reset is dead: it has
  * no jobs and no translations, and refuses new ones. Some cannot even be stopped (a disk that has a request may write to
  * memory minutes later): their jobs are lost. They have failed for whoever waits, but the memory stays theirs, under the
- * owner's name: it does not move, is not unmapped, stays pinned or claimed, until the device says that it is done (G11).
+ * owner's name: it does not move, is not unmapped, stays pinned or claimed, until the device says that it is done, with
+ * the job or with everything (G11).
  */
 #include "core/device.h"
 
@@ -59,7 +60,7 @@ static void device_reset(struct sublet_device *device)
 	device_lock(device);
 	device->count.resets++;
 	device->is_dead |= err != 0;
-	sublet__jobs_fail(device, err != -EINPROGRESS);
+	sublet__jobs_fail(device, err != -EINPROGRESS || device->has_died);
 	if (device->is_dead)
 		sublet__device_unbind_all(device);
 	device->is_resetting = false;
@@ -105,7 +106,7 @@ void sublet__devices_check(struct sublet_arena *arena)
 void sublet_device_died(struct sublet_device *device)
 {
 	device_lock(device);
-	device->is_dead = true;
+	device->is_dead = device->has_died = true;
 	/* Who is resetting it finds it dead, and does the rest: no two calls of the backend at once. */
 	if (!device->is_resetting) {
 		sublet__jobs_fail(device, true);

@@ -44,7 +44,7 @@ enum sublet__bo_state {
  * not bound    none                              bind.c, on the way to a job
  * bound        all of span but the gaps          bind.c; the notifier's callback, if no job is in flight
  * in use       all of span: jobs > 0, no gaps    nobody (G4: a callback declines, or waits)
- * lost         as in use; of a device that is dead but could not be stopped, until it completes the job
+ * lost         as in use; of a device that is dead but could not be stopped, until it completes the job or has died
  */
 struct sublet__bo {
 	struct sublet_device *device; /* set once */
@@ -128,6 +128,7 @@ struct sublet_device {
 	sublet__a32 pulse; /* changes when somebody who waits for the device should look again; parked on */
 	uint32_t waiters;  /* parked, on pulse or on a job's word */
 	bool is_dead;
+	bool has_died; /* and said so itself: it accesses no memory any more, whatever a reset answers */
 	bool is_closing;
 	bool is_resetting;
 	uint32_t submitting; /* calls of ops.submit under way */
@@ -212,7 +213,8 @@ void sublet__device_put(struct sublet_device *device);
 
 /*
  * Every job in flight ends now, each with what suits it; lock held, may be dropped meanwhile. is_stopped false: only for
- * those who wait; the memory is held until the device completes it, if it ever does.
+ * those who wait; the memory is held until the device completes it, or dies, if it ever does. is_stopped true: what was
+ * lost before is let go too.
  */
 void sublet__jobs_fail(struct sublet_device *device, bool is_stopped);
 

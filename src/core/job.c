@@ -313,7 +313,7 @@ static void job_lose(struct sublet_device *device, struct sublet__job *job, int 
 	sublet__device_pulse(device);
 }
 
-/* The device is done with a lost job after all. Drops the lock to end buffers that were destroyed meanwhile. */
+/* The device is done with a lost job after all, or for good. Drops the lock to end buffers that were destroyed meanwhile. */
 static void job_recover(struct sublet_device *device, struct sublet__job *job)
 {
 	uint32_t bos = job->bos, slot[2] = { job->bo[0], job->bo[1] };
@@ -358,11 +358,13 @@ void sublet__jobs_fail(struct sublet_device *device, bool is_stopped)
 
 	for (uint32_t i = 0; i < device->running_count;) {
 		struct sublet__job *job = &device->job[device->running[i]];
-		if (job->state != JOB_RUNNING) {
-			i++; /* whoever completed it is about to end it, or it is lost */
+		if (job->state == JOB_ENDING || (job->state == JOB_LOST && !is_stopped)) {
+			i++; /* whoever completed it is about to end it; or the device may still be at it */
 			continue;
 		}
-		if (is_stopped)
+		if (job->state == JOB_LOST)
+			job_recover(device, job);
+		else if (is_stopped)
 			job_end(device, job, fail_status(device, job, now), 0);
 		else
 			job_lose(device, job, fail_status(device, job, now));

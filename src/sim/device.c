@@ -161,8 +161,7 @@ static void engine_job(struct sim_fiber *self, struct sim_device *d)
 							     : ILL_NOT;
 	struct work_result r;
 
-	/* What cannot be stopped does not die by itself: nobody would hear of the end of the jobs that it lost. */
-	if (ill == ILL_DIE && (d->unstoppable || !sim_one_in(s, 4)))
+	if (ill == ILL_DIE && !sim_one_in(s, 4))
 		ill = ILL_NOT;
 	for (uint32_t i = 1; i < d->queued; i++)
 		d->queue[i - 1] = d->queue[i];

@@ -147,7 +147,7 @@ static int op_attach(void *ctx, uint32_t slot, void *addr, uint64_t bytes)
 	if (!err && fd->attach_most && now >= fd->attach_most)
 		err = -ENOSPC;
 	if (!err) {
-		if (fd->attached[slot])
+		if (fd->attached_bytes[slot])
 			bad(fd, "attached twice", slot);
 		fd->attached[slot] = addr;
 		fd->attached_bytes[slot] = bytes;
@@ -162,9 +162,10 @@ static void op_detach(void *ctx, uint32_t slot)
 	struct fake_device *fd = ctx;
 
 	call_begin(fd, "detach during another call");
-	if (!fd->attached[slot])
+	if (!fd->attached_bytes[slot]) /* the address of a claim may be NULL: its offset */
 		bad(fd, "detached, but not attached", slot);
 	fd->attached[slot] = NULL;
+	fd->attached_bytes[slot] = 0;
 	atomic_fetch_add(&fd->detaches, 1);
 	call_end(fd);
 }
@@ -194,7 +195,7 @@ static void op_close(void *ctx)
 	if (fd->queued)
 		bad(fd, "closed with jobs in flight", fd->queued);
 	for (uint32_t i = 0; i < FAKE_DEVICE_BOS; i++)
-		if (fd->attached[i])
+		if (fd->attached_bytes[i])
 			bad(fd, "closed with a buffer attached", i);
 	atomic_fetch_add(&fd->closes, 1);
 	call_end(fd);

@@ -172,6 +172,93 @@ static void lost_range(void **unused)
 	teardown();
 }
 
+/*
+ * It could not be stopped, and then it died: it accesses nothing any more, so the memory of what it lost is free at once,
+ * with its handle and without; and what it says of those jobs later is nobody's business (G8, G11).
+ */
+static void lost_then_died(void **unused)
+{
+	struct sublet_claim claim, copy;
+	(void)unused;
+
+	for (uint32_t kind = 0; kind < 8; kind++) {
+		bool is_gone = kind & 4; /* the handle */
+		setup(&(struct fake_device_options){ .features = kind & 1 ? SUBLET_DEVICE_COPY : 0 }, 4);
+		struct sublet_mm *mm = f.engine_mm[0];
+		uint32_t vpn = map_pages(&f, 16, SUBLET_MOVABLE);
+		struct sublet_bo bo = bo_over(&fd, vpn, 16, SUBLET_BO_TRACKED), over;
+		if (kind & 2) {
+			assert_int_equal(claim_take(&f, 16 * PAGE, NULL, &claim), 0);
+			assert_int_equal(sublet_bo_create_claim(fd.device, &claim, 0, NULL, &over), 0);
+		} else {
+			over = bo;
+		}
+		uint64_t id = job_lose(over);
+		if (is_gone)
+			assert_int_equal(sublet_bo_destroy(&over), 0);
+		sublet_device_died(fd.device);
+		assert_int_equal(fd.device->lost_count, 0);
+		assert_int_equal(fd.device->running_count, 0);
+		assert_int_equal(fake_device_info(&fd).iopt.mappings, 0);
+		assert_int_equal(fd.attaches, fd.detaches);
+		assert_int_equal(fake_device_info(&fd).jobs_failed, 1); /* it had failed before */
+		sublet_device_complete(fd.device, id, 0, 0);
+		sublet_device_died(fd.device);
+		assert_int_equal(sublet_unmap(mm, addr_of(&f, 0, vpn), 16 * PAGE), 0);
+		if (!is_gone)
+			assert_int_equal(sublet_bo_destroy(&over), 0);
+		if (kind & 2) {
+			copy = claim;
+			claim_give(&f, &copy);
+		}
+		teardown();
+	}
+}
+
+static void die_in_reset(struct fake_device *dev)
+{
+	sublet_device_died(dev->device);
+}
+
+/* It says that it died while it is being reset, and reset that it cannot be stopped: what it said by itself holds. */
+static void died_in_reset(void **unused)
+{
+	struct sublet_bo bo = setup(NULL, 16);
+	(void)unused;
+
+	fd.on_reset = die_in_reset;
+	job_lose(bo);
+	assert_int_equal(fd.device->lost_count, 0);
+	assert_int_equal(fake_device_info(&fd).iopt.mappings, 0);
+	assert_int_equal(info_of(&fd, bo).jobs, 0);
+	assert_int_equal(sublet_unmap(f.engine_mm[0], addr_of(&f, 0, 0), 16 * PAGE), 0);
+	assert_int_equal(sublet_bo_destroy(&bo), 0);
+	teardown();
+}
+
+/* The range of a lost job is not pinned any more, and its fence can still be asked and put: its slot is free then. */
+static void lost_range_then_died(void **unused)
+{
+	struct sublet_job job = job_of(SUBLET_JOB_READ, 4);
+	struct sublet_device_work work;
+	struct sublet_fence fence;
+	(void)unused;
+
+	setup(&(struct fake_device_options){ .features = SUBLET_DEVICE_FILES | SUBLET_DEVICE_RANGES }, 4);
+	fd.reset_error = -EINPROGRESS;
+	job.timeout_ns = SHORT_NS;
+	assert_int_equal(sublet_submit_range(fd.device, &job, f.engine_mm[0], addr_of(&f, 0, 0), &fence), 0);
+	assert_true(fake_device_take(&fd, &work));
+	assert_int_equal(sublet_fence_wait(&fence, LONG_NS, NULL, NULL), -ENODEV);
+	uint32_t slot = (uint32_t)fence.id - 1;
+	sublet_device_died(fd.device);
+	assert_int_equal(pins_listed(), 0);
+	assert_int_equal(fd.device->job[slot].state, JOB_DONE);
+	assert_int_equal(fence_end(&fence), -ENODEV);
+	assert_int_equal(fd.device->job[slot].state, JOB_FREE);
+	teardown();
+}
+
 /* Closed with a lost job: that does not wait. What it may still write to stays held for good. */
 static void lost_and_closed(void **unused)
 {
@@ -199,6 +286,9 @@ int main(void)
 		cmocka_unit_test(lost_while_unmapping),
 		cmocka_unit_test(lost_pinned_and_claimed),
 		cmocka_unit_test(lost_range),
+		cmocka_unit_test(lost_then_died),
+		cmocka_unit_test(died_in_reset),
+		cmocka_unit_test(lost_range_then_died),
 		cmocka_unit_test(lost_and_closed),
 	};
 	return cmocka_run_group_tests(tests, NULL, NULL);
