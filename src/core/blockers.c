@@ -93,18 +93,22 @@ void sublet__blocker_immovable(struct sublet__claim_job *job, uint32_t pfn, uint
 	sublet__blocker_add(job, kind, pfn, 1u << word_order(word), pid);
 }
 
-/* Somebody has pinned it, or was told and declined. */
+/* Somebody has pinned it, or was told and declined; or is about to fork, and nothing moves. */
 void sublet__blocker_busy(struct sublet__claim_job *job, uint32_t pfn, uint32_t word)
 {
 	struct sublet_arena *arena = job->arena;
-	bool pinned = a32_load_relaxed(&arena->frames[pfn].ref) & REF_COUNT_MASK;
+	const struct sublet__frame *f = &arena->frames[pfn];
+	bool pinned = a32_load_relaxed(&f->ref) & REF_COUNT_MASK;
+	uint32_t mm = a32_load_relaxed(&f->b), kind = SUBLET_BLOCKER_PIN;
 	char owner[SUBLET_OWNER_BYTES];
 	uint64_t age_ns;
 
 	if (!pinned && user_find(arena, SUBLET_BLOCKER_NOTIFIER, pfn, owner, &age_ns))
-		sublet__blocker_add(job, SUBLET_BLOCKER_NOTIFIER, pfn, 1u << word_order(word), 0);
-	else
-		sublet__blocker_add(job, SUBLET_BLOCKER_PIN, pfn, 1u << word_order(word), 0);
+		kind = SUBLET_BLOCKER_NOTIFIER;
+	else if (!pinned && mm < a32_load_acquire(&arena->mm_count) &&
+		 a32_load_relaxed(&arena->mm[mm]->fork_pending)) /* only a name: it may be over by now */
+		kind = SUBLET_BLOCKER_CALL;
+	sublet__blocker_add(job, kind, pfn, 1u << word_order(word), 0);
 }
 
 /* The first of them, neighbours of one kind together. */

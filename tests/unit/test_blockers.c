@@ -339,6 +339,26 @@ static void gone_before_it_is_named(void **unused)
 	fixture_close(&f);
 }
 
+/* Memory that a fork on its way did not come to yet does not move: a call that is not over, not a pin. */
+static void beside_a_fork(void **unused)
+{
+	static struct fake f;
+	struct sublet_claim claim;
+	(void)unused;
+
+	fixture_open(&f, &(struct fake_options){ .virtual_time = true });
+	struct sublet_mm *mm = f.engine_mm[0];
+	uint64_t all = f.options.area_frames * PAGE;
+	fill(&f, 0, map_pages(&f, 64, SUBLET_MOVABLE), 64, 9);
+	a32_add_seq_cst(&mm->fork_pending, 1);
+	assert_int_equal(claim_take(&f, all, OPTIONS(.deadline_ns = SUBLET_MS), &claim), -EBUSY);
+	assert_int_equal(claim.blockers[0].kind, SUBLET_BLOCKER_CALL);
+	a32_sub_acq_rel(&mm->fork_pending, 1);
+	assert_int_equal(claim_take(&f, all, NULL, &claim), 0);
+	claim_give(&f, &claim);
+	fixture_close(&f);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -346,6 +366,7 @@ int main(void)
 		cmocka_unit_test(another_claim),          cmocka_unit_test(waits_for_others),
 		cmocka_unit_test(beside_a_call),          cmocka_unit_test(watched),
 		cmocka_unit_test(platform_failures),      cmocka_unit_test(gone_before_it_is_named),
+		cmocka_unit_test(beside_a_fork),
 	};
 	return cmocka_run_group_tests(tests, NULL, NULL);
 }
