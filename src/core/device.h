@@ -32,6 +32,7 @@ struct sublet__gap {
 	uint64_t end;
 };
 
+/* FREE -> MAKING -> LIVE -> GOING -> FREE; MAKING -> FREE where it cannot be made. */
 enum sublet__bo_state {
 	BO_FREE = 0,
 	BO_MAKING, /* has its slot; no handle leads to it yet */
@@ -45,6 +46,9 @@ enum sublet__bo_state {
  * bound        all of span but the gaps          bind.c; the notifier's callback, if no job is in flight
  * in use       all of span: jobs > 0, no gaps    nobody (G4: a callback declines, or waits)
  * lost         as in use; of a device that is dead but could not be stopped, until it completes the job or has died
+ *
+ * not bound -> bound, with gaps -> bound <-> in use; in use -> lost -> bound, and unbound at once. Back from bound, or
+ * bound with gaps, to gaps or not bound: cleared, evicted. not bound -> bound where all of it is filled in at one go.
  */
 struct sublet__bo {
 	struct sublet_device *device; /* set once */
@@ -87,6 +91,15 @@ struct sublet__bo {
 	char owner[SUBLET_OWNER_BYTES];
 };
 
+/*
+ * FREE -> MAKING -> RUNNING -> ENDING -> DONE -> FREE is the way of a job on a range. A job on buffers has nothing to pin,
+ * so the lock is held all along from FREE to RUNNING, and from RUNNING to DONE. Else
+ *
+ *   MAKING   -> FREE            the range cannot be pinned
+ *   RUNNING  -> LOST            its device cannot be stopped
+ *   LOST     -> ENDING, DONE    it completed the job after all; again, whether there is something to unpin
+ *   LOST, ENDING -> FREE        nobody has its fence: DONE is only passed through
+ */
 enum sublet__job_state {
 	JOB_FREE = 0,
 	JOB_MAKING,  /* has its slot; the memory of a range is being pinned */
@@ -114,6 +127,10 @@ struct sublet__job {
 	struct sublet_device_work work;
 };
 
+/*
+ * working -> resetting -> working. Dead: from resetting, where that failed, or from working by itself, and for ever.
+ * Working or dead -> closing, when nobody else uses it; a reset may still come, for the jobs that it has.
+ */
 struct sublet_device {
 	struct sublet_arena *arena;
 	struct sublet_device_ops ops;

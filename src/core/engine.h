@@ -40,6 +40,23 @@
  *   PTE_DROPPED        discardable, contents given up, no memory behind it
  *   PTE_PLAIN          ordinary memory of the process (arena was full)
  *   PTE_RESERVED       as PTE_GONE, and never had memory: may get some along with its neighbours
+ *
+ *   from         to                          by
+ *   not mapped   present, plain, reserved    map, reserve
+ *   present      hole                        decommit
+ *                dropped                     a claim, or a move that needs room
+ *   hole         present                     commit
+ *                gone                        its whole unit is holes
+ *   gone         present, plain              commit
+ *   dropped      present                     sublet_lock
+ *   plain        plain hole                  decommit
+ *   plain hole   plain                       commit
+ *                gone                        its whole unit is holes
+ *   reserved     present, plain              commit
+ *                gone                        a commit got memory for a part of its unit only, and gave it back
+ *   each         not mapped                  unmap
+ *
+ * where a hole is PRESENT or PLAIN with PTE_HOLE.
  */
 #define PTE_PRESENT (1u << 0)
 #define PTE_HOLE    (1u << 1) /* decommitted; the memory behind it waits for the rest of its unit */
@@ -179,6 +196,10 @@ struct sublet__histogram {
 	sublet__a64 bucket[SUBLET_HISTOGRAM_BUCKETS];
 };
 
+/*
+ * free -> being taken -> held -> going -> free; or being taken -> free: the claim failed. Being taken it has an id and no
+ * frames, held it has both, and going it has no frames any more, so that it is released once.
+ */
 struct sublet__claim_slot {
 	uint64_t id;    /* 0: free */
 	uint32_t users; /* buffer objects over it: it is not released before they are gone */
@@ -190,7 +211,7 @@ struct sublet__claim_slot {
 
 /*
  * A pin that is listed. Taken by a compare-and-swap on state, read by anybody without a lock: a reader copies it, and
- * looks whether state is still what it was (core/pins.c).
+ * looks whether state is still what it was (core/pins.c). FREE -> WRITING -> HELD -> FREE.
  */
 struct sublet__pin_record {
 	sublet__a32 state; /* generation << 2 | PIN_FREE, PIN_WRITING, PIN_HELD */

@@ -17,6 +17,26 @@
  *    +--- put, isolation undone
  *   CACHED: BUSY's twin, free memory in a thread's cache (core/cache.c); a claim recalls it.
  *
+ * The picture is the usual way; all there is:
+ *
+ *   from         to                       by
+ *   FREE         BUSY                     who takes memory, or zeroes it ahead
+ *                ISOLATED                 a claim: sublet__isolate
+ *   CACHED       BUSY                     sublet__cache_take
+ *                FREE, ISOLATED           a recall, or a cache that is full
+ *   BUSY         MOVABLE                  segment_publish, run_publish
+ *                FREE, CACHED, ISOLATED   sublet__frames_put
+ *   MOVABLE      DISCARDABLE              sublet_unlock
+ *                BUSY                     unmap, decommit: folio_leave
+ *                PARKED                   the same while a child shares it
+ *                FREE, CACHED, ISOLATED   the source of a move, put back
+ *   DISCARDABLE  MOVABLE                  sublet_lock
+ *                BUSY                     unmap, or dropped
+ *   PARKED       FREE, ISOLATED           fork_restore; ISOLATED inside the window of a claim
+ *   ISOLATED     CLAIMED                  sublet__isolate_commit
+ *                FREE                     sublet__isolate_undo
+ *   CLAIMED      FREE                     sublet_release
+ *
  *   state        may be trusted                                    changed under
  *   FREE         a, b: links of the free list                      zone lock
  *   CACHED       nothing but order                                 cache lock
@@ -30,7 +50,8 @@
  * ref counts pins, short and long-term ones apart: a long-term one is only ever taken under the block lock, when
  * the folio lies in the normal zone (G3). FROZEN keeps new ones out: while the folio moves, and in every state but MOVABLE,
  * so that a pin that raced with a move can never take a reference on somebody else's folio that is
- * not mapped. PINNED remembers that a pin was there since the flag was cleared, WRITTEN that one for
+ * not mapped. So ref is none, pinned or FROZEN, and goes from none to each of the two and back, never from one of them
+ * to the other (G2). PINNED remembers that a pin was there since the flag was cleared, WRITTEN that one for
  * writing was.
  */
 #ifndef SUBLET_CORE_FRAME_H

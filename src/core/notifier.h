@@ -27,6 +27,15 @@
 #define NOTIFIER_NONE          0u        /* node 0 is never used, so that zeroed memory is an empty index */
 
 /*
+ * A node is
+ *   free         generation is even
+ *   registered   odd, active is 0
+ *   marked       odd, active: an invalidation in its range has begun and not ended
+ *   leaving      even, but a callback of it runs: it is not given out before that returns
+ *
+ * free -> registered, or marked at once where an invalidation is under way; registered <-> marked; each of the two ->
+ * free, and marked -> leaving -> free where it is removed while its callback runs.
+ *
  * What a walk looks at. Guarded by the mm's notifier lock; seq, active and generation are also looked at without it.
  */
 struct sublet__notifier_node {

@@ -86,6 +86,13 @@ struct sublet__platform_ops {
  *                              block(R)  engine backs out           unblock(R)
  *                    track(R)            engine backs out           unblock(R)
  *
+ * What a page is to the kernel:
+ *
+ *   none      -> shared, private   map           private   -> copied    a write by the program
+ *             -> plain             map_plain               -> shared    restore
+ *   shared    -> shared            remap         copied    -> shared    restore
+ *             -> private           privatize     each      -> none      unmap
+ *
  * From block to wake/unblock the engine takes no lock and allocates nothing: a thread that holds
  * such a lock may be sleeping on R.
  */

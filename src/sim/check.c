@@ -22,6 +22,8 @@ enum touch {
 	TOUCH_WORD,
 	TOUCH_ENTRY,
 	TOUCH_COUNTS,
+	TOUCH_RECORD,
+	TOUCH_NOTIFIERS,
 	TOUCH_BLOCK_LOCK,
 	TOUCH_ZONE_LOCK,
 	TOUCH_CLAIM_LOCK,
@@ -29,8 +31,6 @@ enum touch {
 	TOUCH_CACHE_TOP,
 	TOUCH_DEVICE_LOCK,
 };
-
-#define CLAIM_SLOTS 64u /* the engine gives out the lowest that is free */
 
 void check_reset(struct sim *s)
 {
@@ -55,6 +55,11 @@ static bool note_of_mm(struct sim *s, const volatile void *at)
 		if (mm && lies_in(at, mm->pte, mm->config.pages * sizeof *mm->pte, &offset)) {
 			s->touch = TOUCH_ENTRY;
 			s->touch_at = m << 16 | (uint32_t)(offset / sizeof *mm->pte);
+			return true;
+		}
+		if (mm && at == &mm->notifiers.lock.word) {
+			s->touch = TOUCH_NOTIFIERS;
+			s->touch_at = m;
 			return true;
 		}
 		if (mm && lies_in(at, mm->block, mm->blocks * sizeof *mm->block, &offset)) {
@@ -110,6 +115,11 @@ void check_note(struct sim *s, const volatile void *at)
 			return;
 		s->touch = TOUCH_COUNTS;
 		s->touch_at = (uint32_t)(offset / sizeof *arena->pageblocks);
+	} else if (lies_in(at, arena->pins, arena->pins_max * sizeof *arena->pins, &offset)) {
+		if (offset % sizeof *arena->pins)
+			return;
+		s->touch = TOUCH_RECORD;
+		s->touch_at = (uint32_t)(offset / sizeof *arena->pins);
 	} else if (!note_of_mm(s, at)) {
 		note_lock(s, at);
 	}
@@ -142,10 +152,17 @@ static void word_check(struct sim *s, uint32_t pfn, uint32_t word)
 		sim_violation(s, "folio %u is %s, and not frozen", pfn, cover_state_name(COVER_FRAME, state));
 }
 
+static uint32_t ref_kind(uint32_t ref)
+{
+	return (ref & REF_FROZEN) ? 2 : (ref & REF_COUNT_MASK) ? 1 : 0;
+}
+
 static void ref_check(struct sim *s, uint32_t pfn, uint32_t ref, uint32_t old)
 {
 	uint32_t word = a32_load_relaxed(&s->arena->frames[pfn].word);
 
+	if ((word & FRAME_HEAD) && ref_kind(old) != ref_kind(ref))
+		cover_transition(s, COVER_REF, ref_kind(old), ref_kind(ref));
 	if ((ref ^ old) & (REF_FROZEN | REF_COUNT_MASK))
 		sim_trace(s,
 			  (ref & REF_FROZEN) ? "ref of frame %llu: %llu short, %llu long, frozen"
@@ -350,7 +367,7 @@ static void zone_check(struct sim *s, uint32_t which)
 
 static void claims_check(struct sim *s)
 {
-	for (uint32_t i = 0; i < CLAIM_SLOTS; i++) {
+	for (uint32_t i = 0; i < SIM_CLAIM_SLOTS; i++) {
 		const struct sublet__claim_slot *slot = &s->arena->claim[i];
 		if (!slot->id)
 			continue;
@@ -439,6 +456,55 @@ static void translation_check(struct sim *s, const struct sim_device *d, const s
 			p->blocked || p->tracked ? ", on its way" : "");
 }
 
+/* A slot of the claim table that names no frames is being taken, or on its way out: by what it was before. */
+static uint32_t claim_of(const struct sublet__claim_slot *slot, uint32_t was)
+{
+	if (!slot->id)
+		return 0;
+	return slot->frames ? 2 : was >= 2 ? 3 : 1;
+}
+
+/* For coverage; the claim table's lock was held just now. */
+static void claims_look(struct sim *s)
+{
+	for (uint32_t i = 0; i < SIM_CLAIM_SLOTS; i++) {
+		uint32_t was = s->claim_state[i], is = claim_of(&s->arena->claim[i], was);
+		if (is != was)
+			cover_transition(s, COVER_CLAIM, was, is);
+		s->claim_state[i] = (uint8_t)is;
+	}
+}
+
+static uint32_t notifier_of(const struct sublet__notifiers *n, uint32_t i)
+{
+	const struct sublet__notifier_node *node = notifier_node(n, i);
+
+	if (a32_load_relaxed(&node->generation) & 1)
+		return a32_load_relaxed(&node->active) ? 2 : 1;
+	return a32_load_relaxed(&notifier_client(n, i)->busy) ? 3 : 0;
+}
+
+/* For coverage; the lock of the mm's notifiers was held just now. */
+static void notifiers_look(struct sim *s, uint32_t m)
+{
+	const struct sublet__notifiers *n = &s->mm[m].mm->notifiers;
+
+	for (uint32_t i = 1; i < n->nodes_used && i < SIM_NOTIFIERS; i++) {
+		uint32_t was = s->notifier_state[m][i], is = notifier_of(n, i);
+		if (is != was)
+			cover_transition(s, COVER_NOTIFIER, was, is);
+		s->notifier_state[m][i] = (uint8_t)is;
+	}
+}
+
+static uint32_t device_of(const struct sublet_device *device)
+{
+	return device->is_closing     ? DEVICE_CLOSES
+	       : device->is_resetting ? DEVICE_RESETS
+	       : device->is_dead      ? DEVICE_DEAD
+				      : DEVICE_WORKS;
+}
+
 static uint32_t bound_of(const struct sublet__bo *bo)
 {
 	return bo->lost ? 4 : bo->jobs ? 3 : !bo->is_bound ? 0 : bo->gaps ? 1 : 2;
@@ -447,6 +513,11 @@ static uint32_t bound_of(const struct sublet__bo *bo)
 /* For coverage; the device's lock is held, or was just now. */
 static void device_look(struct sim *s, struct sim_device *d)
 {
+	uint32_t device = device_of(d->device);
+
+	if (device != d->state)
+		cover_transition(s, COVER_DEVICE, d->state, device);
+	d->state = (uint8_t)device;
 	for (uint32_t i = 0; i < SIM_BOS_MAX; i++) {
 		const struct sublet__bo *bo = &d->device->bo[i];
 		uint32_t bound = bound_of(bo);
@@ -490,10 +561,14 @@ static void lock_dropped(struct sim *s)
 		zone_check(s, s->touch_at);
 		break;
 	case TOUCH_CLAIM_LOCK:
+		claims_look(s);
 		claims_check(s);
 		break;
 	case TOUCH_CACHE_LOCK:
 		cache_check(s, s->touch_at);
+		break;
+	case TOUCH_NOTIFIERS:
+		notifiers_look(s, s->touch_at);
 		break;
 	case TOUCH_DEVICE_LOCK:
 		device_look(s, &s->device[s->touch_at]);
@@ -523,6 +598,8 @@ static void touched_check(struct sim *s)
 			entry_check(s, at >> 16, at & 0xffff, now, old);
 		else if (touch == TOUCH_COUNTS)
 			counts_check(s, at);
+		else if (touch == TOUCH_RECORD)
+			cover_transition(s, COVER_PIN, old & 3, now & 3);
 		else if (touch == TOUCH_CACHE_TOP)
 			top_check(s, at, now);
 		else if (!now)

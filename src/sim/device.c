@@ -357,6 +357,7 @@ static void op_close(void *ctx)
 	while (d->has_engine) /* it may be on its way out of sublet_device_complete */
 		sim_sleep(d->sim, 10 * SUBLET_US);
 	check_touched(d->sim);
+	cover_transition(d->sim, COVER_DEVICE, d->state, DEVICE_NONE);
 	d->device = NULL; /* nothing of it is looked at from here on */
 	d->in_call--;
 }
@@ -409,6 +410,10 @@ int device_open(struct sim *s, struct sim_device *d)
 	};
 	int err = sublet_device_create(s->arena, &ops, d, &limits, &d->device);
 	d->has_engine = !err;
+	if (!err) {
+		d->state = DEVICE_WORKS;
+		cover_transition(s, COVER_DEVICE, DEVICE_NONE, DEVICE_WORKS);
+	}
 	if (!err && !sched_spawn(s, "engine", index, true, engine_main, d))
 		sim_violation(s, "no fiber for a device");
 	if (err) {

@@ -281,7 +281,7 @@ static void step(struct sim *s, const volatile void *at)
 	}
 	if (s->steps % WATCH_STEPS == 0)
 		watch(s);
-	if (s->jump_one_in && sim_one_in(s, s->jump_one_in))
+	if (!s->no_faults && s->jump_one_in && sim_one_in(s, s->jump_one_in))
 		clock_jump(s);
 	if (s->now_ns >= s->timer_ns)
 		timers_fire(s);

@@ -44,6 +44,8 @@
 #define SIM_PINS_MAX     4u /* that one actor holds at once */
 #define SIM_TLS_BYTES    64u
 #define SIM_PIN_PAGES    24u
+#define SIM_CLAIM_SLOTS  64u          /* the engine gives out the lowest that is free */
+#define SIM_NOTIFIERS    64u          /* as well, and there are few */
 #define SIM_LINEAR       (1ull << 45) /* the linear map; nobody looks there */
 
 /* ---- threads ---- */
@@ -98,15 +100,22 @@ struct sim_event {
 
 enum cover_machine {
 	COVER_FRAME = 0,
+	COVER_REF,
+	COVER_ENTRY,
+	COVER_PAGE,
+	COVER_CLAIM,
+	COVER_PIN,
+	COVER_NOTIFIER,
+	COVER_DEVICE,
 	COVER_BO,
 	COVER_BOUND,
 	COVER_JOB,
-	COVER_PAGE,
-	COVER_ENTRY,
 	COVER_MACHINES
 };
 
 #define COVER_EVENTS_MAX 112u
+
+enum sim_device_state { DEVICE_NONE = 0, DEVICE_WORKS, DEVICE_RESETS, DEVICE_DEAD, DEVICE_CLOSES };
 
 struct sim_cover {
 	uint64_t transition[COVER_MACHINES][COVER_STATES][COVER_STATES];
@@ -249,6 +258,7 @@ struct sim_device {
 		uint32_t frame[SIM_PIN_PAGES]; /* of each page at the time */
 	} slot[SIM_BOS_MAX];
 	/* as of the last look, for coverage and checks */
+	uint8_t state; /* enum sim_device_state */
 	uint8_t bo_state[SIM_BOS_MAX];
 	uint8_t bo_bound[SIM_BOS_MAX];
 	uint8_t job_state[16];
@@ -312,6 +322,7 @@ struct sim {
 	bool reads_wait;
 	bool has_track;
 	bool has_forks;
+	bool is_crowded;
 	uint32_t weight[48]; /* of each operation */
 	uint32_t weight_sum;
 	uint32_t fault_one_in[CALLS]; /* 0: never */
@@ -344,6 +355,10 @@ struct sim {
 	uint64_t check_at;
 	struct sim_fiber fiber[SIM_FIBERS_MAX];
 	struct fiber_context root;
+
+	/* as of the last look, for coverage */
+	uint8_t claim_state[SIM_CLAIM_SLOTS];
+	uint8_t notifier_state[SIM_MMS_MAX][SIM_NOTIFIERS];
 
 	/* what the step that is under way may change */
 	uint32_t touch;
@@ -466,6 +481,7 @@ void check_standing(struct sim *s);
 void check_empty(struct sim *s);
 
 /* ---- cover.c ---- */
+/* One that the docs do not have is a violation. */
 void cover_transition(struct sim *s, enum cover_machine machine, uint32_t from, uint32_t to);
 void cover_event(struct sim *s, const char *name);
 void cover_merge(struct sim_cover *to, const struct sim_cover *from);

@@ -27,8 +27,26 @@ static const uint8_t weights[OPS] = {
 	[OP_FENCE] = 16,      [OP_COLLAPSE] = 1,       [OP_SLEEP] = 3,
 };
 
+struct weight {
+	uint8_t op;
+	uint8_t weight;
+};
+
+static void weights_set(struct sim *s, const struct weight *w, uint32_t count)
+{
+	for (uint32_t i = 0; i < count; i++)
+		s->weight[w[i].op] = w[i].weight;
+}
+
 void work_plan(struct sim *s)
 {
+	/* Memory is taken until there is none, in pieces, and what is claimed is kept: many a call gets half of it. */
+	static const struct weight crowd[] = { { OP_MAP, 60 },     { OP_RESERVE, 120 }, { OP_DECOMMIT, 60 },
+					       { OP_COMMIT, 250 }, { OP_CLAIM, 20 },    { OP_RELEASE, 2 } };
+	/* Children come and go all the time, and claims find their memory in every state. */
+	static const struct weight brood[] = { { OP_MAP, 60 },     { OP_FORK, 60 },  { OP_CHILD_EXIT, 20 },
+					       { OP_RESTORE, 20 }, { OP_CLAIM, 60 }, { OP_RELEASE, 60 } };
+
 	s->weight_sum = 0;
 	for (uint32_t i = 0; i < OPS; i++) {
 		s->weight[i] = (uint32_t)(weights[i] + (i == OP_ASK && sim_one_in(s, 8))) << sim_below(s, 4);
@@ -37,6 +55,10 @@ void work_plan(struct sim *s)
 	}
 	if (sim_one_in(s, 3))
 		s->weight[OP_FORK] = 0;
+	if (s->is_crowded)
+		weights_set(s, crowd, sizeof crowd / sizeof crowd[0]);
+	else if (sim_one_in(s, 8))
+		weights_set(s, brood, sizeof brood / sizeof brood[0]);
 	if (sim_one_in(s, 4))
 		s->weight[OP_DEVICE] = 0;
 	s->has_forks = s->weight[OP_FORK];

@@ -353,6 +353,62 @@ void work_memory_close(struct sim *s)
 
 /* ---- fork ---- */
 
+static int do_restore(struct sim *s, struct sim_mm *mm)
+{
+	uint32_t epoch = sublet__mm_fork_epoch(mm->mm);
+
+	sim_step(s);
+	if (mm->is_restoring || mm->child[0].is_alive || mm->child[1].is_alive)
+		return -EAGAIN;
+	mm->is_restoring = true;
+	sim_enter(s, "restore of mm %llu, epoch %llu", mm->index, epoch, 0);
+	int err = sim_leave(s, sublet__mm_fork_restore(mm->mm, epoch));
+	sim_answer(s, "restore", err);
+	mm->is_restoring = false;
+	if (err && err != -EAGAIN)
+		sim_violation(s, "restore: %d", err);
+	return err;
+}
+
+/* Whether a page of it lies in a window that a claim is emptying. */
+static bool region_is_wanted(struct sim *s, const struct sim_region *r)
+{
+	for (const struct sublet__isolation *w = s->arena->zone[ZONE_AREA].isolations; w; w = w->next)
+		for (uint32_t i = 0; i < r->pages; i++) {
+			const struct sim_page *p = page_at(s, r, i);
+			if (p->kind != KIND_NONE && p->kind != KIND_PLAIN && p->pfn >= w->first_pfn &&
+			    p->pfn < w->end_pfn)
+				return true;
+		}
+	return false;
+}
+
+static struct sim_region *region_wanted(struct sim *s, const struct sim_mm *mm)
+{
+	for (uint32_t i = 0; i < SIM_REGIONS_MAX; i++) {
+		struct sim_region *r = &s->region[i];
+		if (r->pages && !r->is_exclusive && !r->users && !r->pins && r->mm == mm->index &&
+		    region_is_wanted(s, r))
+			return r;
+	}
+	return NULL;
+}
+
+/* A child that is gone at once, to run another program, say: what is unmapped meanwhile is parked for a moment only. */
+static void child_short(struct sim *s, struct sim_mm *mm, struct sim_child *child)
+{
+	struct sim_region *r = region_wanted(s, mm);
+
+	if (!r)
+		return;
+	r->is_exclusive = true;
+	(void)unmap(s, r, 0);
+	r->is_exclusive = false;
+	if (child->is_alive)
+		mm_child_exit(mm, child);
+	(void)do_restore(s, mm);
+}
+
 static void do_fork(struct sim *s, struct sim_mm *mm)
 {
 	struct sim_child *child = mm->child[0].is_alive ? &mm->child[1] : &mm->child[0];
@@ -371,6 +427,8 @@ static void do_fork(struct sim *s, struct sim_mm *mm)
 	if (err && err != -EAGAIN)
 		must_be_refusal(s, "fork", err);
 	mm->is_forking = false;
+	if (!err)
+		child_short(s, mm, child);
 }
 
 static void do_child_exit(struct sim *s, struct sim_mm *mm)
@@ -382,23 +440,6 @@ static void do_child_exit(struct sim *s, struct sim_mm *mm)
 		sim_trace(s, "a child of mm %llu exits", mm->index, 0, 0, 0);
 		mm_child_exit(mm, child);
 	}
-}
-
-static int do_restore(struct sim *s, struct sim_mm *mm)
-{
-	uint32_t epoch = sublet__mm_fork_epoch(mm->mm);
-
-	sim_step(s);
-	if (mm->is_restoring || mm->child[0].is_alive || mm->child[1].is_alive)
-		return -EAGAIN;
-	mm->is_restoring = true;
-	sim_enter(s, "restore of mm %llu, epoch %llu", mm->index, epoch, 0);
-	int err = sim_leave(s, sublet__mm_fork_restore(mm->mm, epoch));
-	sim_answer(s, "restore", err);
-	mm->is_restoring = false;
-	if (err && err != -EAGAIN)
-		sim_violation(s, "restore: %d", err);
-	return err;
 }
 
 void work_fork(struct sim *s, struct sim_actor *a, enum sim_op op)

@@ -185,6 +185,7 @@ static void claim_cover(struct sim *s, const struct sublet_claim *claim, int err
 		[SUBLET_BLOCKER_NOROOM] = "claim: blocker noroom",
 		[SUBLET_BLOCKER_PLATFORM] = "claim: blocker platform",
 		[SUBLET_BLOCKER_NOTIFIER] = "claim: blocker notifier",
+		[SUBLET_BLOCKER_CALL] = "claim: blocker call",
 	};
 
 	sim_answer(s, "claim", err);
@@ -249,9 +250,8 @@ static void do_claim(struct sim *s)
 	claim_cover(s, &c->claim, err);
 	if (err && err != -EBUSY && err != -ENOMEM && !(err == -E2BIG && frames > s->area_frames))
 		sim_violation(s, "claim: %d", err);
-	/* Memory in the hand of another thread, between two states, is nobody's: it is not named. */
 	if (err == -EBUSY && !c->claim.blocker_count)
-		cover_event(s, "claim: -EBUSY, memory in hand");
+		sim_violation(s, "a claim is refused, and nobody is named (G5)");
 	c->is_busy = false;
 }
 
@@ -275,22 +275,37 @@ static int release(struct sim *s, struct sim_claim *c)
 	return err;
 }
 
+/* A claim with a buffer over it, which nobody destroys meanwhile: it is not released, and its frames stay its own. */
+static void release_refused(struct sim *s, struct sim_claim *c, struct sim_bo *b)
+{
+	b->is_busy = true;
+	sim_enter(s, "release frames %llu, %llu of them, under a buffer", c->first_pfn, c->frames, 0);
+	int err = sim_leave(s, sublet_release(s->arena, &c->claim));
+	sim_answer(s, "release", err);
+	if (err != -EBUSY)
+		sim_violation(s, "release under a buffer: %d", err);
+	b->is_busy = false;
+}
+
 static void do_release(struct sim *s)
 {
 	struct sim_claim *c = &s->claim[sim_below(s, SIM_CLAIMS_MAX)];
-	bool has_bo = false;
+	struct sim_bo *bo = NULL;
 
 	if (c->is_busy || !c->frames)
 		return;
 	c->is_busy = true;
 	for (uint32_t i = 0; i < sizeof s->bo / sizeof s->bo[0]; i++)
-		has_bo |= s->bo[i].is_live && s->bo[i].claim == (uint32_t)(c - s->claim);
-	/* A buffer over it refuses: then its frames must stay the claim's all the while, so it is not tried here. */
-	if (!has_bo && !c->is_written) {
+		if (s->bo[i].is_live && s->bo[i].claim == (uint32_t)(c - s->claim) && (!bo || bo->is_busy))
+			bo = &s->bo[i];
+	if (bo) {
+		if (!bo->is_busy)
+			release_refused(s, c, bo);
+	} else if (!c->is_written) {
 		int err = release(s, c);
 		if (err)
 			sim_violation(s, "release: %d", err);
-	} else if (!has_bo) {
+	} else {
 		(void)release(s, c); /* a device that cannot be stopped may still be at it */
 	}
 	c->is_busy = false;
@@ -425,7 +440,7 @@ static void do_driver_read(struct sim *s)
 	}
 	(void)sim_leave(s, err);
 	if (err == -EAGAIN || err == -ETIMEDOUT)
-		sim_answer(s, "notifier: read,", err);
+		sim_answer(s, "notifier: read", err);
 	d->is_busy = false;
 }
 

@@ -38,7 +38,8 @@ static void world_plan(struct sim *s)
 	block = 1u << (21 - s->frame_shift);
 	s->normal_frames = block * (1 + sim_below(s, 2)) * (block == 32 ? 2 : 1);
 	s->area_frames = block * (2 + sim_below(s, block == 256 ? 1 : block == 128 ? 4 : 6));
-	if (sim_one_in(s, 20))
+	s->is_crowded = sim_one_in(s, 4);
+	if (sim_one_in(s, s->is_crowded ? 2 : 20))
 		s->normal_frames = 0;
 	s->frames = s->area_frames + s->normal_frames;
 	s->run_pages_max = 1u << sim_below(s, 8);
