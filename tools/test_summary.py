@@ -5,8 +5,8 @@
     test_summary.py BUILD/meson-logs/testlog.json [SEEDS]
 
 The whole log of each failing test; one line a part (a part is a suite of the build files) with how many tests passed,
-how many of their own these ran, and their seconds; at the end "N passed, N failed" and, where there are any, ", N
-skipped".
+how many of their own these ran, and their seconds, after a line with the fresh seeds; at the end "N passed, N failed" and, where
+there are any, ", N skipped".
 
 A failing test that printed SEED=NUMBER (or SUBLET_SEED=NUMBER) leaves a line "suite test SEED=NUMBER" in the file
 SEEDS. The test tests/meta/test_seeds.py runs those again, for ever; the file is part of the tree."""
@@ -19,6 +19,7 @@ SKIPPED = {"SKIP", "IGNORED"}
 # What a test that runs others ends with.
 INSIDE = re.compile(r"^(\d+) passed, 0 failed$", re.M)
 SEED = re.compile(r"\b((?:SUBLET_)?SEED=(?:0x[0-9a-fA-F]+|\d+))\b")
+FRESH = re.compile(r"^fresh.*?" + SEED.pattern, re.M)
 SEEDS_OF_TEST_MAX = 8
 
 
@@ -74,6 +75,12 @@ def seeds_of(test):
     return list(dict.fromkeys(found))[-SEEDS_OF_TEST_MAX:]
 
 
+def fresh_of(tests):
+    """"suite test SEED=NUMBER" of what says that its seed is a fresh one, passed or failed."""
+    found = ((name_of(test), FRESH.search(test.get("stdout") or "")) for test in tests)
+    return [f"{suite} {name} {seed.group(1)}" for (suite, name), seed in found if seed]
+
+
 def seeds_add(path, failed):
     """Append what is not there yet; the lines that are new."""
     try:
@@ -107,6 +114,9 @@ def main():
     # A replay that fails prints its seed, which is in the list already.
     for line in seeds_add(sys.argv[2], failed) if len(sys.argv) > 2 else []:
         print(f"sublet: to be replayed from now on (commit {sys.argv[2]}): {line}")
+    fresh = fresh_of(tests)
+    if fresh:
+        print("fresh seeds: " + ", ".join(fresh))
     for name, part in parts.items():
         print(part.line(name))
     line = f"{total.passed} passed, {total.failed} failed"

@@ -27,7 +27,7 @@ seed = int(os.environ.get('SEED', os.environ.get('DICE', '1')))
 if sys.argv[1] == 'dice':
     print('first line')
     print('x' * 200 + '\\\\n' * 300)
-    print('roll: SEED=%d' % seed)
+    print('fresh roll: SEED=%d' % seed)
     time.sleep(float(os.environ.get('ROLL_S', '0')))
     sys.exit(seed == 13)
 """
@@ -80,6 +80,7 @@ class Tools(unittest.TestCase):
         self.assertEqual(done.returncode, 0, done.stdout)
         lines = done.stdout.splitlines()
         self.assertEqual(lines[-1], "3 passed, 0 failed")
+        self.assertIn("fresh seeds: toy dice SEED=1", lines)  # also of what passed
         self.assertRegex(done.stdout, r"(?m)^toy +2 passed, 0 failed +\d+\.\d s$")
         self.assertRegex(done.stdout, r"(?m)^other +1 passed, 0 failed \(3 inside\) +\d+\.\d s$")
         self.assertEqual(self.seeds(), "")
