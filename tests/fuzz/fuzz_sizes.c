@@ -22,6 +22,7 @@ static long double number_of(const char *text)
 
 static void near_one_of(uint64_t value, long double number, const uint64_t *units, size_t count)
 {
+	require(number >= 0); /* a text that begins with no digit is no number, whatever it is taken for */
 	for (size_t i = 0; i < count; i++)
 		if (fabsl((long double)value - number * (long double)units[i]) <=
 		    2 + (long double)units[i] / 1e8L)
