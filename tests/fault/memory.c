@@ -442,7 +442,7 @@ static int iopt(struct world *w)
 /* ---- fork ---- */
 
 /* The child has the bytes of the moment of the fork, whatever the parent writes. */
-static int fork_and_write(struct world *w)
+static int fork_once(struct world *w)
 {
 	pid_t pid = fork();
 	int status;
@@ -480,6 +480,18 @@ static void restored(struct world *w)
 		usleep(1000);
 	}
 	wrong("a fork was never undone: %llu bytes held", (unsigned long long)stats.area_held_bytes);
+}
+
+static int fork_and_write(struct world *w)
+{
+	int err = fork_once(w);
+
+	/* There the parent has ordinary memory (linux/private.c) until it is, at a moment of its own. */
+	if (w->way->backing == SUBLET_BACKING_HUGETLB) {
+		inject_disarm();
+		restored(w);
+	}
+	return err;
 }
 
 static int fork_prepare(struct world *w)

@@ -34,8 +34,11 @@ static const struct way ways[] = {
 	{ "memfd, zap", SUBLET_BACKING_MEMFD, SUBLET_TECHNIQUE_ZAP },
 	{ "memfd, write-protect", SUBLET_BACKING_MEMFD, SUBLET_TECHNIQUE_WRITEPROTECT },
 	{ "thp, pre-copy", SUBLET_BACKING_THP, SUBLET_TECHNIQUE_PRECOPY },
+	{ "hugetlb, zap", SUBLET_BACKING_HUGETLB, SUBLET_TECHNIQUE_ZAP },
 };
-#define WAYS (sizeof ways / sizeof *ways)
+#define WAYS       (sizeof ways / sizeof *ways)
+#define HUGE_PAGES 16u /* area and normal zone, and what a fork copies */
+#define HUGE_PATH  "/sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages"
 
 /* Where the engine gives up: nothing else is left that keeps the bytes. */
 static const char *const last_words[] = {
@@ -50,6 +53,55 @@ static const char *const last_words[] = {
 };
 
 static uint32_t runs, faults, aborts, skips;
+
+/* ---- pages for hugetlb ---- */
+
+static long huge_before = -1;
+
+static long huge_pages(void)
+{
+	FILE *file = fopen(HUGE_PATH, "re");
+	long count = -1;
+
+	if (file && fscanf(file, "%ld", &count) != 1)
+		count = -1;
+	if (file)
+		fclose(file);
+	return count;
+}
+
+static bool huge_pages_set(long count)
+{
+	FILE *file = fopen(HUGE_PATH, "we");
+	bool is_written = file && fprintf(file, "%ld", count) > 0;
+
+	return file && !fclose(file) && is_written;
+}
+
+static void huge_pages_restore(void)
+{
+	if (!huge_pages_set(huge_before))
+		printf("cannot give the huge pages back: %ld there were\n", huge_before);
+}
+
+static void on_signal(int signal)
+{
+	(void)signal;
+	exit(1); /* the parent waits for a child: nothing of libc is under way but that */
+}
+
+/* Where it may not be done, or there is no memory for it, the runs on hugetlb skip themselves. */
+static void huge_pages_reserve(void)
+{
+	huge_before = huge_pages();
+	if (huge_before < 0 || !huge_pages_set(huge_before + (long)HUGE_PAGES)) {
+		printf("no huge pages may be reserved here: nothing runs on hugetlb\n");
+		return;
+	}
+	atexit(huge_pages_restore); /* a child ends by _exit or a signal */
+	signal(SIGTERM, on_signal);
+	signal(SIGINT, on_signal);
+}
 
 /* ---- one run ---- */
 
@@ -124,6 +176,8 @@ static _Noreturn void child_main(const struct scenario *s, const struct way *way
 	struct rlimit no_core = { 0, 0 };
 	struct holdings before = holdings_now();
 
+	signal(SIGTERM, SIG_DFL);
+	signal(SIGINT, SIG_DFL);
 	(void)setrlimit(RLIMIT_CORE, &no_core);
 	alarm(HANG_SECONDS);
 	bool faulted = run(s, way, n, for_good);
@@ -296,6 +350,7 @@ int main(int argc, char **argv)
 	clock_gettime(CLOCK_MONOTONIC, &t0);
 	if (argc > 2)
 		return one(argv, argc);
+	huge_pages_reserve();
 	warm_up();
 	for (size_t k = 0; k < sizeof all / sizeof *all; k++)
 		bad += loop_each(all[k], argc > 1 ? argv[1] : NULL);

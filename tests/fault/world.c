@@ -243,7 +243,8 @@ static void page_check(const struct world *w, const struct sublet_mm *mm, uint32
 static void kernel_check(const struct world *w)
 {
 	const struct sublet_mm *mm = w->mm;
-	uint64_t base = mm->config.base, end = base + ((uint64_t)mm->config.pages << 12);
+	uint32_t shift = sublet__instance_of(w->arena)->backing.frame_shift;
+	uint64_t base = mm->config.base, end = base + ((uint64_t)mm->config.pages << shift);
 	unsigned long long from, to, offset;
 	unsigned long ino;
 	char line[512], how[8];
@@ -252,8 +253,8 @@ static void kernel_check(const struct world *w)
 	must(f);
 	while (fgets(line, sizeof line, f)) {
 		must(sscanf(line, "%llx-%llx %7s %llx %*s %lu", &from, &to, how, &offset, &ino) == 5);
-		for (uint64_t at = from > base ? from : base; at < to && at < end; at += 4096)
-			page_check(w, mm, (uint32_t)((at - base) >> 12), how, offset + (at - from), ino);
+		for (uint64_t at = from > base ? from : base; at < to && at < end; at += (uint64_t)1 << shift)
+			page_check(w, mm, (uint32_t)((at - base) >> shift), how, offset + (at - from), ino);
 	}
 	fclose(f);
 }
