@@ -277,6 +277,15 @@ static struct sublet__claim_slot *slot_take(struct sublet_arena *arena, const ch
 	return slot;
 }
 
+/* For a checker of programs. */
+static void hand(struct sublet_arena *arena, uint32_t pfn, uint32_t frames, enum sublet__handed how)
+{
+	const struct sublet__platform *p = &arena->platform;
+
+	if (p->ops->handed)
+		p->ops->handed(p->ctx, pfn, frames, how);
+}
+
 static void claim_finish(struct sublet__claim_job *job, int err, uint64_t start_ns)
 {
 	struct sublet_arena *arena = job->arena;
@@ -310,6 +319,8 @@ static void claim_finish(struct sublet__claim_job *job, int err, uint64_t start_
 	claim->bytes = (uint64_t)job->frames << shift;
 	claim->offset_bytes = (uint64_t)job->window.first_pfn << shift;
 	claim->addr = arena->linear ? (char *)arena->linear + claim->offset_bytes : NULL;
+	hand(arena, job->window.first_pfn, job->frames,
+	     job->flags & SUBLET_CLAIM_NOZERO ? SUBLET__HANDED_STALE : SUBLET__HANDED_ZEROED);
 	a64_add_relaxed(&n->claims_succeeded, 1);
 	a64_add_relaxed(&n->claims_held, 1);
 	sublet__histogram_add(&arena->claim_ns, claim->latency_ns);
@@ -396,6 +407,7 @@ int sublet_release(struct sublet_arena *arena, struct sublet_claim *claim)
 	slot->frames = 0; /* a second release of it fails from here on */
 	engine_unlock(arena, &arena->claim_lock);
 
+	hand(arena, pfn, frames, SUBLET__HANDED_BACK); /* before they are somebody else's */
 	sublet__frames_put(arena, pfn, frames, ACCOUNT_CLAIMED);
 	engine_lock(arena, &arena->claim_lock);
 	slot->id = 0;

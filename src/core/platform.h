@@ -42,6 +42,13 @@ enum sublet__map_flags {
 	SUBLET__MAP_PROTECTED = 1u << 2,
 };
 
+/* What a claim's owner may do with the frames of it, in the linear map. */
+enum sublet__handed {
+	SUBLET__HANDED_ZEROED,
+	SUBLET__HANDED_STALE, /* as they are: to write to, and not to decide by */
+	SUBLET__HANDED_BACK,  /* nothing any more */
+};
+
 struct sublet__platform_ops {
 	/* ---- time and waiting ---- */
 	uint64_t (*now_ns)(void *ctx);    /* monotonic */
@@ -65,6 +72,8 @@ struct sublet__platform_ops {
 	/* Copy frames that nobody else reads hot: may bypass the cache. Ranges do not overlap. */
 	void (*copy)(void *ctx, uint32_t dst_pfn, uint32_t src_pfn, uint32_t frames);
 	void (*zero)(void *ctx, uint32_t pfn, uint32_t frames);
+	/* NULL, or for a checker of programs: a claim's owner has these frames, or gave them back. Changes nothing. */
+	void (*handed)(void *ctx, uint32_t pfn, uint32_t frames, enum sublet__handed how);
 
 	/* ---- threads ---- */
 	/*

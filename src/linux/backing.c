@@ -20,6 +20,7 @@
 #include "linux/backing.h"
 
 #include "linux/linux.h"
+#include "linux/memcheck.h"
 #include "linux/proc.h"
 #include "linux/uapi.h"
 
@@ -379,6 +380,7 @@ void sublet__backing_close(struct sublet__backing *b)
 	if (b->owns_linear) {
 		munmap(b->linear, b->bytes);
 	} else if (b->linear) {
+		SUBLET__DEFINED(b->linear, b->bytes);
 		(void)madvise(b->linear, b->bytes, MADV_DOFORK);
 		(void)madvise(b->linear, b->bytes, MADV_DODUMP);
 	}

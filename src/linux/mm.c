@@ -115,6 +115,7 @@ int sublet__mm_map_frames(const struct sublet__linux_mm *mm, const struct sublet
 	size_t bytes = sublet__mm_bytes(mm, seg->pages);
 	uint64_t offset = mm->fd_offset + ((uint64_t)pfn << mm->shift);
 
+	SUBLET__DEFINED(sublet__mm_frame(mm, pfn), bytes);
 	if (is_private && mm->is_hugetlb)
 		return sublet__mm_map_copy(mm, seg, pfn, prot);
 	/* NORESERVE: a snapshot is rarely written as a whole, as with the fork() it is made for. */

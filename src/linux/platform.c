@@ -18,6 +18,7 @@
 
 #include "linux/copy.h"
 #include "linux/linux.h"
+#include "linux/memcheck.h"
 #include "linux/proc.h"
 #include "linux/raw.h"
 
@@ -182,8 +183,10 @@ static void op_copy(void *ctx, uint32_t dst_pfn, uint32_t src_pfn, uint32_t fram
 
 	if (!p->linear)
 		return;
+	SUBLET__UNCHECKED_BEGIN();
 	sublet__copy(p->linear + ((size_t)dst_pfn << p->frame_shift),
 		     p->linear + ((size_t)src_pfn << p->frame_shift), (size_t)frames << p->frame_shift);
+	SUBLET__UNCHECKED_END();
 }
 
 static void op_zero(void *ctx, uint32_t pfn, uint32_t frames)
@@ -192,7 +195,25 @@ static void op_zero(void *ctx, uint32_t pfn, uint32_t frames)
 
 	if (!p->linear)
 		return;
+	SUBLET__UNCHECKED_BEGIN();
 	sublet__zero(p->linear + ((size_t)pfn << p->frame_shift), (size_t)frames << p->frame_shift);
+	SUBLET__UNCHECKED_END();
+}
+
+static void op_handed(void *ctx, uint32_t pfn, uint32_t frames, enum sublet__handed how)
+{
+	const struct sublet__linux_platform *p = ctx;
+	size_t bytes = (size_t)frames << p->frame_shift;
+
+	if (!p->linear)
+		return;
+	void *addr = p->linear + ((size_t)pfn << p->frame_shift);
+	if (how == SUBLET__HANDED_BACK)
+		SUBLET__NO_ACCESS(addr, bytes);
+	else if (how == SUBLET__HANDED_STALE)
+		SUBLET__UNDEFINED(addr, bytes);
+	else
+		SUBLET__DEFINED(addr, bytes);
 }
 
 /* ---- threads ---- */
@@ -356,6 +377,7 @@ const struct sublet__platform_ops sublet__linux_platform_ops = {
 	.unreserve = op_unreserve,
 	.copy = op_copy,
 	.zero = op_zero,
+	.handed = op_handed,
 	.parallel = op_parallel,
 };
 

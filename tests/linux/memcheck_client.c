@@ -1,11 +1,12 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * A program that valgrind checks (test_valgrind.py): one that does everything right, with threads and claims, and four
- * that touch what they have given back.
+ * A program that valgrind checks (test_valgrind.py): one that does everything right, with threads and claims, some that
+ * touch what they have given back, and one that decides by stale bytes of a claim that it did not want zeroed.
  */
 #include <sublet/arena.h>
 #include <sublet/claim.h>
 #include <sublet/map.h>
+#include <sublet/notifier.h>
 
 #include <errno.h>
 #include <pthread.h>
@@ -28,6 +29,7 @@
 static struct sublet_arena *arena;
 static struct sublet_mm *mm;
 static char *heap;
+static const char *linear;
 static volatile int sink;
 
 static void *worker(void *arg)
@@ -59,6 +61,33 @@ static void claims(void)
 	must(!sublet_release(arena, &claim));
 }
 
+/* What was released can be anything next: a claim of other bytes, or movable memory that is read by way of the linear map. */
+static void claims_again(void)
+{
+	const struct sublet_claim_options stale = { SUBLET_OPTIONS(sublet_claim_options),
+						    .flags = SUBLET_CLAIM_NOZERO };
+	struct sublet_extent where;
+	struct sublet_claim claim;
+	uint64_t sum = 0;
+	char *memory;
+
+	for (int i = 0; i < 8; i++) {
+		must(!sublet_claim(arena, SUBLET_MIB, i % 2 ? &stale : NULL, &claim));
+		memset(claim.addr, i, i % 2 ? SUBLET_MIB : UNIT);
+		for (size_t at = 0; at < SUBLET_MIB; at++)
+			sum += ((unsigned char *)claim.addr)[at];
+		must(!sublet_release(arena, &claim));
+	}
+	must(sum == 4 * SUBLET_MIB * 4 + UNIT * 12);
+	while (!sublet_map(mm, SUBLET_MIB, SUBLET_MOVABLE, (void **)&memory)) { /* all that there is */
+		memset(memory, 3, SUBLET_MIB);
+		for (size_t at = 0; at < SUBLET_MIB; at += 4096) {
+			must(sublet_mm_extents(mm, memory + at, 4096, 0, &where, 1) == 1);
+			must(linear[where.offset_bytes] == 3);
+		}
+	}
+}
+
 static void clean(void)
 {
 	pthread_t thread[2];
@@ -81,6 +110,26 @@ static void clean(void)
 	if (!pid)
 		_exit(heap[5] != 1);
 	must(waitpid(pid, &status, 0) == pid && !status);
+	claims_again();
+}
+
+/* A claim, and what must not be done with it; true: it was one of those modes. */
+static bool claim_misused(const char *mode)
+{
+	const struct sublet_claim_options stale = { SUBLET_OPTIONS(sublet_claim_options),
+						    .flags = SUBLET_CLAIM_NOZERO };
+	bool is_stale = !strcmp(mode, "stale");
+	struct sublet_claim claim;
+
+	if (!is_stale && strcmp(mode, "released"))
+		return false;
+	must(!sublet_claim(arena, SUBLET_MIB, is_stale ? &stale : NULL, &claim));
+	volatile char *memory = claim.addr;
+	if (!is_stale)
+		must(!memory[4100] && !sublet_release(arena, &claim));
+	if (memory[4100])
+		sink = 1;
+	return true;
 }
 
 int main(int argc, char **argv)
@@ -96,11 +145,16 @@ int main(int argc, char **argv)
 		fprintf(stderr, "no arena: %s\n", strerror(-err));
 		return 77;
 	}
+	struct sublet_arena_info info = { SUBLET_OPTIONS(sublet_arena_info) };
+	must(!sublet_arena_info(arena, &info));
+	linear = info.linear;
 	mm = sublet_arena_mm(arena);
 	must(!sublet_map(mm, BYTES, strcmp(mode, "unlocked") ? SUBLET_MOVABLE : SUBLET_DISCARDABLE, &memory));
 	heap = memory;
 	memset(heap, 1, BYTES);
-	if (!strcmp(mode, "clean"))
+	if (claim_misused(mode))
+		mode = "done";
+	else if (!strcmp(mode, "clean"))
 		clean();
 	else if (!strcmp(mode, "unmapped"))
 		must(!sublet_unmap(mm, heap, BYTES));
@@ -108,7 +162,7 @@ int main(int argc, char **argv)
 		must(!sublet_decommit(mm, heap + 4096, 4096));
 	else
 		must(!sublet_unlock(mm, heap, BYTES));
-	if (strcmp(mode, "clean"))
+	if (strcmp(mode, "clean") && strcmp(mode, "done"))
 		sink = heap[4100];
 	sublet_arena_destroy(arena);
 	return 0;
