@@ -9,7 +9,8 @@
  *
  * A move that meets a tracked buffer in use does not wait with the memory locked: it backs off, holds new jobs of
  * that buffer off for a while, and comes back, as it does for a short pin. Unmapping the memory waits, bounded by the
- * timeouts of the jobs in flight.
+ * timeouts of the jobs in flight, and so does meanwhile who maps, unmaps, forks or pins in the same 2 MiB
+ * (sublet/map.h, sublet/pin.h); claims and long-term pins keep to their own deadlines.
  */
 #ifndef SUBLET_BO_H
 #define SUBLET_BO_H

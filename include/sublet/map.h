@@ -53,6 +53,8 @@ SUBLET_API SUBLET_NODISCARD int sublet_map_aligned(struct sublet_mm *mm, uint64_
 /*
  * Give back addresses and memory. Any part of a mapping, in whole units of 64 KiB (of frames, where
  * they are larger) but for the end of the mapping.
+ * Where a device works on it (a tracked bo), waits for those jobs, each up to its timeout; who maps or unmaps memory in the
+ * same 2 MiB, or forks, waits as well.
  * -EINVAL  the range is not mapped as a whole, or is not aligned
  * -EBUSY   a pin holds some of it, or a device that cannot be stopped does; or a short pin holds memory right beside it:
  *          it holds all that moves along with its own, up to 2 MiB. Nothing was unmapped. Pins are waited for a third

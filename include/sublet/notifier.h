@@ -96,7 +96,8 @@ SUBLET_API SUBLET_NODISCARD int sublet_notifier_add(struct sublet_mm *mm, const 
  * two threads both remove it, one gets -EINVAL at once and the other waits for that callback to return.
  * -EINVAL   it is not registered (removed twice, or its mm has ended)
  * -EDEADLK  called from inside a callback, it would wait for a callback on another thread that is itself waiting, in a
- *           call of this function, for the caller's: it is registered as before
+ *           call of this function, for the caller's: it is registered as before. Seen within one arena only: callbacks of
+ *           two arenas that remove each other's notifiers wait for ever, so none may remove one of another arena
  */
 SUBLET_API SUBLET_NODISCARD int sublet_notifier_remove(struct sublet_notifier *notifier);
 

@@ -50,7 +50,9 @@ struct sublet_pin {
 /*
  * Pin every folio under [addr, addr + bytes). All or nothing.
  * A short pin takes no lock and makes no system call unless the range is being moved at this moment. A long-term one
- * moves what lies in an area, and waits up to a second for short pins in its way.
+ * moves what lies in an area, and waits up to a second for short pins in its way. Where somebody unmaps memory in the same
+ * 2 MiB that a device's job is on, a short pin of what is being changed there waits as long as that, but with NOWAIT:
+ * up to the job's timeout.
  * owner is copied; it names the pin in sublet_pin_list, `sublet pins` and to claims that it blocks. NULL: a short
  * pin is counted but not listed, which is cheaper; a long-term one is listed as "pin".
  * May be called from any thread; not from a signal handler, nor from a notifier's callback if LONGTERM.
