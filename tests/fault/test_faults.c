@@ -12,6 +12,7 @@
 #include "scenarios.h"
 
 #include <errno.h>
+#include <ftw.h>
 #include <malloc.h>
 #include <poll.h>
 #include <signal.h>
@@ -19,6 +20,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/resource.h>
+#include <sys/stat.h>
 #include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
@@ -339,14 +341,30 @@ static int one(char **argv, int argc)
 	return 1;
 }
 
+static char folder[] = "/tmp/sublet-fault-XXXXXX"; /* of control sockets */
+
+static int entry_remove(const char *path, const struct stat *st, int type, struct FTW *ftw)
+{
+	(void)st;
+	(void)type;
+	(void)ftw;
+	return remove(path);
+}
+
+/* With the socket of a run that ended with its last words. */
+static void folder_remove(void)
+{
+	nftw(folder, entry_remove, 4, FTW_DEPTH | FTW_PHYS);
+}
+
 int main(int argc, char **argv)
 {
-	char folder[] = "/tmp/sublet-fault-XXXXXX"; /* of control sockets */
 	struct timespec t0, t1;
 	int bad = 0;
 
 	if (!mkdtemp(folder) || setenv("XDG_RUNTIME_DIR", folder, 1))
 		return 1;
+	atexit(folder_remove);
 	clock_gettime(CLOCK_MONOTONIC, &t0);
 	if (argc > 2)
 		return one(argv, argc);
