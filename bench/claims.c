@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * Claims: of memory that somebody uses, of free and droppable memory, and after fragmentation.
+ * Claims: of memory that somebody uses, and of free and droppable memory.
  *
  * The area is full, and each claim asks for the dearest window, so it moves all of its bytes. The
  * reference, libc's memcpy between two cold buffers of the same backing, is timed right before
@@ -22,7 +22,6 @@
 
 #define AREA_MIB    128u /* half of what the writer writes to is moved by each claim */
 #define NORMAL_MIB  64u  /* fills with the first claim; from then on all moves stay inside the area */
-#define HEAP_MIB    256u /* of the fragmentation rows, as with the allocators they are compared with */
 #define CLAIM_BYTES (64 * SUBLET_MIB)
 #define REPEATS     25u
 
@@ -245,70 +244,4 @@ void bench_free_claims(void)
 				      .reference = "none: a time" },
 		  drop_ns, REPEATS);
 	sublet_arena_destroy(arena);
-}
-
-/* ---- fragmentation ---- */
-
-#define OBJECTS 4096u
-
-static uint64_t random_next(uint64_t *s)
-{
-	*s ^= *s << 13;
-	*s ^= *s >> 7;
-	*s ^= *s << 17;
-	return *s;
-}
-
-/* Fill with objects of 4 to 64 KiB, free a random half. */
-static void fragment(struct sublet_arena *arena, uint64_t *seed, void **objects, uint64_t *sizes)
-{
-	struct sublet_mm *mm = sublet_arena_mm(arena);
-
-	for (uint32_t i = 0; i < OBJECTS; i++) {
-		sizes[i] = 4 * SUBLET_KIB * (1 + random_next(seed) % 16);
-		if (sublet_map(mm, sizes[i], SUBLET_MOVABLE, &objects[i]))
-			objects[i] = NULL;
-	}
-	for (uint32_t i = 0; i < OBJECTS; i++)
-		if (objects[i] && (random_next(seed) & 1)) {
-			if (sublet_unmap(mm, objects[i], sizes[i]))
-				bench_fail("unmap", -1);
-			objects[i] = NULL;
-		}
-}
-
-void bench_fragmented(void)
-{
-	static const uint64_t want_mib[3] = { 16, 32, 64 };
-	static void *objects[OBJECTS];
-	static uint64_t sizes[OBJECTS];
-	static const char *const names[3] = { "claims of 16 MiB that succeed",
-					      "claims of 32 MiB that succeed",
-					      "claims of 64 MiB that succeed" };
-	double ok[3] = { 0 };
-	uint64_t seed = 1000;
-
-	for (uint32_t trial = 0; trial < 10; trial++) {
-		struct sublet_arena *arena = bench_arena(SUBLET_BACKING_MEMFD, HEAP_MIB, HEAP_MIB / 4);
-		if (!arena)
-			return;
-		fragment(arena, &seed, objects, sizes);
-		for (uint32_t k = 0; k < 3; k++) {
-			struct sublet_claim claim;
-			struct sublet_claim_options o = { SUBLET_OPTIONS(sublet_claim_options),
-							  .flags = SUBLET_CLAIM_DEAREST };
-			if (!sublet_claim(arena, want_mib[k] * SUBLET_MIB, &o, &claim)) {
-				ok[k] += 10;
-				release_or_die(arena, &claim);
-			}
-		}
-		sublet_arena_destroy(arena);
-	}
-	for (uint32_t k = 0; k < 3; k++)
-		bench_add((struct bench_row){ .name = names[k],
-					      .unit = "%",
-					      .must = 100,
-					      .goal = 100,
-					      .reference = "DPDK, jemalloc, mimalloc, TLSF: 0" },
-			  &ok[k], 1);
 }
