@@ -11,6 +11,7 @@
 #include <cmocka.h>
 
 #include "core/arena.h"
+#include "linux/instance.h"
 #include "linux/linux.h"
 #include "linux/proc.h"
 
@@ -111,6 +112,7 @@ static void heap_close(void)
 	pthread_join(writer, NULL);
 	assert_int_equal(wrong, 0);
 	assert_memory_equal(heap, shadow, HEAP_BYTES);
+	sublet__zeroer_stop(sublet__instance_of(arena)); /* nothing else may run meanwhile */
 	if (sublet__arena_verify(arena, text, sizeof text))
 		fail_msg("%s", text);
 	sublet_arena_destroy(arena);
