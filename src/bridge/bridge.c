@@ -30,6 +30,7 @@
 #include <pthread.h>
 #include <stdarg.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/resource.h>
 #include <unistd.h>
@@ -98,6 +99,8 @@ static const char *why_no_arena(int err)
 	case -EFBIG:
 		return "the limit of file sizes (RLIMIT_FSIZE) is below that; lift it with `ulimit -f "
 		       "unlimited`";
+	case -EMFILE:
+		return "there are too few descriptors for it (RLIMIT_NOFILE); allow more with `ulimit -n 64`";
 	case -EOPNOTSUPP:
 		return "this kernel lacks the --backing or --technique asked for; `sublet doctor` shows what "
 		       "there is";
@@ -131,6 +134,28 @@ static int create_arena(const struct sublet__settings *s)
 	return 0;
 }
 
+/* Its directory is what the environment chooses, and the usual reason is that it is somebody else's. */
+static void say_no_socket(const char *name, int err)
+{
+	const char *chosen = getenv("XDG_RUNTIME_DIR");
+	char dir[SUBLET__DIR_BYTES];
+
+	if (err == -EMFILE)
+		sublet__bridge_say("cannot serve %s on its control socket: %s", name, why_no_arena(err));
+	else if (sublet__instance_dir_path(dir) != 0)
+		sublet__bridge_say(
+			"cannot serve %s on its control socket: the path in XDG_RUNTIME_DIR is too "
+			"long; set it to a directory of your own, or unset it",
+			name);
+	else
+		sublet__bridge_say(
+			"cannot make the control socket of %s in %.256s: %s; set XDG_RUNTIME_DIR "
+			"to a directory of your own%s",
+			name, dir,
+			err == -EPERM ? "it must be a directory of your own with mode 0700" : strerror(-err),
+			chosen != NULL && strncmp(dir, chosen, strlen(chosen)) == 0 ? ", or unset it" : "");
+}
+
 static int create_and_serve(const struct sublet__settings *s)
 {
 	int err = create_arena(s);
@@ -139,7 +164,7 @@ static int create_and_serve(const struct sublet__settings *s)
 		return err;
 	err = sublet_arena_serve(sublet__bridge.arena, s->name);
 	if (err != 0) {
-		sublet__bridge_say("cannot serve %s on its control socket: %s", s->name, strerror(-err));
+		say_no_socket(s->name, err);
 		sublet_arena_destroy(sublet__bridge.arena);
 	}
 	return err;

@@ -390,7 +390,9 @@ uint32_t sublet__linux_fd_least(void)
 
 int sublet__linux_fd_high(int fd)
 {
-	int least = fd < 0 ? 0 : (int)sublet__linux_fd_least();
+	if (fd < 0)
+		return fd; /* and errno still says why */
+	int least = (int)sublet__linux_fd_least();
 	int high = fd < least ? fcntl(fd, F_DUPFD_CLOEXEC, least) : -1;
 	if (high < 0)
 		return fd;

@@ -6,6 +6,7 @@ The instance is a program that checks its bytes all the time; after each test it
 """
 import os
 import random
+import resource
 import shutil
 import signal
 import socket
@@ -190,6 +191,37 @@ class Errors(lent.Case):
         self.assertFalse(os.path.exists(marker))
         self.assertEqual([instance["pid"] for instance in self.instances()], [self.instance.pid])
         self.unharmed()
+
+    def test_no_place_for_the_socket(self):
+        """The line names the folder, and says which variable chooses it."""
+        marker = self.path("started")
+        os.mkdir(self.path("open"))
+        os.mkdir(self.path("open", "sublet"))
+        os.chmod(self.path("open", "sublet"), 0o755)
+        long = self.path(*["x" * 200] * 19)
+        os.makedirs(long)
+        for folder, words in (("/proc", ("in /proc/sublet:",)), (self.path("open"), ("open/sublet:", "mode 0700")),
+                              (long, ("too long",))):
+            with self.subTest(folder[:40]):
+                self.refused(125, (*words, "XDG_RUNTIME_DIR", "a directory of your own", "unset it"), "run", "--area", "64M", "touch", marker,
+                             XDG_RUNTIME_DIR=folder)
+        self.assertFalse(os.path.exists(marker))
+
+    def test_few_descriptors(self):
+        """However few: the limit is named, never what some clean-up met after it."""
+        marker = self.path("started")
+        started = 0
+        for limit in range(6, 33):
+            result = subprocess.run([lent.SUBLET, "run", "--area", "64M", "touch", marker], capture_output=True,
+                                    text=True, timeout=lent.TIMEOUT_S, check=False, env=self.env,
+                                    preexec_fn=lambda n=limit: resource.setrlimit(resource.RLIMIT_NOFILE, (n, n)))
+            if result.returncode == 125:
+                self.assert_explained(result)
+                self.assertIn("ulimit -n", result.stderr, limit)
+                self.assertEqual(started, 0, "and with fewer it was enough")
+            started += result.returncode == 0
+        self.assertGreater(started, 0)
+        self.assertTrue(os.path.exists(marker))
 
     def test_no_userfaultfd(self):
         lent.needs(os.geteuid() == 0, "needs root to become somebody without rights")
