@@ -239,4 +239,7 @@ void sublet__redis_stop(struct sublet__redis *redis)
 		close(redis->fd);
 	redis->fd = -1;
 	sublet__demo_end(&redis->pid, 2 * SUBLET_SEC);
+	/* Looking removes the socket of one that had to be killed. */
+	int running = sublet_instance_list(NULL, 0);
+	(void)running;
 }

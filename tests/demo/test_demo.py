@@ -83,6 +83,29 @@ class Demo(unittest.TestCase):
     def test_interrupted_under_load(self):
         self.interrupt_after(4.5, signal.SIGTERM)
 
+    def test_interrupted_while_redis_is_stopped(self):
+        """It has to be killed, and cannot remove its socket itself."""
+        runtime = os.path.join(self.folder, "runtime")
+        frames = os.path.join(self.folder, "frames")
+        os.mkdir(runtime, 0o700)
+        os.mkdir(frames)
+        process = subprocess.Popen([SUBLET, "demo", "--dir", frames, *QUICK], stdin=subprocess.DEVNULL,
+                                   stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+                                   env=dict(os.environ, XDG_RUNTIME_DIR=runtime))
+        deadline = time.monotonic() + 20
+        while not glob.glob(runtime + "/sublet/demo-*") and time.monotonic() < deadline:
+            time.sleep(0.05)
+        socket, = glob.glob(runtime + "/sublet/demo-*")
+        os.kill(int(socket.split(".")[-1]), signal.SIGSTOP)
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=30)
+        self.assertEqual(process.returncode, 128 + signal.SIGINT, errors)
+        self.assertEqual(os.listdir(runtime + "/sublet"), [])
+        self.assertEqual(os.listdir(frames), [])
+        shutil.rmtree(runtime)
+        os.rmdir(frames)
+        self.assert_gone()
+
     def test_killed(self):
         process = subprocess.Popen([SUBLET, "demo", "--dir", self.folder, *QUICK], stdin=subprocess.DEVNULL,
                                    stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
