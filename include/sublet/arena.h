@@ -106,7 +106,7 @@ SUBLET_API SUBLET_NODISCARD int sublet_arena_info(struct sublet_arena *arena, st
  * `claim` reach this arena (sublet/client.h is the same for programs). A thread of its own serves
  * it until the arena is destroyed.
  * -EEXIST  a live instance of this user has that name and this pid already
- * -EINVAL  name is empty, too long, begins with '.', or has a '/' or a control character in it
+ * -EINVAL  name is empty, too long, begins with '.', is no UTF-8, or has a '/' or a control character in it
  * -EPERM   the directory of sockets is not private to this user
  * -ENOSPC  too many servers on this arena; or -errno of the directory, the socket or the thread
  */

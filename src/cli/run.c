@@ -17,6 +17,7 @@
 
 #include "bridge/settings.h"
 #include "control/instance.h"
+#include "control/owner.h"
 #include "linux/linux.h"
 
 #include <errno.h>
@@ -114,9 +115,10 @@ static bool parse_allow(const char *list, uint32_t *allow)
 static bool set_name(struct run *run, const char *name)
 {
 	if (sublet__instance_name_check(name) != 0) {
-		sublet__error("--name: \"%s\" is empty, longer than %d bytes, or has a character that a file "
-			      "name cannot have",
-			      name, SUBLET_NAME_BYTES - 1);
+		sublet__error(
+			"--name: \"%s\" is empty, longer than %d bytes, begins with '.', is no UTF-8, or "
+			"has a '/' or a control character in it",
+			name, SUBLET_NAME_BYTES - 1);
 		return false;
 	}
 	memcpy(run->settings.name, name, strlen(name) + 1);
@@ -533,9 +535,15 @@ static void default_name(struct run *run)
 		return;
 	(void)snprintf(run->settings.name, sizeof(run->settings.name), "%s",
 		       slash ? slash + 1 : run->program[0]);
-	for (char *at = run->settings.name; *at != '\0'; at++)
-		if ((unsigned char)*at < ' ' || *at == 0x7f || (*at == '.' && at == run->settings.name))
+	if (run->settings.name[0] == '.')
+		run->settings.name[0] = '_';
+	for (char *at = run->settings.name; *at != '\0';) {
+		size_t bytes = sublet__character_bytes(at); /* of what was cut in its middle: 0 */
+
+		if (bytes == 0)
 			*at = '_';
+		at += bytes ? bytes : 1;
+	}
 	if (run->settings.name[0] == '\0')
 		memcpy(run->settings.name, "program", sizeof("program"));
 }

@@ -14,6 +14,7 @@
  * half formats by hand; the second half, listing and finding, runs in clients and uses libc freely.
  */
 #include "control/instance.h"
+#include "control/owner.h"
 #include "control/wire.h"
 
 #include <dirent.h>
@@ -54,12 +55,13 @@ int sublet__instance_name_check(const char *name)
 
 	if (!name || name[0] == '.')
 		return -EINVAL;
-	for (; name[n]; n++) {
-		unsigned char c = (unsigned char)name[n];
+	while (name[n]) {
+		/* of whoever lists, control characters would reach the terminal, and what is no UTF-8 the JSON */
+		size_t bytes = sublet__character_bytes(name + n);
 
-		/* control characters would reach the terminal of whoever lists */
-		if (n + 1 >= SUBLET_NAME_BYTES || c == '/' || c < 0x20 || c == 0x7f)
+		if (!bytes || n + bytes >= SUBLET_NAME_BYTES || name[n] == '/')
 			return -EINVAL;
+		n += bytes;
 	}
 	return n ? 0 : -EINVAL;
 }

@@ -14,7 +14,7 @@
 bool sublet__text_append(char *text, size_t bytes, size_t *used, const char *more);
 bool sublet__text_append_u64(char *text, size_t bytes, size_t *used, uint64_t value);
 
-/* 0, or -EINVAL: empty, too long, '/', a control character, or a '.' in front. */
+/* 0, or -EINVAL: empty, too long, '/', a control character, no UTF-8, or a '.' in front. */
 int sublet__instance_name_check(const char *name);
 
 /* The socket's file name in the directory. */

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * Owner tags are bytes that some program chose, cut off after 31 of them, maybe in the middle of a character. They end
- * up in other people's terminals, where ESC and the C1 controls are commands, and in JSON, which is UTF-8 or nothing.
+ * Owner tags, and names of instances, are bytes that some program chose, cut off after so many of them, maybe in the
+ * middle of a character. They end up in other people's terminals, where ESC and the C1 controls are commands, and in
+ * JSON, which is UTF-8 or nothing.
  */
 #include "control/owner.h"
 
@@ -19,9 +20,9 @@ static int continuation_bytes(unsigned char first)
 	return first >= 0xf0 && first < 0xf5 ? 3 : -1;
 }
 
-/* Length of the printable character at s, which ends with a NUL at the latest; 0: there is none. */
-static size_t character_bytes(const unsigned char *s)
+size_t sublet__character_bytes(const char *text)
 {
+	const unsigned char *s = (const unsigned char *)text;
 	int more = continuation_bytes(s[0]);
 
 	if (more < 0)
@@ -42,7 +43,7 @@ void sublet__owner_clean(char owner[SUBLET_OWNER_BYTES])
 
 	memset(owner + end, 0, SUBLET_OWNER_BYTES - end);
 	while (i < end) {
-		size_t n = character_bytes((const unsigned char *)owner + i);
+		size_t n = sublet__character_bytes(owner + i);
 
 		if (!n)
 			owner[i] = '?';

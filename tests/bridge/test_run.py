@@ -385,6 +385,19 @@ class Run(unittest.TestCase):
         self.assertEqual(result.returncode, 125, result.stderr)
         self.assert_one_line(result, "RLIMIT_AS", "ulimit -v unlimited")
 
+    def test_names_of_programs_that_are_no_text(self):
+        """An instance whose program's file name no JSON can hold, or that is cut in the middle of a character."""
+        for file, name in ((b"\xff\x1b\xc3", "___"), ("ü".encode() * 40, "ü" * 31 + "_"), (b".hidden", "_hidden")):
+            with self.subTest(file):
+                path = os.path.join(self.folder.encode(), file)
+                shutil.copy(CLIENT, path)
+                process = self.start(*SMALL, "--", path, "hold", str(4 * MIB))
+                self.assertEqual(process.stdout.readline(), "full\n")
+                listed = subprocess.run([SUBLET, "list", "--json"], env=self.env, capture_output=True, timeout=60)
+                self.assertEqual([i["name"] for i in json.loads(listed.stdout)["instances"]], [name])
+                process.kill()
+                process.communicate()
+
     def test_usage(self):
         self.assert_not_started(2, "--allow", "direct,nonsense", words=('"nonsense"', "--help"))
         self.assert_not_started(2, "--backing", "gold", words=("--backing", '"gold"'))

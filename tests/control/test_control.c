@@ -151,19 +151,24 @@ static void test_names(void **state)
 	assert_int_equal(sublet_arena_serve(&w->arena, "a/b"), -EINVAL);
 	assert_int_equal(sublet_arena_serve(&w->arena, ".hidden"), -EINVAL);
 	assert_int_equal(sublet_arena_serve(&w->arena, "bell\a"), -EINVAL);
+	assert_int_equal(sublet_arena_serve(&w->arena, "no \xff utf"), -EINVAL);
+	assert_int_equal(sublet_arena_serve(&w->arena, "csi \xc2\x9b"), -EINVAL);
+	assert_int_equal(sublet_arena_serve(&w->arena, "half \xc3"), -EINVAL);
 	assert_int_equal(sublet_arena_serve(&w->arena, longest), -EINVAL);
 	assert_int_equal(w->arena.companion_count, 0);
 	longest[SUBLET_NAME_BYTES - 1] = '\0';
 	serve(w, longest);
 	serve(w, "dots.and 1.2");
+	serve(w, "\xc3\xa9t\xc3\xa9");
 	assert_int_equal(sublet_arena_serve(&w->arena, "dots.and 1.2"), -EEXIST);
-	assert_int_equal(sublet_instance_list(in, 4), 2);
+	assert_int_equal(sublet_instance_list(in, 4), 3);
 	assert_string_equal(in[0].name, "dots.and 1.2");
 	assert_string_equal(in[1].name, longest);
-	assert_int_equal(sublet_instance_list(in, 1), 2);
-	assert_int_equal(sublet_instance_list(NULL, 0), 2);
+	assert_string_equal(in[2].name, "\xc3\xa9t\xc3\xa9");
+	assert_int_equal(sublet_instance_list(in, 1), 3);
+	assert_int_equal(sublet_instance_list(NULL, 0), 3);
 	sublet_client_close(connect_to("dots.and 1.2"));
-	assert_int_equal(files_left(w, false), 2);
+	assert_int_equal(files_left(w, false), 3);
 }
 
 static void test_no_instance(void **state)
