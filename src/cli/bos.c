@@ -9,7 +9,7 @@
 #include "cli/listing.h"
 
 static const char help[] =
-	"usage: sublet bos [-n NAME|PID] [--json]\n"
+	"usage: sublet bos [--json] [[-n] NAME|PID]\n"
 	"\n"
 	"Show the buffer objects of all devices of an instance, oldest first: device, kind, size, how much\n"
 	"of it the device reaches now, jobs in flight, how often it was bound and evicted, age, owner.\n"
@@ -18,7 +18,7 @@ static const char help[] =
 	"  pinned   over movable memory under a long-term pin: outside the area, never moves\n"
 	"  tracked  over movable memory without a pin: evicted when it moves, bound again when it is used\n"
 	"\n"
-	"  -n, --name NAME|PID  the instance; not needed where one runs\n"
+	"  -n, --name NAME|PID  the instance, also without -n; not needed where one runs\n"
 	"  -j, --json           one JSON object: { \"bos\": [ { device, kind, owner, age_ns, bytes, ... } ] "
 	"}\n"
 	"  -h, --help           this text\n"

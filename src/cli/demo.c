@@ -59,7 +59,7 @@ struct demo {
 };
 
 static const char help[] =
-	"Usage: sublet demo [--ways] [--rounds N] [--each TIME] [--dir FOLDER] [--json]\n"
+	"usage: sublet demo [--ways] [--rounds N] [--each TIME] [--dir FOLDER] [--json]\n"
 	"\n"
 	"Redis in lent memory under load, while a capture device claims 64 MiB buffers of that memory ten\n"
 	"times a second and has frames read into them from a disk. Then the three ways to give a device\n"
@@ -67,20 +67,18 @@ static const char help[] =
 	"GiB\n"
 	"of memory.\n"
 	"\n"
-	"  --ways         only the three ways: half a minute at most, 500 MiB, no Redis\n"
-	"  --rounds N     rounds of four measurements each (default 8); of the three ways (default 3, and "
-	"no\n"
-	"                 more than that where they come last)\n"
-	"  --each TIME    length of one measurement (default 1.5s); of one way (default, and at most where "
-	"they\n"
-	"                 come last, 800ms)\n"
-	"  --dir FOLDER   where a folder for the frames (96 MiB) may be made; must be on a disk (default "
-	"/var/tmp)\n"
-	"  --json         print the results as JSON\n"
-	"  --help         this text\n"
+	"      --ways        only the three ways: half a minute at most, 500 MiB, no Redis\n"
+	"      --rounds N    rounds of four measurements each (default 8); of the three ways (default 3,\n"
+	"                    and no more than that where they come last)\n"
+	"      --each TIME   length of one measurement (default 1.5s); of one way (default, and at most\n"
+	"                    where they come last, 800ms)\n"
+	"      --dir FOLDER  where a folder for the frames (96 MiB) may be made; must be on a disk (default\n"
+	"                    /var/tmp)\n"
+	"  -j, --json        print the results as one JSON object\n"
+	"  -h, --help        this text\n"
 	"\n"
-	"Exits with 0 only if every claim succeeded, every checksum was right and the data set is "
-	"unchanged.\n";
+	"exit status: 0 only if every claim succeeded, every checksum was right and the data set is\n"
+	"unchanged; 1 otherwise; 2 usage; 130 interrupted, or 128 + the signal that ended it\n";
 
 /* ---- the picture ---- */
 
@@ -490,7 +488,7 @@ static int parse(int argc, char **argv, struct demo *demo)
 	uint64_t rounds = 0;
 	int option;
 	opterr = 0;
-	while ((option = getopt_long(argc, argv, ":h", options, NULL)) != -1) {
+	while ((option = getopt_long(argc, argv, ":jh", options, NULL)) != -1) {
 		bool good = true;
 		switch (option) {
 		case 'r':
@@ -515,17 +513,15 @@ static int parse(int argc, char **argv, struct demo *demo)
 			return 1 + sublet__option_error("demo", option, argv);
 		}
 		if (!good)
-			return 1 + SUBLET__EXIT_USAGE;
+			return 1 + sublet__usage_error("demo");
 	}
 	if (!rounds)
 		rounds = demo->ways_only ? WAYS_ROUNDS : ROUNDS;
 	if (!demo->round_ns)
 		demo->round_ns = demo->ways_only ? WAYS_NS : ROUND_NS;
 	demo->rounds = (uint32_t)rounds;
-	if (optind < argc) {
-		demo_error("demo takes no argument: %s", argv[optind]);
-		return 1 + sublet__usage_error("demo");
-	}
+	if (optind < argc)
+		return 1 + sublet__extra_argument("demo", argv[optind]);
 	return 0;
 }
 

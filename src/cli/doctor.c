@@ -96,7 +96,8 @@ static void check_userfaultfd(struct report *r, const struct sublet__linux_facts
 	}
 	FOUND(c, "refused: %s", strerror(-f->userfaultfd_error));
 	if (!access("/dev/userfaultfd", F_OK))
-		FIX(c, "sudo setfacl -m u:%u:rw /dev/userfaultfd", (unsigned int)geteuid());
+		FIX(c, "sudo setfacl -m u:%u:rw /dev/userfaultfd   # of the package acl",
+		    (unsigned int)geteuid());
 	else if (f->userfaultfd_error == -ENOSYS)
 		FIX(c, "boot a kernel with CONFIG_USERFAULTFD=y");
 	else

@@ -3,7 +3,7 @@
  * `sublet list`: who runs.
  *
  * Looking is also cleaning: the library removes the sockets of dead instances on the way. An
- * instance that does not answer within its two seconds is shown all the same, without its sizes.
+ * instance that does not answer in time is shown all the same, without its sizes.
  */
 #include "cli/cli.h"
 #include "cli/json.h"

@@ -55,7 +55,8 @@ static const char help[] =
 	"\n"
 	"  -n, --name NAME|PID  the instance, also without -n; not needed where one runs\n"
 	"  -w, --watch          draw again every second, until Ctrl-C\n"
-	"  -j, --json           one JSON object: block_bytes and the frames of each block by state\n"
+	"  -j, --json           one JSON object: block_bytes and the frames of each block by state;\n"
+	"                       with --watch one after the other\n"
 	"  -h, --help           this text\n"
 	"\n"
 	"exit status: 0; 1 refused; 2 usage; 3 no such instance\n";

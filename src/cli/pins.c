@@ -9,7 +9,7 @@
 #include "cli/listing.h"
 
 static const char help[] =
-	"usage: sublet pins [-n NAME|PID] [--json]\n"
+	"usage: sublet pins [--json] [[-n] NAME|PID]\n"
 	"\n"
 	"Show the pins of an instance, longest held first: class, age, bytes, what the device does with the\n"
 	"memory, address in the instance's process, owner. Short pins without an owner tag are not listed.\n"
@@ -17,7 +17,7 @@ static const char help[] =
 	"  short      for one I/O. In the way of a claim of the window that it lies in\n"
 	"  long-term  for a session. Never in an area, so never in the way of a claim\n"
 	"\n"
-	"  -n, --name NAME|PID  the instance; not needed where one runs\n"
+	"  -n, --name NAME|PID  the instance, also without -n; not needed where one runs\n"
 	"  -j, --json           one JSON object: { \"pins\": [ { class, owner, age_ns, bytes, ... } ] }\n"
 	"  -h, --help           this text\n"
 	"\n"

@@ -86,13 +86,13 @@ static const char help_end[] =
 
 /* ---- the command line ---- */
 
-/* The index of text in a NULL-ended list; -1 with an error line otherwise. */
-static int choice(const char *option, const char *text, const char *const *names)
+/* The index of text in a NULL-ended list; -1 with an error line otherwise, where `all` says what there is. */
+static int choice(const char *option, const char *text, const char *const *names, const char *all)
 {
 	for (int i = 0; names[i] != NULL; i++)
 		if (strcmp(names[i], text) == 0)
 			return i;
-	sublet__error("%s: there is no \"%s\"", option, text);
+	sublet__error("%s: there is no \"%s\": choose %s", option, text, all);
 	return -1;
 }
 
@@ -108,7 +108,6 @@ static bool parse_allow(const char *list, uint32_t *allow)
 	if (sublet__policy_parse(list, allow, &bad, &bad_bytes) == 0)
 		return true;
 	sublet__error("--allow: there is no part \"%.*s\"", bad_bytes, bad);
-	sublet__advice("`sublet run --help` lists them");
 	return false;
 }
 
@@ -158,11 +157,11 @@ static bool take_option(struct run *run, int option, const char *value)
 		run->normal_given = true;
 		return sublet__option_size("--normal", value, &s->normal_bytes);
 	case 'b':
-		index = choice("--backing", value, backing_names);
+		index = choice("--backing", value, backing_names, "auto, hugetlb, thp or memfd");
 		s->backing = (enum sublet_backing)index;
 		return index >= 0;
 	case 't':
-		index = choice("--technique", value, technique_names);
+		index = choice("--technique", value, technique_names, "auto, precopy, zap or writeprotect");
 		s->technique = (enum sublet_technique)index;
 		return index >= 0;
 	case 'c':
@@ -206,7 +205,7 @@ static int parse(struct run *run, int argc, char **argv)
 		if (option == '?' || option == ':')
 			return sublet__option_error("run", option, argv) + 1;
 		if (!take_option(run, option, optarg))
-			return SUBLET__EXIT_USAGE + 1;
+			return sublet__usage_error("run") + 1;
 	}
 	if (optind == argc) {
 		sublet__error("run: which program?");
@@ -491,7 +490,10 @@ static int execute(const struct sublet__program *program, char **argv)
 	err = errno;
 	if (err == ENOEXEC && program->is_text)
 		execute_by_shell(program->path, argv);
-	sublet__error("run: cannot execute %s: %s", program->path, strerror(err));
+	sublet__error("run: cannot execute %s: %s", program->path,
+		      err == ENOENT && access(program->path, F_OK) == 0
+			      ? "the interpreter or loader that it names is not there"
+			      : strerror(err));
 	return err == ENOENT ? EXIT_NOT_FOUND : EXIT_CANNOT_EXECUTE;
 }
 

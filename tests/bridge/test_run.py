@@ -417,6 +417,13 @@ class Run(unittest.TestCase):
         self.assertEqual(self.run_program("/nonexistent/program").returncode, 127)
         self.assertEqual(self.run_program("/etc/passwd").returncode, 126)
         self.assertEqual(self.run_program("/").returncode, 126)
+        path = os.path.join(self.folder, "script")
+        with open(path, "w", encoding="ascii") as file:
+            file.write("#!/nonexistent/shell\n")
+        os.chmod(path, 0o755)
+        result = self.run_program(path)
+        self.assertEqual(result.returncode, 127)
+        self.assert_one_line(result, path, "the interpreter or loader that it names")
 
     def test_no_userfaultfd(self):
         """As a user without permission: one line, one with what to do, and no program."""

@@ -69,7 +69,9 @@ class Cli(unittest.TestCase):
         for name in ("run", "claim", "stat", "map", "pins", "bos", "list", "doctor", "demo"):
             for r in (self.sublet(name, "--help"), self.sublet("help", name)):
                 self.assertEqual((r.returncode, r.stderr), (0, ""), name)
-                self.assertTrue(r.stdout.lower().startswith(f"usage: sublet {name}"), r.stdout)
+                self.assertTrue(r.stdout.startswith(f"usage: sublet {name}"), r.stdout)
+                self.assertIn("  -h, --help ", r.stdout)
+                self.assertEqual("--json" in r.stdout, "  -j, --json " in r.stdout, name)
                 self.assertRegex(r.stdout, "(?i)exit")
         self.assertEqual(self.sublet().returncode, 2)
 
@@ -78,7 +80,7 @@ class Cli(unittest.TestCase):
         with open(os.path.join(os.environ["SUBLET_SOURCE"], "man", "sublet.1"), encoding="utf-8") as file:
             page = file.read().replace("\\-", "-")
         self.assertIn("SUBLET_BRIDGE", page)
-        for name in ("run", "claim", "stat", "map", "list", "doctor", "demo"):
+        for name in ("run", "claim", "stat", "map", "pins", "bos", "list", "doctor", "demo"):
             section = page.split(f".SS sublet {name}\n")[1].split("\n.SS ")[0].split("\n.PP\n")[0]
             options = re.findall(r"^ +(?:-\w, +)?(--[a-z-]+)", self.sublet(name, "--help").stdout, re.M)
             self.assertGreater(len(options), 1)
@@ -99,6 +101,23 @@ class Cli(unittest.TestCase):
             self.refused(2, f"'{flag}' takes no value", name, f"{flag}=yes")
         for name, option in (("run", "--area"), ("run", "-n"), ("demo", "--rounds")):
             self.refused(2, f"'{option}' needs a value", name, option)
+
+    def test_what_to_do_about_bad_values(self):
+        """Whatever makes no sense on a command line: after it stands where to read what does."""
+        for args, text in (
+            (("run", "--area", "12x", "true"), "--area '12x'"),
+            (("run", "--area", "0", "true"), "--area '0'"),
+            (("run", "--name", "a/b", "true"), "'/'"),
+            (("run", "--chaos", "1ns", "true"), "1us"),
+            (("run", "--backing", "gold", "true"), "choose auto, hugetlb, thp or memfd"),
+            (("run", "--technique", "gold", "true"), "choose auto, precopy, zap or writeprotect"),
+            (("run", "--allow", "direct,gold", "true"), '"gold"'),
+            (("demo", "--rounds", "0"), "--rounds '0'"),
+            (("demo", "--each", "5"), "--each '5'"),
+            (("demo", "-j", "gold"), "'gold'"),
+        ):
+            r = self.refused(2, text, *args)
+            self.assertEqual(r.stderr.splitlines()[1:], [f"        Try: sublet {args[0]} --help"], args)
 
     def test_bad_arguments(self):
         p = self.start()
@@ -375,6 +394,7 @@ class Cli(unittest.TestCase):
             self.assertTrue(c["found"], c)
             if c["verdict"] != "ok":
                 self.assertTrue(c["cost"] and c["fix"], c)
+                self.assertTrue("setfacl" not in c["fix"] or "package acl" in c["fix"], c)
 
     def test_full_disk(self):
         self.start()
