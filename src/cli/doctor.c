@@ -10,6 +10,7 @@
 #include "cli/cli.h"
 #include "cli/json.h"
 
+#include "control/instance.h"
 #include "linux/linux.h"
 
 #include <dlfcn.h>
@@ -18,11 +19,13 @@
 #include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/resource.h>
 #include <unistd.h>
 
 enum verdict { OK, NOTE, FAIL };
 
-#define CHECKS_MAX 16
+#define CHECKS_MAX        16
+#define DESCRIPTORS_LEAST 32u /* some twenty, and those that the program itself begins with */
 
 struct check {
 	const char *name;
@@ -207,6 +210,38 @@ static void check_jemalloc(struct report *r)
 		FIX(c, "sudo apt install libjemalloc2   # Fedora: sudo dnf install jemalloc");
 }
 
+/* Where the control socket of an instance goes; made here as `run` would make it. */
+static void check_sockets(struct report *r)
+{
+	int dir = sublet__instance_dir_open(true);
+	struct check *c = add(r, "sockets", dir >= 0, FAIL, "no other command could reach an instance");
+	char path[SUBLET__DIR_BYTES];
+
+	if (sublet__instance_dir_path(path))
+		snprintf(path, sizeof(path), "XDG_RUNTIME_DIR");
+	FOUND(c, "%.80s%s%s", path, dir < 0 ? ": " : "",
+	      dir >= 0        ? ""
+	      : dir == -EPERM ? "not a directory of your own with mode 0700"
+			      : strerror(-dir));
+	if (dir >= 0)
+		close(dir);
+	else
+		FIX(c, "export XDG_RUNTIME_DIR=$(mktemp -d)   # or any directory of your own");
+}
+
+static void check_descriptors(struct report *r)
+{
+	struct rlimit limit = { .rlim_cur = RLIM_INFINITY };
+	struct check *c;
+
+	(void)getrlimit(RLIMIT_NOFILE, &limit);
+	c = add(r, "descriptors", limit.rlim_cur >= DESCRIPTORS_LEAST, FAIL,
+		"an arena, its threads and its socket have no room");
+	FOUND(c, "%" PRIu64 " open files (%u are needed)", (uint64_t)limit.rlim_cur, DESCRIPTORS_LEAST);
+	if (c->cost)
+		FIX(c, "ulimit -n 1024");
+}
+
 /* ---- output ---- */
 
 static const char *const verdict_words[] = { "ok", "note", "FAIL" };
@@ -272,6 +307,8 @@ static int doctor(bool json)
 	check_jemalloc(&r);
 	check_huge_pages(&r, &facts);
 	check_limits(&r, &facts);
+	check_descriptors(&r);
+	check_sockets(&r);
 	for (uint32_t i = 0; i < r.count; i++)
 		works = works && r.checks[i].verdict != FAIL;
 	if (json)

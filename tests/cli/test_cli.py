@@ -396,6 +396,18 @@ class Cli(unittest.TestCase):
                 self.assertTrue(c["cost"] and c["fix"], c)
                 self.assertTrue("setfacl" not in c["fix"] or "package acl" in c["fix"], c)
 
+    def test_doctor_on_what_run_needs(self):
+        """Without each of these an instance does not start, and doctor says so with the same exit status."""
+        os.mkdir(self.dir + "/sublet")
+        os.chmod(self.dir + "/sublet", 0o755)
+        for name, r in (("sockets", self.sublet("doctor", "--json")),
+                        ("sockets", self.sublet("doctor", "--json", XDG_RUNTIME_DIR="/proc")),
+                        ("descriptors", subprocess.run(["bash", "-c", 'ulimit -n 12; "$0" doctor --json', SUBLET],
+                                                       env=self.env, capture_output=True, text=True, timeout=30))):
+            self.assertEqual(r.returncode, 1, name)
+            check, = [c for c in json.loads(r.stdout)["checks"] if c["name"] == name]
+            self.assertEqual(check["verdict"], "fail", check)
+
     def test_full_disk(self):
         self.start()
         with open("/dev/full", "w") as full:
