@@ -24,7 +24,7 @@
 
 enum verdict { OK, NOTE, FAIL };
 
-#define CHECKS_MAX        16
+#define CHECKS_MAX        20
 #define DESCRIPTORS_LEAST 32u /* some twenty, and those that the program itself begins with */
 
 struct check {
@@ -210,6 +210,32 @@ static void check_jemalloc(struct report *r)
 		FIX(c, "sudo apt install libjemalloc2   # Fedora: sudo dnf install jemalloc");
 }
 
+/* Whether an arena of the usual size can be made: limits of this process decide too, of addresses and of files. */
+static void check_arena(struct report *r, const struct sublet__linux_facts *f)
+{
+	struct sublet_arena_options o = { SUBLET_OPTIONS(sublet_arena_options),
+					  .area_bytes = sublet__area_default_bytes(f) };
+	struct rlimit files = { .rlim_cur = RLIM_INFINITY };
+	struct sublet_arena *arena;
+	int err = -EFBIG;
+
+	if (!f->userfaultfd) /* said already */
+		return;
+	(void)getrlimit(RLIMIT_FSIZE, &files); /* not by trial: the signal would be the end of this */
+	if (files.rlim_cur >= 2 * o.area_bytes)
+		err = sublet_arena_create(&o, &arena);
+	if (!err)
+		sublet_arena_destroy(arena);
+	if (err == -EMFILE) /* said already */
+		return;
+	struct check *c = add(r, "arena", !err, FAIL, "one of the usual size cannot be made");
+	FOUND(c, "%s%s%s", sublet__bytes(o.area_bytes).text, err ? ": " : " can be made",
+	      err ? strerror(-err) : "");
+	if (err)
+		FIX(c, "ulimit -%c unlimited   # or a smaller one: sublet run --area 16M --normal 16M",
+		    err == -EFBIG ? 'f' : 'v');
+}
+
 /* Where the control socket of an instance goes; made here as `run` would make it. */
 static void check_sockets(struct report *r)
 {
@@ -308,6 +334,7 @@ static int doctor(bool json)
 	check_huge_pages(&r, &facts);
 	check_limits(&r, &facts);
 	check_descriptors(&r);
+	check_arena(&r, &facts);
 	check_sockets(&r);
 	for (uint32_t i = 0; i < r.count; i++)
 		works = works && r.checks[i].verdict != FAIL;

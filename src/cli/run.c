@@ -265,6 +265,14 @@ static bool check_least_file_size(const struct run *run)
 	return check_file_size(area + normal);
 }
 
+uint64_t sublet__area_default_bytes(const struct sublet__linux_facts *facts)
+{
+	const uint64_t unit = 2 * SUBLET_MIB;
+	uint64_t area = facts->memory_available_bytes / 4 / unit * unit;
+
+	return area > AREA_DEFAULT_MAX ? AREA_DEFAULT_MAX : area ? area : unit;
+}
+
 /* The defaults of the sizes, here rather than in the engine so that the sum can be checked. */
 static bool settle_sizes(struct run *run, const struct sublet__linux_facts *facts)
 {
@@ -276,13 +284,8 @@ static bool settle_sizes(struct run *run, const struct sublet__linux_facts *fact
 		sublet__error("run: --area and --normal must be sizes that a machine can have");
 		return false;
 	}
-	if (!run->area_given) {
-		s->area_bytes = facts->memory_available_bytes / 4 / unit * unit;
-		if (s->area_bytes > AREA_DEFAULT_MAX)
-			s->area_bytes = AREA_DEFAULT_MAX;
-		if (s->area_bytes == 0)
-			s->area_bytes = unit;
-	}
+	if (!run->area_given)
+		s->area_bytes = sublet__area_default_bytes(facts);
 	s->area_bytes = (s->area_bytes + unit - 1) / unit * unit;
 	normal = s->normal_bytes;
 	if (!run->normal_given || normal == 0)

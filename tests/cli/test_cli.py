@@ -400,10 +400,15 @@ class Cli(unittest.TestCase):
         """Without each of these an instance does not start, and doctor says so with the same exit status."""
         os.mkdir(self.dir + "/sublet")
         os.chmod(self.dir + "/sublet", 0o755)
-        for name, r in (("sockets", self.sublet("doctor", "--json")),
-                        ("sockets", self.sublet("doctor", "--json", XDG_RUNTIME_DIR="/proc")),
-                        ("descriptors", subprocess.run(["bash", "-c", 'ulimit -n 12; "$0" doctor --json', SUBLET],
-                                                       env=self.env, capture_output=True, text=True, timeout=30))):
+        def limited(limit):
+            return subprocess.run(["bash", "-c", f'ulimit {limit}; "$0" doctor --json', SUBLET], env=self.env,
+                                  capture_output=True, text=True, timeout=30)
+        cases = [("sockets", self.sublet("doctor", "--json")),
+                 ("sockets", self.sublet("doctor", "--json", XDG_RUNTIME_DIR="/proc")),
+                 ("descriptors", limited("-n 12"))]
+        if any(c["name"] == "arena" for c in json.loads(self.sublet("doctor", "--json").stdout)["checks"]):
+            cases += [("arena", limited("-v 400000")), ("arena", limited("-f 1000"))]
+        for name, r in cases:
             self.assertEqual(r.returncode, 1, name)
             check, = [c for c in json.loads(r.stdout)["checks"] if c["name"] == name]
             self.assertEqual(check["verdict"], "fail", check)
