@@ -82,6 +82,7 @@ static const struct sublet_device_ops ops = {
 };
 
 static const struct sublet_device_limits limits = {
+	SUBLET_OPTIONS(sublet_device_limits),
 	.name = "memset",
 	.features = SUBLET_DEVICE_COPY,
 	.bos_max = BUFFERS,

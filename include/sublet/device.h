@@ -239,6 +239,7 @@ struct sublet_device_work {
 };
 
 struct sublet_device_limits {
+	uint64_t size_bytes; /* SUBLET_OPTIONS(sublet_device_limits) */
 	const char *name;
 	uint32_t features;
 	uint32_t bos_max;
@@ -249,7 +250,9 @@ struct sublet_device_limits {
 	/* Of one buffer that has to be bound, its range rounded out to whole pages. A larger one is refused with
 	   -E2BIG when it is made. DEVICE_IOPT: the library lowers it to what the aperture has room for. */
 	uint64_t bo_bytes_max;
-	uint64_t aperture_bytes; /* DEVICE_IOPT; its first page is never given out when it begins at 0 */
+	uint64_t aperture_bytes; /* DEVICE_IOPT */
+	/* DEVICE_IOPT: the lowest iova that the device takes, a multiple of 4 KiB. 0: iova 0 is never given out. */
+	uint64_t aperture_first_bytes;
 };
 
 /*

@@ -201,15 +201,16 @@ static bool limits_make_sense(const struct sublet_device_limits *l)
 	return !(l->features & ~known) && l->bos_max && l->bos_max <= BOS_MAX && l->jobs_max &&
 	       l->jobs_max <= JOBS_MAX && l->align_bytes && l->align_bytes <= DEVICE_ALIGN_MAX &&
 	       !(l->align_bytes & (l->align_bytes - 1)) && l->job_bytes_max && l->bo_bytes_max &&
-	       has_iopt == (l->aperture_bytes != 0) &&
+	       has_iopt == (l->aperture_bytes != 0) && (has_iopt || !l->aperture_first_bytes) &&
 	       !(has_iopt && (l->features & SUBLET_DEVICE_REGISTERED));
 }
 
-/* What the device takes in one buffer; no more than its aperture has room for, whose first page is nobody's (iova 0). */
+/* What the device takes in one buffer; no more than its aperture has room for, in which iova 0 is nobody's. */
 static uint64_t bo_bytes_most(const struct sublet_device_limits *l)
 {
+	uint64_t nobodys = l->aperture_first_bytes ? 0 : SUBLET_IOPT_PAGE_BYTES;
 	bool has_room = l->aperture_bytes >= SUBLET_IOPT_PAGE_BYTES; /* else there is no such table */
-	uint64_t room = has_room ? l->aperture_bytes - SUBLET_IOPT_PAGE_BYTES : UINT64_MAX;
+	uint64_t room = has_room ? l->aperture_bytes - nobodys : UINT64_MAX;
 
 	return l->bo_bytes_max < room ? l->bo_bytes_max : room;
 }
@@ -245,6 +246,7 @@ static int iopt_make(struct sublet_device *device)
 {
 	struct sublet_iopt_options options = {
 		SUBLET_OPTIONS(sublet_iopt_options),
+		.first_bytes = device->limits.aperture_first_bytes,
 		.aperture_bytes = device->limits.aperture_bytes,
 		.mappings_max = device->limits.bos_max,
 		.large_disabled = device->limits.large_disabled,
@@ -268,14 +270,17 @@ int sublet_device_create(struct sublet_arena *arena, const struct sublet_device_
 			 const struct sublet_device_limits *limits, struct sublet_device **out)
 {
 	const struct sublet__platform *p = &arena->platform;
-	struct sublet_device plan = { .arena = arena, .ctx = ctx, .limits = *limits };
+	struct sublet_device plan = { .arena = arena, .ctx = ctx };
 
-	if (sublet__options_copy(&plan.ops, sizeof plan.ops, ops, ops->size_bytes,
+	if (!ops || !limits ||
+	    sublet__options_copy(&plan.limits, sizeof plan.limits, limits, limits->size_bytes,
+				 offsetof(struct sublet_device_limits, aperture_first_bytes)) ||
+	    sublet__options_copy(&plan.ops, sizeof plan.ops, ops, ops->size_bytes,
 				 offsetof(struct sublet_device_ops, count)) ||
-	    !limits_make_sense(limits) || !ops_make_sense(&plan.ops, limits))
+	    !limits_make_sense(&plan.limits) || !ops_make_sense(&plan.ops, &plan.limits))
 		return -EINVAL;
-	plan.limits.bo_bytes_max = bo_bytes_most(limits);
-	plan.jobs = limits->jobs_max + DEVICE_FENCES_SPARE;
+	plan.limits.bo_bytes_max = bo_bytes_most(&plan.limits);
+	plan.jobs = plan.limits.jobs_max + DEVICE_FENCES_SPARE;
 	plan.memory_bytes = device_lay(&plan, NULL);
 	char *memory = p->ops->reserve(p->ctx, plan.memory_bytes);
 	if (!memory)
@@ -283,7 +288,7 @@ int sublet_device_create(struct sublet_arena *arena, const struct sublet_device_
 	struct sublet_device *device = (struct sublet_device *)(void *)memory;
 	memcpy(device, &plan, sizeof plan);
 	device_lay(device, memory);
-	sublet__owner_copy(device->name, limits->name ? limits->name : "device");
+	sublet__owner_copy(device->name, plan.limits.name ? plan.limits.name : "device");
 	device->limits.name = device->name;
 	tables_init(device);
 	int err = iopt_make(device);

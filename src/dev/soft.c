@@ -442,6 +442,7 @@ int sublet_device_open_soft(struct sublet_arena *arena, const struct sublet_soft
 	if (options_read(options, &o) || o.jobs_max > QUEUE_MAX)
 		return -EINVAL;
 	const struct sublet_device_limits limits = {
+		SUBLET_OPTIONS(sublet_device_limits),
 		.name = o.name,
 		.features = SUBLET_DEVICE_IOPT | SUBLET_DEVICE_COPY,
 		.bos_max = o.bos_max,

@@ -376,6 +376,7 @@ int sublet_device_open_uring(struct sublet_arena *arena, const struct sublet_uri
 	u->linear = info.linear;
 	u->linear_buffers = (uint32_t)linear;
 	const struct sublet_device_limits limits = {
+		SUBLET_OPTIONS(sublet_device_limits),
 		.name = o.name,
 		.features = SUBLET_DEVICE_FILES | SUBLET_DEVICE_REGISTERED | SUBLET_DEVICE_RANGES,
 		.bos_max = o.bos_max,

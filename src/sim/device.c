@@ -397,6 +397,7 @@ int device_open(struct sim *s, struct sim_device *d)
 	d->unstoppable = !s->no_faults && sim_one_in(s, 4);
 	d->reset_fails = !s->no_faults && sim_one_in(s, 8);
 	struct sublet_device_limits limits = {
+		SUBLET_OPTIONS(sublet_device_limits),
 		.name = "sim",
 		.features = SUBLET_DEVICE_COPY | SUBLET_DEVICE_RANGES |
 			    (d->has_iopt ? SUBLET_DEVICE_IOPT : 0),

@@ -30,7 +30,8 @@ static void call_end(struct fake_device *fd)
 static uint32_t translate(struct fake_device *fd, const struct sublet_device_buffer *b, uint32_t page,
 			  uint32_t flags)
 {
-	uint64_t iova = b->iova + page * PAGE, *tlb = &fd->tlb[iova >> PAGE_SHIFT];
+	uint64_t iova = b->iova + page * PAGE,
+		 *tlb = &fd->tlb[(iova - fd->options.aperture_first_bytes) >> PAGE_SHIFT];
 	struct sublet_extent extent;
 	int err = sublet_iopt_translate(sublet_device_iopt(fd->device), iova, flags, &extent);
 
@@ -133,7 +134,7 @@ static void op_flush(void *ctx, uint64_t iova, uint64_t bytes)
 		fd->on_flush(fd);
 	pthread_mutex_lock(&fd->lock);
 	for (uint64_t at = iova; at < iova + bytes; at += PAGE)
-		fd->tlb[at >> PAGE_SHIFT] = 0;
+		fd->tlb[(at - fd->options.aperture_first_bytes) >> PAGE_SHIFT] = 0;
 	pthread_mutex_unlock(&fd->lock);
 }
 
@@ -238,6 +239,7 @@ int fake_device_try(struct fake_device *fd, struct fake *f, const struct fake_de
 	pthread_mutex_init(&fd->lock, NULL);
 	fd->tlb = calloc(FAKE_DEVICE_TLB, sizeof *fd->tlb);
 	struct sublet_device_limits limits = {
+		SUBLET_OPTIONS(sublet_device_limits),
 		.name = "fake",
 		.features = o.features,
 		.bos_max = o.bos_max,
@@ -247,6 +249,7 @@ int fake_device_try(struct fake_device *fd, struct fake *f, const struct fake_de
 		.job_bytes_max = 64 * SUBLET_MIB,
 		.bo_bytes_max = o.bo_bytes_max,
 		.aperture_bytes = o.aperture_bytes,
+		.aperture_first_bytes = o.aperture_first_bytes,
 	};
 	int err = sublet_device_create(f->arena, &ops, fd, &limits, &fd->device);
 	if (err)

@@ -23,8 +23,9 @@ struct fake_device_options {
 	uint32_t bos_max;        /* 0: 16 */
 	uint32_t jobs_max;       /* 0: 8 */
 	uint64_t aperture_bytes; /* 0: 256 MiB, where it has an iopt */
-	uint64_t align_bytes;    /* 0: 1 */
-	uint64_t bo_bytes_max;   /* 0: 128 MiB */
+	uint64_t aperture_first_bytes;
+	uint64_t align_bytes;  /* 0: 1 */
+	uint64_t bo_bytes_max; /* 0: 128 MiB */
 	uint32_t large_disabled;
 	bool at_once; /* a job is done, and completed, before submit returns */
 };

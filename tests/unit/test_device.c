@@ -76,7 +76,8 @@ static void create_refuses(void **unused)
 						    .detach = no_detach,
 						    .reset = no_reset,
 						    .close = no_close };
-	const struct sublet_device_limits good = { .features = SUBLET_DEVICE_COPY,
+	const struct sublet_device_limits good = { SUBLET_OPTIONS(sublet_device_limits),
+						   .features = SUBLET_DEVICE_COPY,
 						   .bos_max = 4,
 						   .jobs_max = 4,
 						   .align_bytes = 1,
@@ -102,7 +103,10 @@ static void create_refuses(void **unused)
 	REFUSED(bo_bytes_max, 0);
 	REFUSED(aperture_bytes, 1 << 20);                           /* without a page table */
 	REFUSED(features, SUBLET_DEVICE_COPY | SUBLET_DEVICE_IOPT); /* without an aperture */
+	REFUSED(aperture_first_bytes, 1 << 20);                     /* without a page table */
 	REFUSED(features, 1u << 20);
+	REFUSED(size_bytes, 0);
+	REFUSED(size_bytes, sizeof good + 8 * SUBLET_KIB);
 #undef REFUSED
 #define WITHOUT(op)                                           \
 	do {                                                  \
@@ -119,7 +123,55 @@ static void create_refuses(void **unused)
 	struct sublet_device_ops unsized = good_ops;
 	unsized.size_bytes = 0;
 	assert_int_equal(create(&good, &unsized), -EINVAL);
+	assert_int_equal(create(&good, NULL), -EINVAL);
+	assert_int_equal(create(NULL, &good_ops), -EINVAL);
 	fixture_close(&f); /* nothing was left behind */
+}
+
+/* A backend that was built before limits grew: what is beyond its size is not read. */
+static void limits_have_versions(void **unused)
+{
+	const struct sublet_device_ops ops = { SUBLET_OPTIONS(sublet_device_ops), .submit = no_submit,
+					       .reset = no_reset, .close = no_close };
+	struct sublet_device_limits old = { .size_bytes = offsetof(struct sublet_device_limits,
+								   aperture_first_bytes),
+					    .features = SUBLET_DEVICE_IOPT,
+					    .bos_max = 4,
+					    .jobs_max = 4,
+					    .align_bytes = 1,
+					    .job_bytes_max = SUBLET_MIB,
+					    .bo_bytes_max = SUBLET_MIB,
+					    .aperture_bytes = SUBLET_MIB,
+					    .aperture_first_bytes = 7 };
+	struct sublet_device *device;
+	(void)unused;
+
+	fixture_open(&f, NULL);
+	assert_int_equal(sublet_device_create(f.arena, &ops, NULL, &old, &device), 0);
+	sublet_device_close(device);
+	old.size_bytes = sizeof old;
+	assert_int_equal(sublet_device_create(f.arena, &ops, NULL, &old, &device), -EINVAL);
+	fixture_close(&f);
+}
+
+/* A device whose addresses begin above 0: every buffer's is one of them, and the first page is as good as any. */
+static void aperture_begins_high(void **unused)
+{
+	const uint64_t first = 3 * SUBLET_GIB;
+	const uint32_t pages = 4;
+	(void)unused;
+
+	struct sublet_bo bo = setup(&(struct fake_device_options){ .aperture_first_bytes = first,
+								   .aperture_bytes = pages * PAGE,
+								   .at_once = true },
+				    pages);
+	struct sublet_extent extent;
+	dma_fill(&fd, bo, pages, 0x5151);
+	check_pattern(&f, 0, pages, 0x5151);
+	struct sublet_iopt *iopt = sublet_device_iopt(fd.device);
+	assert_int_equal(sublet_iopt_translate(iopt, first, 0, &extent), 0);
+	assert_int_equal(sublet_iopt_translate(iopt, first - 1, 0, &extent), -EFAULT);
+	teardown();
 }
 
 static void create_out_of_memory(void **unused)
@@ -588,6 +640,8 @@ int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(create_refuses),
+		cmocka_unit_test(limits_have_versions),
+		cmocka_unit_test(aperture_begins_high),
 		cmocka_unit_test(create_out_of_memory),
 		cmocka_unit_test(sixteen_devices),
 		cmocka_unit_test(info_has_versions),
