@@ -105,13 +105,14 @@ struct sublet_job {
  * -EINVAL     unknown op, a bo that does not exist or is of another device, offsets or bytes beyond a bo or not
  *             aligned as the device wants, bytes 0
  * -EOPNOTSUPP the device does not do that op
- * -EFAULT     the memory under a bo was unmapped (or all but: sublet_unmap was told no by another device), or is not
- *             (all) the arena's
+ * -EFAULT     the memory under a bo was unmapped, whatever is mapped there now (or all but unmapped: sublet_unmap was
+ *             told no by another device), or is not (all) the arena's
  * -EACCES     the job writes to a bo that is read-only
- * -EBUSY      a child of fork() shares the memory of a bo
+ * -EBUSY      a child of fork() shares the memory of a bo, or did until a few milliseconds ago
  * -ENOSPC     a bo does not fit in the aperture beside those that are in use
  * -ETIMEDOUT  a bo could not be bound, or no job slot became free, in timeout_ns
  * -ENODEV     the device is dead
+ * and what else the device answers to a job that it does not take (uring: see there)
  */
 SUBLET_API SUBLET_NODISCARD int sublet_submit(struct sublet_device *device, const struct sublet_job *job,
 					      const struct sublet_bo *bos, uint32_t count,
@@ -188,6 +189,9 @@ SUBLET_API SUBLET_NODISCARD int sublet_device_soft_fault(struct sublet_device *d
  * taken out when their memory is about to move, and put back when they are used.
  * The kernel takes 1 GiB in one entry, and 16,384 entries, and has no call that tells: a tracked buffer is of 1 GiB at most,
  * claimed and pinned ones of any size; bos_max, and one entry for each GiB of area and normal zone, are 16,384 at most.
+ * It takes regular files and block devices. Submitting answers -ESPIPE for others, -EISDIR for a directory, -EBADF for a
+ * descriptor that is not open that way, and -EINVAL where O_DIRECT wants another alignment of memory, offset or length,
+ * or for a write with O_APPEND.
  */
 struct sublet_uring_options {
 	uint64_t size_bytes; /* SUBLET_OPTIONS(sublet_uring_options) */
@@ -272,7 +276,8 @@ struct sublet_device_ops {
 	/* Stop all work at once. When it has returned 0 no memory is accessed, no job that was submitted before will be
 	   completed (the library fails them), and the device takes new jobs; -errno: it is dead, and still does not
 	   access memory. -EINPROGRESS: it is dead, and what it was given may still access memory until it is completed,
-	   or sublet_device_died says that all is over, if that ever happens: that memory is held until then. */
+	   or sublet_device_died says that all is over, if that ever happens: that memory is held until then, and a fork()
+	   before that ends the program with a message. */
 	int (*reset)(void *ctx);
 	/* Free ctx. No jobs are in flight, no buffer is attached; after reset answered -EINPROGRESS some may be, and
 	   nothing is to be called any more when this has returned. */

@@ -60,9 +60,9 @@ struct sublet_pin {
  * -EINVAL  the range wraps, is empty, is not of this mm, or flags make no sense
  * -EFAULT  part of the range is not mapped, or discardable and unlocked, or begins a folio that is decommitted (a
  *          decommitted page in the middle of one is not noticed); LONGTERM: or is plain memory, not the arena's
- * -EBUSY   a child of fork() still shares the memory, or the folio has too many pins; LONGTERM: or a short pin in
- *          its way was not released for a second, or the memory may not move (its protection was changed, or
- *          the program registered it with a userfaultfd)
+ * -EBUSY   a child of fork() still shares the memory, or did until a few milliseconds ago, or the folio has too many
+ *          pins; LONGTERM: or a short pin in its way was not released for a second, or the memory may not move (its
+ *          protection was changed, or the program registered it with a userfaultfd)
  * -ENOMEM  LONGTERM: over the limit of the mm (see the two members of *pin), or the normal zone is full
  * -EAGAIN  NOWAIT, and the range is being moved, or LONGTERM would have to wait
  * -ENOSPC  LONGTERM: more pins at once than can be listed (65,536 in an arena)
@@ -81,12 +81,16 @@ SUBLET_API SUBLET_NODISCARD int sublet_unpin(struct sublet_pin *pin);
  * pinned range on. Returns how many were filled in (0: from_bytes is the end). Their bytes add up to what they cover,
  * so the next call starts there. Valid until unpin.
  * -EINVAL  the pin is not held, from_bytes is beyond the end, or count is 0
- * -EFAULT  the next byte lies in plain memory, which has no frames in the backing
+ * -EFAULT  the next byte lies in plain memory, which has no frames in the backing, or was decommitted since: its
+ *          frames are held until unpin all the same
  */
 SUBLET_API SUBLET_NODISCARD int sublet_pin_extents(const struct sublet_pin *pin, uint64_t from_bytes,
 						   struct sublet_extent *extents, uint32_t count);
 
-/* Limit of all long-term pins of the mm together; 0: none at all. Pins that are held already stay. */
+/*
+ * Limit of all long-term pins of the mm together, rounded down to frames; 0: none at all. Until it is called the limit is
+ * half of the normal zone. Pins that are held already stay.
+ */
 SUBLET_API void sublet_pin_limit(struct sublet_mm *mm, uint64_t bytes);
 
 /* One pin that carries an owner tag. */

@@ -27,7 +27,9 @@
  *   - option structs begin with their own size, so that a program built against an older header
  *     keeps working: write { SUBLET_OPTIONS(sublet_claim_options), .deadline_ns = ... };
  *     a member that is 0 has its default;
- *   - every call is thread-safe unless its comment says otherwise.
+ *   - every call is thread-safe unless its comment says otherwise;
+ *   - C++: some structs are named like a function (as stat is), so write `struct sublet_pin`; SUBLET_OPTIONS needs C++20,
+ *     before it set size_bytes by hand.
  */
 #ifndef SUBLET_TYPES_H
 #define SUBLET_TYPES_H
