@@ -202,8 +202,9 @@ struct sublet_uring_options {
 
 /*
  * Open one. options may be NULL.
- * -EINVAL, -ENOSPC as above, and too many entries   -EOPNOTSUPP  built without liburing, or the kernel refuses io_uring
- * -ENOMEM  also RLIMIT_MEMLOCK
+ * -EINVAL, -ENOSPC as above, and too many entries   -ENOMEM  also RLIMIT_MEMLOCK
+ * -EOPNOTSUPP  built without liburing, the kernel refuses io_uring, or under valgrind, which stops all threads while one
+ *              waits for it
  */
 SUBLET_API SUBLET_NODISCARD int sublet_device_open_uring(struct sublet_arena *arena,
 							 const struct sublet_uring_options *options,

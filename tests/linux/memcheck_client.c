@@ -5,6 +5,7 @@
  */
 #include <sublet/arena.h>
 #include <sublet/claim.h>
+#include <sublet/device.h>
 #include <sublet/map.h>
 #include <sublet/notifier.h>
 
@@ -90,6 +91,7 @@ static void claims_again(void)
 
 static void clean(void)
 {
+	struct sublet_device *device;
 	pthread_t thread[2];
 	void *cache;
 	int status;
@@ -103,6 +105,7 @@ static void clean(void)
 	memset(cache, 7, BYTES);
 	must(!sublet_unlock(mm, cache, BYTES));
 	claims();
+	must(sublet_device_open_uring(arena, NULL, &device) == -EOPNOTSUPP);
 	int answer = sublet_lock(mm, cache, BYTES);
 	must(answer == SUBLET_INTACT || answer == SUBLET_DISCARDED);
 	must(((char *)cache)[5] == (answer == SUBLET_INTACT ? 7 : 0));
