@@ -30,9 +30,14 @@ SKIPPED = 77
 libc = ctypes.CDLL(None, use_errno=True)
 
 
-def die_with_parent():
-    libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+def no_core():
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+
+
+def die_with_parent():
+    """The parent is the thread that starts it: not for what one starts that ends earlier."""
+    libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    no_core()
 
 
 def find(name):

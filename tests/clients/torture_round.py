@@ -232,9 +232,11 @@ class Round(redis.Case):
         options.setdefault("stdin", subprocess.DEVNULL)
 
         def before():
-            lent.die_with_parent()
             if inside:
+                lent.die_with_parent()
                 self.cgroup.enter()
+            else:  # a driver, of the thread that claims: it may outlive that by a second, which is its time
+                lent.no_core()
         process = subprocess.Popen(command, env=env, start_new_session=True, preexec_fn=before, **options)
         self.addCleanup(self.kill_group, process)
         return process
