@@ -13,6 +13,7 @@
 #include "control/instance.h"
 #include "linux/linux.h"
 
+#include <dirent.h>
 #include <dlfcn.h>
 #include <errno.h>
 #include <getopt.h>
@@ -46,9 +47,8 @@ static void print_help(void)
 	      "\n"
 	      "Check what this machine and this user offer: userfaultfd, kernel, huge pages, limits, "
 	      "seccomp,\n"
-	      "jemalloc. Each line says ok, note (it works, for a price) or FAIL (`sublet run` will not "
-	      "work),\n"
-	      "what it costs, and the command that changes it until the next boot.\n"
+	      "jemalloc, scheduler. Each line says ok, note (it works, for a price) or FAIL (`sublet run`\n"
+	      "will not work), what it costs, and the command that changes it until the next boot.\n"
 	      "\n"
 	      "  -j, --json  one JSON object: run_works and checks[]: name, verdict, found, cost, fix\n"
 	      "  -h, --help  this text\n"
@@ -268,6 +268,49 @@ static void check_descriptors(struct report *r)
 		FIX(c, "ulimit -n 1024");
 }
 
+static bool line_starts(const char *path, const char *start)
+{
+	FILE *file = fopen(path, "re");
+	char line[32] = "";
+
+	if (!file)
+		return false;
+	bool starts = fgets(line, sizeof(line), file) && !strncmp(line, start, strlen(start));
+	fclose(file);
+	return starts;
+}
+
+/* Whether a thread of DAMON runs: it walks the mappings of every file whose pages are in memory. */
+static bool kdamond_runs(void)
+{
+	DIR *dir = opendir("/proc");
+	struct dirent *entry;
+	bool runs = false;
+	char path[32];
+
+	while (dir && !runs && (entry = readdir(dir)) != NULL) {
+		snprintf(path, sizeof(path), "/proc/%.12s/comm", entry->d_name);
+		runs = entry->d_name[0] >= '1' && entry->d_name[0] <= '9' && line_starts(path, "kdamond");
+	}
+	if (dir)
+		closedir(dir);
+	return runs;
+}
+
+/* See "The kernel's own threads" in docs/hazards.md. */
+static void check_scheduler(struct report *r)
+{
+	bool walker = kdamond_runs();
+	bool groups = line_starts("/proc/sys/kernel/sched_autogroup_enabled", "1");
+	struct check *c = add(r, "scheduler", !walker || !groups, NOTE,
+			      "under full load the kernel may keep claims waiting for seconds");
+
+	FOUND(c, "%s, %s", groups ? "autogroups" : "no autogroups",
+	      walker ? "DAMON runs (kdamond)" : "no DAMON");
+	if (c->cost)
+		FIX(c, "sudo sysctl -w kernel.sched_autogroup_enabled=0");
+}
+
 /* ---- output ---- */
 
 static const char *const verdict_words[] = { "ok", "note", "FAIL" };
@@ -336,6 +379,7 @@ static int doctor(bool json)
 	check_descriptors(&r);
 	check_arena(&r, &facts);
 	check_sockets(&r);
+	check_scheduler(&r);
 	for (uint32_t i = 0; i < r.count; i++)
 		works = works && r.checks[i].verdict != FAIL;
 	if (json)

@@ -10,6 +10,7 @@ waits until its deadline, 4 MiB is held in many places, anything over 64 MiB is 
 import fcntl
 import json
 import os
+import pathlib
 import pty
 import re
 import shutil
@@ -395,6 +396,21 @@ class Cli(unittest.TestCase):
             if c["verdict"] != "ok":
                 self.assertTrue(c["cost"] and c["fix"], c)
                 self.assertTrue("setfacl" not in c["fix"] or "package acl" in c["fix"], c)
+
+    def test_doctor_on_the_scheduler(self):
+        """Its note is what /proc says: a thread of DAMON, and autogroups."""
+        def text(path):
+            try:
+                return path.read_text()
+            except OSError:
+                return ""
+        walker = any(text(p).startswith("kdamond") for p in pathlib.Path("/proc").glob("[0-9]*/comm"))
+        autogroup = text(pathlib.Path("/proc/sys/kernel/sched_autogroup_enabled")).startswith("1")
+        checks = json.loads(self.sublet("doctor", "--json").stdout)["checks"]
+        found = next(c for c in checks if c["name"] == "scheduler")
+        self.assertEqual(found["verdict"], "note" if walker and autogroup else "ok")
+        self.assertEqual("kdamond" in found["found"], walker)
+        self.assertEqual("no autogroups" in found["found"], not autogroup)
 
     def test_doctor_on_what_run_needs(self):
         """Without each of these an instance does not start, and doctor says so with the same exit status."""
