@@ -262,6 +262,7 @@ struct sublet_device_limits {
 
 /*
  * Every call but submit and flush is serialised by the library. None may call back into it but for the functions named.
+ * Of what they answer only a negative number is an error.
  */
 struct sublet_device_ops {
 	uint64_t size_bytes; /* SUBLET_OPTIONS(sublet_device_ops) */

@@ -31,7 +31,7 @@ void sublet__claim_print(const struct sublet_claim *c, uint64_t memcpy_ns)
 		printf("(%.2f × memcpy, %s)", ratio(c->latency_ns, memcpy_ns),
 		       sublet__duration(memcpy_ns).text);
 	else
-		printf("(- × memcpy)");
+		printf(c->moved_bytes ? "(- × memcpy)" : "(nothing to move)");
 	printf(": moved %s, dropped %s, free %s, zeroed %s", sublet__bytes(c->moved_bytes).text,
 	       sublet__bytes(c->dropped_bytes).text, sublet__bytes(free_part(c)).text,
 	       sublet__bytes(c->zeroed_bytes).text);

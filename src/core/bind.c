@@ -443,7 +443,7 @@ static int bo_attach(struct sublet__bo *bo, const uint64_t *own, uint32_t own_co
 	do
 		err = device->ops.attach(device->ctx, bo_slot(bo), addr, bo->span);
 	while ((err == -ENOSPC || err == -ENOMEM) && room_make(device, own, own_count));
-	if (err)
+	if (err < 0)
 		return err;
 	bo->is_bound = true;
 	lru_add(bo);

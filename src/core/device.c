@@ -59,7 +59,7 @@ static void device_reset(struct sublet_device *device)
 	int err = device->ops.reset(device->ctx);
 	device_lock(device);
 	device->count.resets++;
-	device->is_dead |= err != 0;
+	device->is_dead |= err < 0;
 	sublet__jobs_fail(device, err != -EINPROGRESS || device->has_died);
 	if (device->is_dead)
 		sublet__device_unbind_all(device);

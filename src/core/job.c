@@ -393,6 +393,7 @@ static int request_go(struct request *rq, bool has_fence)
 	job_start(rq, has_fence);
 	device_unlock(device);
 	int err = device->ops.submit(device->ctx, &rq->slot->work);
+	err = err < 0 ? err : 0;
 	device_lock(device);
 	if (!--device->submitting && (device->is_resetting || device->is_closing))
 		sublet__device_pulse(device);

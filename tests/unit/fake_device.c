@@ -110,11 +110,11 @@ static int op_submit(void *ctx, const struct sublet_device_work *work)
 		bad(fd, "job submitted during a reset", work->id);
 	if (fd->on_submit)
 		fd->on_submit(fd, work);
-	if (fd->submit_error)
+	if (fd->submit_error < 0)
 		return fd->submit_error;
 	if (fd->options.at_once) {
 		sublet_device_complete(fd->device, work->id, 0, fake_device_do(fd, work));
-		return 0;
+		return fd->submit_error;
 	}
 	pthread_mutex_lock(&fd->lock);
 	if (fd->queued == fd->options.jobs_max)
@@ -122,7 +122,7 @@ static int op_submit(void *ctx, const struct sublet_device_work *work)
 	else
 		fd->queue[fd->queued++] = *work;
 	pthread_mutex_unlock(&fd->lock);
-	return 0;
+	return fd->submit_error;
 }
 
 static void op_flush(void *ctx, uint64_t iova, uint64_t bytes)
@@ -145,9 +145,9 @@ static int op_attach(void *ctx, uint32_t slot, void *addr, uint64_t bytes)
 
 	call_begin(fd, "attach during another call");
 	uint32_t now = atomic_load(&fd->attaches) - atomic_load(&fd->detaches);
-	if (!err && fd->attach_most && now >= fd->attach_most)
+	if (err >= 0 && fd->attach_most && now >= fd->attach_most)
 		err = -ENOSPC;
-	if (!err) {
+	if (err >= 0) {
 		if (fd->attached_bytes[slot])
 			bad(fd, "attached twice", slot);
 		fd->attached[slot] = addr;

@@ -421,6 +421,35 @@ static void device_dies_in_submit(void **unused)
 	}
 }
 
+/* A backend that answers with a count, say, where 0 or -errno is asked for, has done what it was told. */
+static void answers_above_zero(void **unused)
+{
+	const struct fake_device_options none = { .features = SUBLET_DEVICE_COPY };
+	bool done;
+	(void)unused;
+
+	for (uint32_t i = 0; i < 2; i++) {
+		struct sublet_bo bo = setup(i ? &none : NULL, 4);
+		struct sublet_job job = job_of(SUBLET_JOB_FILL, 1);
+		fd.submit_error = fd.attach_error = fd.reset_error = 7;
+		struct sublet_fence fence = go(&fd, &job, bo, no_bo);
+		assert_int_equal(info_of(&fd, bo).jobs, 1);
+		assert_true(fake_device_step(&fd));
+		assert_int_equal(fence_end(&fence), 0);
+		job.timeout_ns = SUBLET_MS;
+		fence = go(&fd, &job, bo, no_bo); /* hangs */
+		assert_int_equal(sublet_fence_wait(&fence, LONG_NS, &done, NULL), -ETIMEDOUT);
+		assert_int_equal(fence_end(&fence), -ETIMEDOUT);
+		assert_int_equal(fd.resets, 1);
+		job.timeout_ns = 0;
+		fence = go(&fd, &job, bo, no_bo); /* not dead */
+		assert_true(fake_device_step(&fd));
+		assert_int_equal(fence_end(&fence), 0);
+		fd.submit_error = fd.attach_error = fd.reset_error = 0;
+		teardown();
+	}
+}
+
 /* ---- a reset and others at the same time ---- */
 
 static _Atomic uint32_t stage;
@@ -652,6 +681,7 @@ int main(void)
 		cmocka_unit_test(reset_fails),
 		cmocka_unit_test(device_dies),
 		cmocka_unit_test(device_dies_in_submit),
+		cmocka_unit_test(answers_above_zero),
 		cmocka_unit_test(unmap_holds_up_nobody),
 		cmocka_unit_test(submit_waits_for_reset),
 		cmocka_unit_test(reset_waits_for_submit),
