@@ -10,6 +10,8 @@
 
 #include <errno.h>
 #include <getopt.h>
+#include <pthread.h>
+#include <stdbool.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -27,44 +29,68 @@ static void print_help(void)
 	      stdout);
 }
 
+/* One instance, and what it answers. */
+struct row {
+	struct sublet_instance in;
+	struct sublet_stats stats;
+	int err;
+	pthread_t thread;
+	bool has_thread;
+};
+
 /* Ask one instance for its sizes. */
-static int ask(const struct sublet_instance *in, struct sublet_stats *stats)
+static void *ask(void *arg)
 {
+	struct row *row = arg;
 	char pid[16];
 	struct sublet_client *client;
-	int err;
 
-	snprintf(pid, sizeof(pid), "%d", (int)in->pid);
-	err = sublet_client_connect(in->name, &client);
-	if (err == -ENOTUNIQ)
-		err = sublet_client_connect(pid, &client);
-	if (err)
-		return err;
-	memset(stats, 0, sizeof(*stats));
-	stats->size_bytes = sizeof(*stats);
-	err = sublet_client_stats(client, stats);
+	row->stats = (struct sublet_stats){ SUBLET_OPTIONS(sublet_stats) };
+	snprintf(pid, sizeof(pid), "%d", (int)row->in.pid);
+	row->err = sublet_client_connect(row->in.name, &client);
+	if (row->err == -ENOTUNIQ)
+		row->err = sublet_client_connect(pid, &client);
+	if (row->err)
+		return NULL;
+	row->err = sublet_client_stats(client, &row->stats);
 	sublet_client_close(client);
-	return err;
+	return NULL;
 }
 
-static void print_one(const struct sublet_instance *in, int err, const struct sublet_stats *s)
+/* All at once: one that is stopped is waited for some seconds, and so are ten. */
+static void ask_all(struct row *rows, int n)
 {
-	if (err) {
-		printf("%-24s %7d  %s\n", in->name, (int)in->pid, sublet__errno_text(err));
-		return;
+	for (int i = 0; i < n; i++) {
+		rows[i].has_thread = !pthread_create(&rows[i].thread, NULL, ask, &rows[i]);
+		if (!rows[i].has_thread)
+			ask(&rows[i]);
 	}
-	printf("%-24s %7d  %10s %10s %10s\n", in->name, (int)in->pid, sublet__bytes(s->area_bytes).text,
-	       sublet__bytes(s->lent_bytes).text, sublet__bytes(s->area_claimed_bytes).text);
+	for (int i = 0; i < n; i++)
+		if (rows[i].has_thread)
+			pthread_join(rows[i].thread, NULL);
 }
 
-static void json_one(cJSON *array, const struct sublet_instance *in, int err, const struct sublet_stats *s)
+static void print_one(const struct row *row)
 {
+	const struct sublet_stats *s = &row->stats;
+
+	printf("%-24s %7d  ", row->in.name, (int)row->in.pid);
+	if (row->err)
+		puts(sublet__errno_text(row->err));
+	else
+		printf("%10s %10s %10s\n", sublet__bytes(s->area_bytes).text,
+		       sublet__bytes(s->lent_bytes).text, sublet__bytes(s->area_claimed_bytes).text);
+}
+
+static void json_one(cJSON *array, const struct row *row)
+{
+	const struct sublet_stats *s = &row->stats;
 	cJSON *o = cJSON_CreateObject();
 
-	cJSON_AddStringToObject(o, "name", in->name);
-	cJSON_AddNumberToObject(o, "pid", in->pid);
-	sublet__json_error(o, "error", err);
-	if (!err) {
+	cJSON_AddStringToObject(o, "name", row->in.name);
+	cJSON_AddNumberToObject(o, "pid", row->in.pid);
+	sublet__json_error(o, "error", row->err);
+	if (!row->err) {
 		sublet__json_u64(o, "area_bytes", s->area_bytes);
 		sublet__json_u64(o, "lent_bytes", s->lent_bytes);
 		sublet__json_u64(o, "claimed_bytes", s->area_claimed_bytes);
@@ -73,37 +99,38 @@ static void json_one(cJSON *array, const struct sublet_instance *in, int err, co
 	cJSON_AddItemToArray(array, o);
 }
 
-/* All instances; a few may start between counting and reading. */
-static int get_instances(struct sublet_instance **out)
+/* All instances; a few may start between counting and reading. The number, or -errno. */
+static int get_rows(struct row **out)
 {
-	int room = 16;
+	struct sublet_instance *in;
+	int room = 16, n;
 
-	for (;;) {
-		struct sublet_instance *in = calloc((size_t)room, sizeof(*in));
-		int n;
-
+	for (;; room = n + 16) {
+		in = calloc((size_t)room, sizeof(*in));
 		if (!in)
 			return -ENOMEM;
 		n = sublet_instance_list(in, (size_t)room);
-		if (n >= 0 && n <= room) {
-			*out = in;
-			return n;
-		}
+		if (n <= room)
+			break;
 		free(in);
-		if (n < 0)
-			return n;
-		room = n + 16;
 	}
+	struct row *rows = n > 0 ? calloc((size_t)n, sizeof(*rows)) : NULL;
+	for (int i = 0; rows && i < n; i++)
+		rows[i].in = in[i];
+	free(in);
+	*out = rows;
+	return n > 0 && !rows ? -ENOMEM : n;
 }
 
 static int list(bool json)
 {
-	struct sublet_instance *in = NULL;
+	struct row *rows = NULL;
 	cJSON *root = NULL, *array = NULL;
-	int n = get_instances(&in);
+	int n = get_rows(&rows);
 
 	if (n < 0)
 		return sublet__cli_directory_failed(n);
+	ask_all(rows, n);
 	if (json) {
 		root = cJSON_CreateObject();
 		array = cJSON_AddArrayToObject(root, "instances");
@@ -112,16 +139,12 @@ static int list(bool json)
 	} else {
 		printf("%-24s %7s  %10s %10s %10s\n", "NAME", "PID", "AREA", "LENT", "CLAIMED");
 	}
-	for (int i = 0; i < n; i++) {
-		struct sublet_stats stats;
-		int err = ask(&in[i], &stats);
-
+	for (int i = 0; i < n; i++)
 		if (json)
-			json_one(array, &in[i], err, &stats);
+			json_one(array, &rows[i]);
 		else
-			print_one(&in[i], err, &stats);
-	}
-	free(in);
+			print_one(&rows[i]);
+	free(rows);
 	return json ? sublet__json_print(root) : SUBLET__EXIT_OK;
 }
 

@@ -175,6 +175,19 @@ class Cli(unittest.TestCase):
         p.send_signal(signal.SIGCONT)
         self.assertEqual(self.sublet("stat").returncode, 0)
 
+    def test_list_of_stopped_instances(self):
+        """They are waited for together, not one after the other, and those that answer are shown as ever."""
+        stopped = [self.start(f"s{i}") for i in range(4)]
+        self.start("web")
+        for p in stopped:
+            p.send_signal(signal.SIGSTOP)
+        before = time.monotonic()
+        lines = self.sublet("list").stdout.splitlines()
+        self.assertLess(time.monotonic() - before, 12)
+        self.assertEqual(len(lines), 6)
+        self.assertEqual(sum("does not answer" in line for line in lines), 4)
+        self.assertIn("MiB", next(line for line in lines if line.startswith("web ")))
+
     def test_several(self):
         a, b, c = self.start("web"), self.start("web"), self.start("db")
         self.refused(3, "several instances are running", "stat")
