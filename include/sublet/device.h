@@ -108,7 +108,7 @@ struct sublet_job {
  * -EFAULT     the memory under a bo was unmapped, whatever is mapped there now (or all but unmapped: sublet_unmap was
  *             told no by another device), or is not (all) the arena's
  * -EACCES     the job writes to a bo that is read-only
- * -EBUSY      a child of fork() shares the memory of a bo, or did until a few milliseconds ago
+ * -EBUSY      a child of fork() shares the memory of a bo, and did not exec or end for a third of a second
  * -ENOSPC     a bo does not fit in the aperture beside those that are in use
  * -ETIMEDOUT  a bo could not be bound, or no job slot became free, in timeout_ns
  * -ENODEV     the device is dead

@@ -55,14 +55,15 @@ struct sublet_pin {
  * up to the job's timeout.
  * owner is copied; it names the pin in sublet_pin_list, `sublet pins` and to claims that it blocks. NULL: a short
  * pin is counted but not listed, which is cheaper; a long-term one is listed as "pin".
- * May be called from any thread; not from a signal handler, nor from a notifier's callback if LONGTERM.
+ * May be called from any thread; not from a signal handler, nor from a notifier's callback if LONGTERM; there with NOWAIT.
  *
  * -EINVAL  the range wraps, is empty, is not of this mm, or flags make no sense
  * -EFAULT  part of the range is not mapped, or discardable and unlocked, or begins a folio that is decommitted (a
  *          decommitted page in the middle of one is not noticed); LONGTERM: or is plain memory, not the arena's
- * -EBUSY   a child of fork() still shares the memory, or did until a few milliseconds ago, or the folio has too many
- *          pins; LONGTERM: or a short pin in its way was not released for a second, or the memory may not move (its
- *          protection was changed, or the program registered it with a userfaultfd)
+ * -EBUSY   a child of fork() shares the memory, and did not exec or end for a third of a second (NOWAIT: it does, or
+ *          did until a few milliseconds ago), or the folio has too many pins; LONGTERM: or a short pin in its way was
+ *          not released for a second, or the memory may not move (its protection was changed, or the program
+ *          registered it with a userfaultfd)
  * -ENOMEM  LONGTERM: over the limit of the mm (see the two members of *pin), or the normal zone is full
  * -EAGAIN  NOWAIT, and the range is being moved, or LONGTERM would have to wait
  * -ENOSPC  LONGTERM: more pins at once than can be listed (65,536 in an arena)

@@ -30,6 +30,9 @@
 #define ENGINE_CACHES        32u
 #define ENGINE_CACHE_FOLIOS  13u                /* one cache is 64 bytes */
 #define ENGINE_DEADLINE_NS   (1000 * SUBLET_MS) /* where the caller gives none */
+#define ENGINE_CHILD_NS      (300 * SUBLET_MS)  /* a child of fork() that shares memory may exec or end */
+#define ENGINE_CHILD_LOOK_NS (200 * SUBLET_US)
+#define ENGINE_SHARED        (-EALREADY) /* inside the engine: shared with a child; -EBUSY for whoever called */
 
 /* ---- page-table entries ---- */
 

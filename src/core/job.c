@@ -36,6 +36,8 @@ struct request {
 	struct sublet__job *slot; /* NULL: not taken yet */
 	uint64_t job_id;
 	uint64_t until_ns; /* for binding */
+	uint64_t
+		shared_ns; /* until when a child of fork() may share a buffer; 0: none did at the last look */
 };
 
 /* ---- what an op needs ---- */
@@ -132,6 +134,18 @@ static bool slot_is_ready(const struct request *rq)
 	       (rq->slot || device->job_free != ENGINE_NONE);
 }
 
+/* A buffer cannot be bound now: whether to look again, after how long. A child of fork() that shares it may exec soon. */
+static uint64_t bind_again_ns(struct request *rq, int err, uint64_t now_ns)
+{
+	if (err != -EBUSY) {
+		rq->shared_ns = 0;
+		return err == -EAGAIN ? AGAIN_NS : 0;
+	}
+	if (!rq->shared_ns)
+		rq->shared_ns = time_after(now_ns, ENGINE_CHILD_NS);
+	return now_ns < rq->shared_ns ? ENGINE_CHILD_LOOK_NS : 0;
+}
+
 /* One look. 0: all is ready. -EAGAIN: look again, later or at once; what was to be done for it is done. */
 static int request_look(struct request *rq)
 {
@@ -149,13 +163,14 @@ static int request_look(struct request *rq)
 	if (!device->is_resetting && !gate_ns && !bo && slot_is_ready(rq))
 		return 0;
 	if (now >= rq->until_ns)
-		return -ETIMEDOUT;
+		return rq->shared_ns ? -EBUSY : -ETIMEDOUT;
 	if (!device->is_resetting && !gate_ns && bo) {
 		err = sublet__bo_bind(bo, rq->id, rq->count, rq->until_ns);
-		if (err != -EAGAIN)
+		uint64_t again_ns = bind_again_ns(rq, err, now);
+		if (!again_ns)
 			return err ? err : -EAGAIN;
 		device_unlock(device);
-		p->ops->sleep_ns(p->ctx, AGAIN_NS);
+		p->ops->sleep_ns(p->ctx, again_ns);
 		device_lock(device);
 		return -EAGAIN;
 	}

@@ -70,7 +70,9 @@ static int folio_look(const struct sublet_mm *mm, uint32_t at, uint32_t *head, u
 	if ((a32_load_relaxed(&mm->pte[at]) & PTE_HOLE) || !folio_find(mm, at, head, first, end))
 		return -EFAULT;
 	uint32_t word = a32_load_relaxed(&mm->arena->frames[*head].word);
-	return word_state(word) != FRAME_MOVABLE ? -EFAULT : (word & FRAME_HELD) ? -EBUSY : 0;
+	if (word_state(word) != FRAME_MOVABLE)
+		return -EFAULT;
+	return !(word & FRAME_HELD) ? 0 : (word & FRAME_PROTECTED) ? -EBUSY : ENGINE_SHARED;
 }
 
 /* What a move that did not succeed is to who pins. */

@@ -31,7 +31,10 @@
 #define PIN_FLAGS ((uint32_t)(SUBLET_PIN_READ | SUBLET_PIN_WRITE | SUBLET_PIN_NOWAIT | SUBLET_PIN_LONGTERM))
 #define PIN_SLOW  1 /* the fast path could not decide */
 
-/* Try to pin the folio under vpn; *next becomes the first page after it. 0, PIN_SLOW, -EFAULT, -EBUSY. */
+/*
+ * Try to pin the folio under vpn; *next becomes the first page after it. 0, PIN_SLOW, -EFAULT, -EBUSY, ENGINE_SHARED. What
+ * the program protected stays private when the child is gone, and is -EBUSY for good.
+ */
 static int folio_pin(struct sublet_mm *mm, uint32_t vpn, uint32_t write, uint32_t *next)
 {
 	struct sublet_arena *arena = mm->arena;
@@ -53,7 +56,7 @@ static int folio_pin(struct sublet_mm *mm, uint32_t vpn, uint32_t write, uint32_
 	    word_state(word) != FRAME_MOVABLE || head + (1u << word_order(word)) <= pte_pfn(pte))
 		err = PIN_SLOW;
 	else if (word & FRAME_HELD)
-		err = -EBUSY;
+		err = (word & FRAME_PROTECTED) ? -EBUSY : ENGINE_SHARED;
 	if (err) {
 		a32_sub_acq_rel(&f->ref, 1);
 		return err;
@@ -139,6 +142,29 @@ uncharge:
 	return err;
 }
 
+static inline int pin_try(struct sublet_pin *pin, struct sublet_mm *mm, const char *owner)
+{
+	uint32_t vpn = (uint32_t)pin->first, pages = (uint32_t)pin->pages;
+
+	return (pin->flags & SUBLET_PIN_LONGTERM) ? pin_long(mm, vpn, pages, pin, owner)
+						  : pages_pin(mm, vpn, pages, pin->flags);
+}
+
+/* A child of fork() shares some of it: most children exec, or end, at once. */
+static int pin_beside_child(struct sublet_pin *pin, struct sublet_mm *mm, const char *owner)
+{
+	const struct sublet__platform *p = &mm->arena->platform;
+	uint64_t until_ns = engine_now(mm->arena) + ENGINE_CHILD_NS;
+	int err = ENGINE_SHARED;
+
+	while (err == ENGINE_SHARED && !(pin->flags & SUBLET_PIN_NOWAIT) &&
+	       engine_now(mm->arena) < until_ns) {
+		p->ops->sleep_ns(p->ctx, ENGINE_CHILD_LOOK_NS);
+		err = pin_try(pin, mm, owner);
+	}
+	return err == ENGINE_SHARED ? -EBUSY : err;
+}
+
 int sublet_pin(struct sublet_mm *mm, const void *addr, uint64_t bytes, uint32_t flags, const char *owner,
 	       struct sublet_pin *pin)
 {
@@ -155,8 +181,9 @@ int sublet_pin(struct sublet_mm *mm, const void *addr, uint64_t bytes, uint32_t 
 				    .flags = flags,
 				    .addr = (uint64_t)(uintptr_t)addr,
 				    .bytes = bytes };
-	int err = (flags & SUBLET_PIN_LONGTERM) ? pin_long(mm, vpn, pages, pin, owner)
-						: pages_pin(mm, vpn, pages, flags);
+	int err = pin_try(pin, mm, owner);
+	if (err == ENGINE_SHARED)
+		err = pin_beside_child(pin, mm, owner);
 	if (err)
 		return err;
 	if (owner && !(flags & SUBLET_PIN_LONGTERM))

@@ -21,6 +21,7 @@
 #include <stdatomic.h>
 #include <string.h>
 #include <sys/wait.h>
+#include <time.h>
 #include <unistd.h>
 
 #define AREA  ((uint64_t)64 << 20)
@@ -173,6 +174,54 @@ static void test_fork_under_longterm(void **unused)
 	}
 }
 
+/* Sharing with a child: a pin waits for it, if it execs or ends soon, and says -EBUSY if it does not, or may not wait. */
+static void test_pin_beside_child(void **unused)
+{
+	static const uint32_t classes[] = { SUBLET_PIN_WRITE, SUBLET_PIN_WRITE | SUBLET_PIN_LONGTERM };
+	struct sublet_pin pin;
+	int go[2], status;
+	char byte = 0;
+	(void)unused;
+
+	struct sublet_arena *arena = open_arena(SUBLET_BACKING_MEMFD);
+	struct sublet_mm *mm = sublet_arena_mm(arena);
+	uint64_t *words = map_filled(mm, 5);
+	for (uint32_t c = 0; c < 2; c++) {
+		for (uint32_t execs = 0; execs < 2; execs++) {
+			assert_int_equal(pipe(go), 0);
+			pid_t pid = fork();
+			if (!pid && execs) {
+				nanosleep(&(struct timespec){ .tv_nsec = 20000000 }, NULL);
+				execl("/bin/true", "true", NULL);
+			}
+			if (!pid)
+				_exit(read(go[0], &byte, 1) == 1 && words[9] == 45 ? 0 : 1);
+			assert_true(pid > 0);
+			int err = -EBUSY,
+			    tries = execs ? 20 : 1; /* a busy machine may take its time to exec */
+			while (err == -EBUSY && tries--)
+				err = sublet_pin(mm, words, 8192, classes[c], NULL, &pin);
+			assert_int_equal(err, execs ? 0 : -EBUSY);
+			if (!execs)
+				assert_int_equal(sublet_pin(mm, words, 8192, classes[c] | SUBLET_PIN_NOWAIT,
+							    NULL, &pin),
+						 -EBUSY);
+			if (execs) {
+				words[9] = 7; /* nobody shares it any more */
+				assert_int_equal(sublet_unpin(&pin), 0);
+				words[9] = 45;
+			}
+			assert_int_equal(write(go[1], "x", 1), 1);
+			assert_int_equal(waitpid(pid, &status, 0), pid);
+			assert_int_equal(status, 0);
+			close(go[0]);
+			close(go[1]);
+		}
+	}
+	check_filled(words, 5);
+	sublet_arena_destroy(arena);
+}
+
 static int count_event(void *ctx, const struct sublet_invalidation *inv)
 {
 	uint32_t *calls = ctx;
@@ -245,6 +294,7 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(test_extents_are_true),
 		cmocka_unit_test(test_fork_under_longterm),
+		cmocka_unit_test(test_pin_beside_child),
 		cmocka_unit_test(test_address_spaces),
 	};
 	return cmocka_run_group_tests(tests, NULL, NULL);

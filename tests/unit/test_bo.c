@@ -370,6 +370,14 @@ static void tracked_plain_memory(void **unused)
 	teardown();
 }
 
+static void *child_ends(void *mm)
+{
+	f.platform.ops->sleep_ns(&f, 20 * SUBLET_MS);
+	assert_int_equal(sublet__mm_fork_restore(mm, sublet__mm_fork_epoch(mm)), 0);
+	return NULL;
+}
+
+/* It is waited for, a third of a second: most children exec at once. */
 static void tracked_while_a_child_shares(void **unused)
 {
 	struct sublet_mm *mm;
@@ -383,10 +391,16 @@ static void tracked_while_a_child_shares(void **unused)
 	assert_int_equal(sublet__mm_fork_begin(mm), 0); /* tells it first */
 	assert_int_equal(info_of(&fd, bo).bound_bytes, 0);
 	sublet__mm_fork_end(mm, 4711);
-	assert_int_equal(fill_once(bo, 1), -EBUSY);
+	assert_int_equal(fill_once(bo, 1),
+			 -EBUSY); /* its own timeout is shorter than the wait for the child */
+	struct sublet_job job = job_of(SUBLET_JOB_FILL, 1);
+	assert_int_equal(submit_error(&fd, &job, bo), -EBUSY);
 	check_pattern(&f, vpn, 32, 1);
-	assert_int_equal(sublet__mm_fork_restore(mm, sublet__mm_fork_epoch(mm)), 0);
+
+	pthread_t thread; /* and one that execs soon */
+	assert_int_equal(pthread_create(&thread, NULL, child_ends, mm), 0);
 	dma_fill(&fd, bo, 32, 2);
+	pthread_join(thread, NULL);
 	check_pattern(&f, vpn, 32, 2);
 	teardown();
 }
