@@ -160,6 +160,8 @@ static int request_look(struct request *rq)
 		return err;
 	uint64_t gate_ns = gates_look(rq, now);
 	struct sublet__bo *bo = buffer_not_ready(rq);
+	if (!bo)
+		rq->shared_ns = 0; /* somebody else may have bound what was shared */
 	if (!device->is_resetting && !gate_ns && !bo && slot_is_ready(rq))
 		return 0;
 	if (now >= rq->until_ns)

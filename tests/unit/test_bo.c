@@ -405,6 +405,44 @@ static void tracked_while_a_child_shares(void **unused)
 	teardown();
 }
 
+static void *submits_until_timeout(void *arg)
+{
+	const struct sublet_bo *bo = arg;
+	struct sublet_job job = job_of(SUBLET_JOB_FILL, 1);
+	job.timeout_ns = 2 * SHORT_NS;
+	return (void *)(intptr_t)sublet_submit(fd.device, &job, bo, 1, NULL);
+}
+
+/* Once the child is gone it is the device that these wait for, whichever of them bound the buffer. */
+static void a_child_shared_before(void **unused)
+{
+	struct sublet_mm *mm;
+	pthread_t thread[4], child;
+	void *err;
+	(void)unused;
+
+	setup(&(struct fake_device_options){ .jobs_max = 1 });
+	mm = f.engine_mm[0];
+	uint32_t vpn = map_pages(&f, 64, SUBLET_MOVABLE);
+	struct sublet_bo bo = bo_over(&fd, vpn, 32, SUBLET_BO_TRACKED);
+	assert_int_equal(sublet__mm_fork_begin(mm), 0);
+	sublet__mm_fork_end(mm, 4711);
+	struct sublet_bo other = bo_over(&fd, map_pages(&f, 64, SUBLET_MOVABLE), 32, SUBLET_BO_TRACKED);
+	struct sublet_job job = job_of(SUBLET_JOB_FILL, 1);
+	struct sublet_fence fence = go(&fd, &job, other, no_bo); /* takes the only slot */
+	for (uint32_t i = 0; i < 4; i++)
+		assert_int_equal(pthread_create(&thread[i], NULL, submits_until_timeout, &bo), 0);
+	assert_int_equal(pthread_create(&child, NULL, child_ends, mm), 0);
+	pthread_join(child, NULL);
+	for (uint32_t i = 0; i < 4; i++) {
+		pthread_join(thread[i], &err);
+		assert_int_equal((intptr_t)err, -ETIMEDOUT);
+	}
+	assert_true(fake_device_step(&fd));
+	assert_int_equal(fence_end(&fence), 0);
+	teardown();
+}
+
 /* ---- ending ---- */
 
 static void *complete_later(void *arg)
@@ -632,6 +670,7 @@ int main(void)
 		cmocka_unit_test(tracked_before_its_memory),
 		cmocka_unit_test(tracked_plain_memory),
 		cmocka_unit_test(tracked_while_a_child_shares),
+		cmocka_unit_test(a_child_shared_before),
 		cmocka_unit_test(destroy_twice),
 		cmocka_unit_test(destroy_forgets_first),
 		cmocka_unit_test(destroy_waits),
