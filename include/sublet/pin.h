@@ -12,9 +12,10 @@
  * What a pin does not promise: that the range is contiguous, nor that the memory may be unmapped meanwhile
  * (sublet_unmap answers -EBUSY).
  *
- * fork(): it waits up to a second for short pins to end, then fails with EAGAIN under `sublet run`, and ends a library
- * program with a message: what a device writes under a pin must not get lost in a snapshot. Memory with a long-term
- * pin stays the parent's alone: the child does not have those addresses at all (MADV_DONTFORK, as RDMA does it).
+ * fork(): it waits up to a second for short pins to end, a quarter of it with new pins held off, then fails with EAGAIN
+ * under `sublet run`, and ends a library program with a message: what a device writes under a pin must not get lost in a
+ * snapshot. Memory with a long-term pin stays the parent's alone: the child does not have those addresses at all
+ * (MADV_DONTFORK, as RDMA does it).
  */
 #ifndef SUBLET_PIN_H
 #define SUBLET_PIN_H
@@ -61,11 +62,11 @@ struct sublet_pin {
  * -EFAULT  part of the range is not mapped, or discardable and unlocked, or begins a folio that is decommitted (a
  *          decommitted page in the middle of one is not noticed); LONGTERM: or is plain memory, not the arena's
  * -EBUSY   a child of fork() shares the memory, and did not exec or end for a third of a second (NOWAIT: it does, or
- *          did until a few milliseconds ago), or the folio has too many pins; LONGTERM: or a short pin in its way was
- *          not released for a second, or the memory may not move (its protection was changed, or the program
- *          registered it with a userfaultfd)
+ *          did until a few milliseconds ago), or is about to, while fork() waits as long for pins, the caller's own
+ *          perhaps; or the folio has too many pins; LONGTERM: or a short pin in its way was not released for a second,
+ *          or the memory may not move (its protection was changed, or the program registered it with a userfaultfd)
  * -ENOMEM  LONGTERM: over the limit of the mm (see the two members of *pin), or the normal zone is full
- * -EAGAIN  NOWAIT, and the range is being moved, or LONGTERM would have to wait
+ * -EAGAIN  NOWAIT, and the range is being moved, or a fork() waits for pins, or LONGTERM would have to wait
  * -ENOSPC  LONGTERM: more pins at once than can be listed (65,536 in an arena)
  */
 SUBLET_API SUBLET_NODISCARD int sublet_pin(struct sublet_mm *mm, const void *addr, uint64_t bytes,

@@ -163,6 +163,7 @@ struct sublet_mm {
 	struct sublet__mm_config config;
 	uint32_t index;
 	uint32_t blocks;
+	sublet__a32 fork_waits;      /* for pins: new ones stay away for a while */
 	sublet__a32 *pte;            /* [config.pages]; written under the block lock, read by pins without */
 	struct sublet__lock *block;  /* [blocks]: page-table entries and MOVABLE folios of 512 pages; several
 	                                  only by unmap, in ascending order */

@@ -151,18 +151,33 @@ static inline int pin_try(struct sublet_pin *pin, struct sublet_mm *mm, const ch
 }
 
 /* A child of fork() shares some of it: most children exec, or end, at once. */
-static int pin_beside_child(struct sublet_pin *pin, struct sublet_mm *mm, const char *owner)
+static int pin_beside_child(struct sublet_pin *pin, struct sublet_mm *mm, const char *owner,
+			    uint64_t until_ns)
 {
 	const struct sublet__platform *p = &mm->arena->platform;
-	uint64_t until_ns = engine_now(mm->arena) + ENGINE_CHILD_NS;
 	int err = ENGINE_SHARED;
 
+	if (!until_ns)
+		until_ns = engine_now(mm->arena) + ENGINE_CHILD_NS;
 	while (err == ENGINE_SHARED && !(pin->flags & SUBLET_PIN_NOWAIT) &&
 	       engine_now(mm->arena) < until_ns) {
 		p->ops->sleep_ns(p->ctx, ENGINE_CHILD_LOOK_NS);
 		err = pin_try(pin, mm, owner);
 	}
 	return err == ENGINE_SHARED ? -EBUSY : err;
+}
+
+/* A fork waits for the pins that are held: let it through, for a while. *until_ns: how long its child may be waited for. */
+static int pin_after_fork(const struct sublet_mm *mm, uint32_t flags, uint64_t *until_ns)
+{
+	const struct sublet__platform *p = &mm->arena->platform;
+
+	if (flags & SUBLET_PIN_NOWAIT)
+		return -EAGAIN;
+	*until_ns = engine_now(mm->arena) + ENGINE_CHILD_NS;
+	while (a32_load_relaxed(&mm->fork_waits) && engine_now(mm->arena) < *until_ns)
+		p->ops->sleep_ns(p->ctx, ENGINE_CHILD_LOOK_NS);
+	return 0;
 }
 
 int sublet_pin(struct sublet_mm *mm, const void *addr, uint64_t bytes, uint32_t flags, const char *owner,
@@ -181,9 +196,12 @@ int sublet_pin(struct sublet_mm *mm, const void *addr, uint64_t bytes, uint32_t 
 				    .flags = flags,
 				    .addr = (uint64_t)(uintptr_t)addr,
 				    .bytes = bytes };
-	int err = pin_try(pin, mm, owner);
+	uint64_t until_ns = 0;
+	int err = a32_load_relaxed(&mm->fork_waits) ? pin_after_fork(mm, flags, &until_ns) : 0;
+	if (!err)
+		err = pin_try(pin, mm, owner);
 	if (err == ENGINE_SHARED)
-		err = pin_beside_child(pin, mm, owner);
+		err = pin_beside_child(pin, mm, owner, until_ns);
 	if (err)
 		return err;
 	if (owner && !(flags & SUBLET_PIN_LONGTERM))

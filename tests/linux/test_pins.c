@@ -17,6 +17,7 @@
 #include <sublet/stats.h>
 
 #include <errno.h>
+#include <pthread.h>
 #include <signal.h>
 #include <stdatomic.h>
 #include <string.h>
@@ -222,6 +223,59 @@ static void test_pin_beside_child(void **unused)
 	sublet_arena_destroy(arena);
 }
 
+struct pinner {
+	struct sublet_mm *mm;
+	uint64_t *words;
+	_Atomic bool stop;
+	_Atomic uint64_t pins;
+};
+
+/* Short pins without end, each for a moment. */
+static void *pinner_main(void *arg)
+{
+	struct pinner *p = arg;
+	struct sublet_pin pin;
+
+	while (!atomic_load(&p->stop)) {
+		if (sublet_pin(p->mm, p->words, 4096, SUBLET_PIN_WRITE, NULL, &pin))
+			continue;
+		atomic_fetch_add(&p->pins, 1);
+		nanosleep(&(struct timespec){ .tv_nsec = 5000000 }, NULL);
+		assert_int_equal(sublet_unpin(&pin), 0);
+	}
+	return NULL;
+}
+
+/* Pins of several threads that overlap, so that there is one at each moment: a fork gets through all the same. */
+static void test_fork_between_pins(void **unused)
+{
+	pthread_t thread[8];
+	int status;
+	(void)unused;
+
+	struct sublet_arena *arena = open_arena(SUBLET_BACKING_MEMFD);
+	struct pinner p = { .mm = sublet_arena_mm(arena) };
+	p.words = map_filled(p.mm, 5);
+	for (uint32_t i = 0; i < 8; i++)
+		assert_int_equal(pthread_create(&thread[i], NULL, pinner_main, &p), 0);
+	for (uint32_t i = 0; i < 4; i++) {
+		uint64_t before = atomic_load(&p.pins);
+		while (atomic_load(&p.pins) < before + 20)
+			nanosleep(&(struct timespec){ .tv_nsec = 1000000 }, NULL);
+		pid_t pid = fork(); /* with a message and an abort, otherwise */
+		if (!pid)
+			_exit(p.words[9] == 45 ? 0 : 1);
+		assert_true(pid > 0);
+		assert_int_equal(waitpid(pid, &status, 0), pid);
+		assert_int_equal(status, 0);
+	}
+	atomic_store(&p.stop, true);
+	for (uint32_t i = 0; i < 8; i++)
+		pthread_join(thread[i], NULL);
+	check_filled(p.words, 5);
+	sublet_arena_destroy(arena);
+}
+
 static int count_event(void *ctx, const struct sublet_invalidation *inv)
 {
 	uint32_t *calls = ctx;
@@ -292,9 +346,8 @@ static void test_address_spaces(void **unused)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(test_extents_are_true),
-		cmocka_unit_test(test_fork_under_longterm),
-		cmocka_unit_test(test_pin_beside_child),
+		cmocka_unit_test(test_extents_are_true), cmocka_unit_test(test_fork_under_longterm),
+		cmocka_unit_test(test_pin_beside_child), cmocka_unit_test(test_fork_between_pins),
 		cmocka_unit_test(test_address_spaces),
 	};
 	return cmocka_run_group_tests(tests, NULL, NULL);
