@@ -27,8 +27,9 @@
  * one move: the first came before the pin.)
  *
  * Which lock may a callback take? The mover holds the lock of a page-table block meanwhile. A callback may call
- * sublet_notifier_remove on any notifier, sublet_iopt_*, and sublet_mm_extents; it must not map, unmap, pin, claim,
- * or wait for another thread that does, and must not touch movable memory of the range.
+ * sublet_notifier_remove on any notifier, sublet_iopt_*, sublet_mm_extents, and sublet_pin with NOWAIT and without
+ * LONGTERM; it must not map, unmap, pin otherwise, claim, or wait for another thread that does, and must not touch movable
+ * memory of the range.
  */
 #ifndef SUBLET_NOTIFIER_H
 #define SUBLET_NOTIFIER_H
