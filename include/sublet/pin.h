@@ -12,10 +12,13 @@
  * What a pin does not promise: that the range is contiguous, nor that the memory may be unmapped meanwhile
  * (sublet_unmap answers -EBUSY).
  *
- * fork(): it waits up to a second for short pins to end, a quarter of it with new pins held off, then fails with EAGAIN
- * under `sublet run`, and ends a library program with a message: what a device writes under a pin must not get lost in a
- * snapshot. Memory with a long-term pin stays the parent's alone: the child does not have those addresses at all
- * (MADV_DONTFORK, as RDMA does it).
+ * fork(): it waits up to a second for short pins to end, then fails with EAGAIN under `sublet run`, and ends a library
+ * program with a message: what a device writes under a pin must not get lost in a snapshot. Memory with a long-term
+ * pin stays the parent's alone: the child does not have those addresses at all (MADV_DONTFORK, as RDMA does it).
+ *
+ * Short pins that overlap without end starve nobody: when a claim or a long-term pin has waited 2 ms for pins of
+ * 512 pages (2 MiB, of pages of 4 KiB), new ones of those pages are held off, for a quarter of a second at most; when
+ * fork() has, new ones of all pages. Whoever holds a pin and takes another waits as long.
  */
 #ifndef SUBLET_PIN_H
 #define SUBLET_PIN_H
@@ -66,7 +69,7 @@ struct sublet_pin {
  *          perhaps; or the folio has too many pins; LONGTERM: or a short pin in its way was not released for a second,
  *          or the memory may not move (its protection was changed, or the program registered it with a userfaultfd)
  * -ENOMEM  LONGTERM: over the limit of the mm (see the two members of *pin), or the normal zone is full
- * -EAGAIN  NOWAIT, and the range is being moved, or a fork() waits for pins, or LONGTERM would have to wait
+ * -EAGAIN  NOWAIT, and the range is being moved, or pins are held off, or LONGTERM would have to wait
  * -ENOSPC  LONGTERM: more pins at once than can be listed (65,536 in an arena)
  */
 SUBLET_API SUBLET_NODISCARD int sublet_pin(struct sublet_mm *mm, const void *addr, uint64_t bytes,

@@ -225,23 +225,51 @@ static int window_given_up(struct sublet__claim_job *job, uint32_t stuck_pfn)
 	return -EBUSY;
 }
 
+/* Pins of what is stuck, and of what would move along with it, are held off after a while (G10); *held: in this mm. */
+static void pins_hold_off(const struct sublet__claim_job *job, uint32_t stuck_pfn, uint64_t waited_ns,
+			  struct sublet_mm **held)
+{
+	struct sublet_arena *arena = job->arena;
+	const struct sublet__frame *f = &arena->frames[min_u32(stuck_pfn, job->window.end_pfn - 1)];
+	/* relaxed: what is read of a folio that is going elsewhere keeps the wrong pins waiting, until the next look */
+	uint32_t word = a32_load_relaxed(&f->word), index = a32_load_relaxed(&f->b);
+	uint32_t vpn = a32_load_relaxed(&f->a) & ~(ENGINE_BLOCK_PAGES - 1);
+	struct sublet_mm *mm = NULL;
+
+	if ((word & FRAME_HEAD) && word_state(word) == FRAME_MOVABLE &&
+	    index < a32_load_acquire(&arena->mm_count)) /* pairs with sublet__mm_create */
+		mm = arena->mm[index];
+	if (*held && *held != mm)
+		sublet__pins_let_in(*held);
+	if (mm)
+		sublet__pins_hold_off(mm, vpn, ENGINE_BLOCK_PAGES, waited_ns);
+	*held = mm;
+}
+
 /* After the first pass: look again and again at what is left, until `until_ns`. */
 static int window_wait(struct sublet__claim_job *job, uint64_t until_ns, uint32_t *stuck_pfn)
 {
 	struct sublet_arena *arena = job->arena;
 	const struct sublet__platform *p = &arena->platform;
-	uint64_t wait_ns = CLAIM_WAIT_FIRST_NS;
+	uint64_t wait_ns = CLAIM_WAIT_FIRST_NS, since_ns = engine_now(arena);
+	struct sublet_mm *held = NULL;
+	int err = 0;
 
 	while (!window_clear(job)) {
-		if (window_failed(job))
-			return (int)a32_load_relaxed(&job->fatal);
+		if (window_failed(job)) {
+			err = (int)a32_load_relaxed(&job->fatal);
+			break;
+		}
 		uint64_t now = engine_now(arena);
 		bool last = now >= until_ns || (job->flags & SUBLET_CLAIM_NOWAIT);
 		*stuck_pfn = range_empty(job, job->window.first_pfn, job->window.end_pfn, last);
 		if (window_clear(job))
 			break;
-		if (last)
-			return window_given_up(job, *stuck_pfn);
+		if (last) {
+			err = window_given_up(job, *stuck_pfn);
+			break;
+		}
+		pins_hold_off(job, *stuck_pfn, now - since_ns, &held);
 		wait_ns = wait_ns < until_ns - now ? wait_ns : until_ns - now;
 		p->ops->sleep_ns(p->ctx, wait_ns);
 		/* what hangs holds memory no longer than its job may take (G11) */
@@ -250,7 +278,9 @@ static int window_wait(struct sublet__claim_job *job, uint64_t until_ns, uint32_
 		job->claim->waited_ns += engine_now(arena) - now;
 		wait_ns = 2 * wait_ns < CLAIM_WAIT_MOST_NS ? 2 * wait_ns : CLAIM_WAIT_MOST_NS;
 	}
-	return 0;
+	if (held)
+		sublet__pins_let_in(held);
+	return err;
 }
 
 /* Empty the isolated window, or say what stopped it; *stuck_pfn is where. */

@@ -32,6 +32,7 @@
 #define ENGINE_DEADLINE_NS   (1000 * SUBLET_MS) /* where the caller gives none */
 #define ENGINE_CHILD_NS      (300 * SUBLET_MS)  /* a child of fork() that shares memory may exec or end */
 #define ENGINE_CHILD_LOOK_NS (200 * SUBLET_US)
+#define ENGINE_GATE_NS       (250 * SUBLET_MS) /* pins are held off for so long, then let in for as long */
 #define ENGINE_SHARED        (-EALREADY) /* inside the engine: shared with a child; -EBUSY for whoever called */
 
 /* ---- page-table entries ---- */
@@ -163,8 +164,8 @@ struct sublet_mm {
 	struct sublet__mm_config config;
 	uint32_t index;
 	uint32_t blocks;
-	sublet__a32 fork_waits;      /* for pins: new ones stay away for a while */
-	sublet__a32 *pte;            /* [config.pages]; written under the block lock, read by pins without */
+	sublet__a64 pin_gate; /* pages that new pins stay away from: first << 32 | end; 0: none (pin.c) */
+	sublet__a32 *pte;     /* [config.pages]; written under the block lock, read by pins without */
 	struct sublet__lock *block;  /* [blocks]: page-table entries and MOVABLE folios of 512 pages; several
 	                                  only by unmap, in ascending order */
 	sublet__a32 *block_mappings; /* [blocks]; changed under the block lock, looked at without as a hint */
@@ -404,6 +405,15 @@ uint32_t sublet__zone_take_batch(struct sublet_arena *arena, uint32_t order, uin
 /* Take, and give back, the references of a long-term pin, its pages moved out of areas before. As sublet_pin. */
 int sublet__longterm_pin(struct sublet_mm *mm, uint32_t vpn, uint32_t pages, uint32_t flags);
 void sublet__longterm_unpin(struct sublet_mm *mm, uint32_t vpn, uint32_t pages);
+
+/* ---- core/pin.c ---- */
+
+/*
+ * Who has waited for the pins of these pages for waited_ns: hold new ones off, or let them in, as it is time for. Called
+ * after each look; sublet__pins_let_in when the wait is over.
+ */
+void sublet__pins_hold_off(struct sublet_mm *mm, uint32_t vpn, uint32_t pages, uint64_t waited_ns);
+void sublet__pins_let_in(struct sublet_mm *mm);
 
 /* ---- core/pins.c ---- */
 #define PIN_UNLISTED UINT32_MAX

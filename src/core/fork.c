@@ -27,7 +27,6 @@
 
 #define PIN_WAIT_NS  (1 * SUBLET_SEC) /* in one fork: a device write in flight must end before the snapshot */
 #define PIN_POLL_NS  (100 * SUBLET_US)
-#define PIN_GATE_NS  (250 * SUBLET_MS) /* of that new pins stay away: others that overlap leave no gap */
 #define RUN_SEGMENTS 64u /* of one call to the platform: small, for the stack of a thread that forks */
 
 struct fork_run {
@@ -168,8 +167,7 @@ static uint32_t used_pages(const struct sublet_mm *mm)
 
 /*
  * Make one block private. Pins are waited for without the block lock: whoever holds one may be about
- * to take it, for the next folio of the same pin. Meanwhile new pins stay away, but not until the end of the wait: whoever
- * holds one may also be about to take the next, and must get it to end the first.
+ * to take it, for the next folio of the same pin. Meanwhile new pins are held off (core/pin.c).
  */
 static int block_begin(struct fork_run *run, uint32_t at, uint32_t count, uint64_t *waited_ns)
 {
@@ -182,7 +180,7 @@ static int block_begin(struct fork_run *run, uint32_t at, uint32_t count, uint64
 		if (err != -EAGAIN || *waited_ns >= PIN_WAIT_NS)
 			return err;
 		p->ops->sleep_ns(p->ctx, PIN_POLL_NS);
-		a32_store_relaxed(&run->mm->fork_waits, *waited_ns < PIN_GATE_NS);
+		sublet__pins_hold_off(run->mm, 0, run->mm->config.pages, *waited_ns);
 		sublet__devices_check(run->mm->arena); /* one that hangs declines until it is reset (G11) */
 	}
 }
@@ -198,7 +196,7 @@ int sublet__mm_fork_begin(struct sublet_mm *mm)
 	a32_store_seq_cst(&mm->fork_held, 1);
 	for_each_block(at, count, 0, used_pages(mm)) {
 		int err = block_begin(&run, at, count, &waited_ns);
-		a32_store_relaxed(&mm->fork_waits, 0);
+		sublet__pins_let_in(mm);
 		if (err)
 			return err;
 	}

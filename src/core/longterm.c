@@ -221,19 +221,24 @@ static int block_pin_wait(struct sublet_mm *mm, uint32_t vpn, uint32_t pages, ui
 {
 	struct sublet_arena *arena = mm->arena;
 	const struct sublet__platform *p = &arena->platform;
+	uint64_t since_ns = engine_now(arena), now = since_ns;
+	int err;
 
-	for (uint64_t wait_ns = WAIT_FIRST_NS;;) {
-		int err = block_pin(mm, vpn, pages, flags, until_ns);
-		if (err == -ENOMEM && engine_now(arena) < until_ns && normal_relieve(arena, pages))
+	for (uint64_t wait_ns = WAIT_FIRST_NS;; now = engine_now(arena)) {
+		err = block_pin(mm, vpn, pages, flags, until_ns);
+		if (err == -ENOMEM && now < until_ns && normal_relieve(arena, pages))
 			continue;
-		if (err != -EAGAIN || (flags & SUBLET_PIN_NOWAIT))
-			return err;
-		if (engine_now(arena) >= until_ns)
-			return -EBUSY;
+		if (err != -EAGAIN || (flags & SUBLET_PIN_NOWAIT) || now >= until_ns)
+			break;
+		sublet__pins_hold_off(mm, vpn & ~(ENGINE_BLOCK_PAGES - 1), ENGINE_BLOCK_PAGES,
+				      now - since_ns);
 		p->ops->sleep_ns(p->ctx, wait_ns);
 		sublet__devices_check(arena); /* one that hangs declines until it is reset (G11) */
 		wait_ns = 2 * wait_ns < WAIT_MOST_NS ? 2 * wait_ns : WAIT_MOST_NS;
 	}
+	if (now > since_ns)
+		sublet__pins_let_in(mm);
+	return err == -EAGAIN && !(flags & SUBLET_PIN_NOWAIT) ? -EBUSY : err;
 }
 
 static void range_unpin(struct sublet_mm *mm, uint32_t vpn, uint32_t end)

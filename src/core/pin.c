@@ -167,15 +167,48 @@ static int pin_beside_child(struct sublet_pin *pin, struct sublet_mm *mm, const 
 	return err == ENGINE_SHARED ? -EBUSY : err;
 }
 
-/* A fork waits for the pins that are held: let it through, for a while. *until_ns: how long its child may be waited for. */
-static int pin_after_fork(const struct sublet_mm *mm, uint32_t flags, uint64_t *until_ns)
+/*
+ * The gate. Short pins of several threads that overlap leave no moment in which a folio has none: whoever waits for that
+ * (a claim, a long-term pin, fork) would wait for ever (G10). So after a while he holds new pins of those pages off, and the
+ * ones that are there end. But not for ever either: whoever holds a pin may need another one to end it.
+ *
+ *   waited for    0 .. 2 ms   .. 250 ms    .. 500 ms   .. 750 ms   ...
+ *   new pins      go in       are held off   go in       are held off
+ *
+ * There is one gate in an mm, for the last who asked; whoever finds it moved or open closes it again after his next look.
+ * relaxed: nobody relies on it, a pin that slips in is waited for.
+ */
+#define GATE_AFTER_NS (2 * SUBLET_MS)
+
+void sublet__pins_hold_off(struct sublet_mm *mm, uint32_t vpn, uint32_t pages, uint64_t waited_ns)
+{
+	bool is_closed = waited_ns >= GATE_AFTER_NS && waited_ns / ENGINE_GATE_NS % 2 == 0;
+
+	a64_store_relaxed(&mm->pin_gate, is_closed ? (uint64_t)vpn << 32 | (vpn + pages) : 0);
+}
+
+void sublet__pins_let_in(struct sublet_mm *mm)
+{
+	a64_store_relaxed(&mm->pin_gate, 0);
+}
+
+static inline bool gate_is_closed(const struct sublet_mm *mm, uint32_t vpn, uint32_t pages)
+{
+	uint64_t gate = a64_load_relaxed(&mm->pin_gate);
+
+	return gate && vpn < (uint32_t)gate && vpn + pages > gate >> 32;
+}
+
+/* Wait in front of the gate. *until_ns: how long a child of a fork may be waited for as well. */
+static int pin_at_gate(const struct sublet_pin *pin, const struct sublet_mm *mm, uint64_t *until_ns)
 {
 	const struct sublet__platform *p = &mm->arena->platform;
 
-	if (flags & SUBLET_PIN_NOWAIT)
+	if (pin->flags & SUBLET_PIN_NOWAIT)
 		return -EAGAIN;
 	*until_ns = engine_now(mm->arena) + ENGINE_CHILD_NS;
-	while (a32_load_relaxed(&mm->fork_waits) && engine_now(mm->arena) < *until_ns)
+	while (gate_is_closed(mm, (uint32_t)pin->first, (uint32_t)pin->pages) &&
+	       engine_now(mm->arena) < *until_ns)
 		p->ops->sleep_ns(p->ctx, ENGINE_CHILD_LOOK_NS);
 	return 0;
 }
@@ -197,7 +230,7 @@ int sublet_pin(struct sublet_mm *mm, const void *addr, uint64_t bytes, uint32_t 
 				    .addr = (uint64_t)(uintptr_t)addr,
 				    .bytes = bytes };
 	uint64_t until_ns = 0;
-	int err = a32_load_relaxed(&mm->fork_waits) ? pin_after_fork(mm, flags, &until_ns) : 0;
+	int err = gate_is_closed(mm, vpn, pages) ? pin_at_gate(pin, mm, &until_ns) : 0;
 	if (!err)
 		err = pin_try(pin, mm, owner);
 	if (err == ENGINE_SHARED)

@@ -246,34 +246,73 @@ static void *pinner_main(void *arg)
 	return NULL;
 }
 
-/* Pins of several threads that overlap, so that there is one at each moment: a fork gets through all the same. */
-static void test_fork_between_pins(void **unused)
+static void fork_between(struct sublet_arena *arena, const struct pinner *p)
 {
-	pthread_t thread[8];
 	int status;
+	pid_t pid = fork(); /* with a message and an abort, otherwise */
+	(void)arena;
+
+	if (!pid)
+		_exit(p->words[9] == 45 ? 0 : 1);
+	assert_true(pid > 0);
+	assert_int_equal(waitpid(pid, &status, 0), pid);
+	assert_int_equal(status, 0);
+}
+
+static void claim_between(struct sublet_arena *arena, const struct pinner *p)
+{
+	struct sublet_claim_options o = { SUBLET_OPTIONS(sublet_claim_options),
+					  .deadline_ns = 5 * SUBLET_SEC };
+	struct sublet_claim claim;
+	(void)p;
+
+	assert_int_equal(sublet_claim(arena, AREA, &o, &claim), 0);
+	assert_int_equal(sublet_release(arena, &claim), 0);
+}
+
+static void longterm_between(struct sublet_arena *arena, const struct pinner *p)
+{
+	uint32_t flags = SUBLET_PIN_WRITE | SUBLET_PIN_LONGTERM;
+	struct sublet_pin pin;
+	(void)arena;
+
+	int err = -EBUSY;
+	for (uint32_t tries = 0; err == -EBUSY && tries < 3;
+	     tries++) /* its second may be short on a busy machine */
+		err = sublet_pin(p->mm, p->words + 8192, 4096, flags, NULL, &pin);
+	assert_int_equal(err, 0);
+	assert_int_equal(sublet_unpin(&pin), 0);
+}
+
+/* Pins of several threads that overlap, so that there is one at each moment: who waits for them gets through (G10). */
+static void test_between_pins(void **unused)
+{
+	static void (*const waits[])(struct sublet_arena *, const struct pinner *) = { fork_between,
+										       claim_between,
+										       longterm_between };
+	pthread_t thread[8];
 	(void)unused;
 
-	struct sublet_arena *arena = open_arena(SUBLET_BACKING_MEMFD);
-	struct pinner p = { .mm = sublet_arena_mm(arena) };
-	p.words = map_filled(p.mm, 5);
-	for (uint32_t i = 0; i < 8; i++)
-		assert_int_equal(pthread_create(&thread[i], NULL, pinner_main, &p), 0);
-	for (uint32_t i = 0; i < 4; i++) {
-		uint64_t before = atomic_load(&p.pins);
-		while (atomic_load(&p.pins) < before + 20)
+	for (uint32_t w = 0; w < 3; w++) {
+		struct sublet_arena *arena = open_arena(SUBLET_BACKING_THP); /* whose folios are large */
+		if (!arena)
+			arena = open_arena(SUBLET_BACKING_MEMFD);
+		struct pinner p = { .mm = sublet_arena_mm(arena) };
+		p.words = map_filled(p.mm, 5);
+		for (uint32_t i = 0; i < 8; i++)
+			assert_int_equal(pthread_create(&thread[i], NULL, pinner_main, &p), 0);
+		while (atomic_load(&p.pins) < 20)
 			nanosleep(&(struct timespec){ .tv_nsec = 1000000 }, NULL);
-		pid_t pid = fork(); /* with a message and an abort, otherwise */
-		if (!pid)
-			_exit(p.words[9] == 45 ? 0 : 1);
-		assert_true(pid > 0);
-		assert_int_equal(waitpid(pid, &status, 0), pid);
-		assert_int_equal(status, 0);
+		waits[w](arena, &p);
+		uint64_t before = atomic_load(&p.pins);
+		while (atomic_load(&p.pins) < before + 20) /* and the pins go on */
+			nanosleep(&(struct timespec){ .tv_nsec = 1000000 }, NULL);
+		atomic_store(&p.stop, true);
+		for (uint32_t i = 0; i < 8; i++)
+			pthread_join(thread[i], NULL);
+		check_filled(p.words, 5);
+		sublet_arena_destroy(arena);
 	}
-	atomic_store(&p.stop, true);
-	for (uint32_t i = 0; i < 8; i++)
-		pthread_join(thread[i], NULL);
-	check_filled(p.words, 5);
-	sublet_arena_destroy(arena);
 }
 
 static int count_event(void *ctx, const struct sublet_invalidation *inv)
@@ -347,7 +386,7 @@ int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(test_extents_are_true), cmocka_unit_test(test_fork_under_longterm),
-		cmocka_unit_test(test_pin_beside_child), cmocka_unit_test(test_fork_between_pins),
+		cmocka_unit_test(test_pin_beside_child), cmocka_unit_test(test_between_pins),
 		cmocka_unit_test(test_address_spaces),
 	};
 	return cmocka_run_group_tests(tests, NULL, NULL);

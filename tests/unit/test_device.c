@@ -436,7 +436,7 @@ static void answers_above_zero(void **unused)
 		assert_int_equal(info_of(&fd, bo).jobs, 1);
 		assert_true(fake_device_step(&fd));
 		assert_int_equal(fence_end(&fence), 0);
-		job.timeout_ns = SUBLET_MS;
+		job.timeout_ns = SHORT_NS;
 		fence = go(&fd, &job, bo, no_bo); /* hangs */
 		assert_int_equal(sublet_fence_wait(&fence, LONG_NS, &done, NULL), -ETIMEDOUT);
 		assert_int_equal(fence_end(&fence), -ETIMEDOUT);
