@@ -108,7 +108,8 @@ struct sublet_job {
  * -EFAULT     the memory under a bo was unmapped, whatever is mapped there now (or all but unmapped: sublet_unmap was
  *             told no by another device), or is not (all) the arena's
  * -EACCES     the job writes to a bo that is read-only
- * -EBUSY      a child of fork() shares the memory of a bo, and did not exec or end for a third of a second
+ * -EBUSY      a child of fork() shares the memory of a bo, and did not exec or end for a third of a second; or the
+ *             protection of the memory was changed
  * -ENOSPC     a bo does not fit in the aperture beside those that are in use
  * -ETIMEDOUT  a bo could not be bound, or no job slot became free, in timeout_ns
  * -ENODEV     the device is dead
@@ -120,7 +121,8 @@ SUBLET_API SUBLET_NODISCARD int sublet_submit(struct sublet_device *device, cons
 
 /*
  * The same on [addr, addr + job->bytes) of an mm, without a bo: under a short pin from now until the fence is done.
- * Only devices with SUBLET_DEVICE_RANGES; offset_bytes are ignored. Errors of sublet_pin too.
+ * Only devices with SUBLET_DEVICE_RANGES; offset_bytes are ignored. Errors of sublet_pin too, which may wait for a third of
+ * a second whatever the job's timeout is.
  */
 SUBLET_API SUBLET_NODISCARD int sublet_submit_range(struct sublet_device *device,
 						    const struct sublet_job *job, struct sublet_mm *mm,
