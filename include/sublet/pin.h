@@ -66,8 +66,9 @@ struct sublet_pin {
  *          decommitted page in the middle of one is not noticed); LONGTERM: or is plain memory, not the arena's
  * -EBUSY   a child of fork() shares the memory, and did not exec or end for a third of a second, or others took turns
  *          (NOWAIT: it does, or did until a few milliseconds ago); or is about to, while fork() waits as long for pins,
- *          the caller's own perhaps; or the folio has too many pins; LONGTERM: or a short pin in its way was not released for a second,
- *          or the memory may not move (its protection was changed, or the program registered it with a userfaultfd)
+ *          the caller's own perhaps; or the folio has too many pins; LONGTERM: or a short pin in its way was not
+ *          released for a second, or the memory may not move (its protection was changed, or the program registered it
+ *          with a userfaultfd)
  * -ENOMEM  LONGTERM: over the limit of the mm (see the two members of *pin), or the normal zone is full
  * -EAGAIN  NOWAIT, and the range is being moved, or pins are held off, or LONGTERM would have to wait
  * -ENOSPC  LONGTERM: more pins at once than can be listed (65,536 in an arena)
