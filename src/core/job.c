@@ -35,9 +35,8 @@ struct request {
 	void *addr;
 	struct sublet__job *slot; /* NULL: not taken yet */
 	uint64_t job_id;
-	uint64_t until_ns; /* for binding */
-	uint64_t
-		shared_ns; /* until when a child of fork() may share a buffer; 0: none did at the last look */
+	uint64_t until_ns;  /* for binding */
+	uint64_t shared_ns; /* a child of fork() may share a buffer until then; 0: none did */
 };
 
 /* ---- what an op needs ---- */

@@ -389,12 +389,49 @@ static void pin_cut_race(void **unused)
 	fixture_close(&f);
 }
 
+/* G7, G10: the gate keeps new pins of its pages away by turns, nobody for ever, and no other pins. */
+static void pin_gate(void **unused)
+{
+	static const struct {
+		uint32_t waited_ms;
+		bool is_closed;
+	} turns[] = { { 0, false },   { 1, false },   { 2, true },  { 249, true },
+		      { 250, false }, { 499, false }, { 500, true } };
+	static struct fake f;
+	struct sublet_pin pin;
+	(void)unused;
+
+	fixture_open(&f, NULL);
+	uint32_t vpn = map_pages(&f, 100, SUBLET_MOVABLE), nowait = SUBLET_PIN_READ | SUBLET_PIN_NOWAIT;
+	struct sublet_mm *mm = f.engine_mm[0];
+	for (uint32_t t = 0; t < sizeof turns / sizeof *turns; t++) {
+		sublet__pins_hold_off(mm, vpn + 10, 20, turns[t].waited_ms * SUBLET_MS);
+		int err = pin_pages(&f, vpn + 29, 1, nowait, &pin);
+		assert_int_equal(err, turns[t].is_closed ? -EAGAIN : 0);
+		if (!err)
+			assert_int_equal(sublet_unpin(&pin), 0);
+		assert_int_equal(pin_pages(&f, vpn, 10, nowait, &pin), 0);
+		assert_int_equal(sublet_unpin(&pin), 0);
+		assert_int_equal(pin_pages(&f, vpn + 30, 70, nowait, &pin), 0);
+		assert_int_equal(sublet_unpin(&pin), 0);
+	}
+	assert_int_equal(pin_pages(&f, vpn, 100, nowait, &pin), -EAGAIN);
+	assert_int_equal(pin_pages(&f, vpn, 100, SUBLET_PIN_READ, &pin),
+			 0); /* nobody opened it: not for ever */
+	assert_int_equal(sublet_unpin(&pin), 0);
+	sublet__pins_let_in(mm);
+	assert_int_equal(pin_pages(&f, vpn, 100, nowait, &pin), 0);
+	assert_int_equal(sublet_unpin(&pin), 0);
+	fixture_close(&f);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(pin_bad_arguments), cmocka_unit_test(pin_holds),
 		cmocka_unit_test(pin_nowait),        cmocka_unit_test(pin_move_race),
 		cmocka_unit_test(pin_reuse_race),    cmocka_unit_test(pin_cut_race),
+		cmocka_unit_test(pin_gate),
 	};
 	return cmocka_run_group_tests(tests, NULL, NULL);
 }
