@@ -36,8 +36,9 @@ SUITES = ("unit", "model", "sim", "fault", "linux", "dev")
 LEFT_OUT = (".git", "__pycache__")
 SETUP = ("-Dcli=false", "-Dbridge=false", "-Dbench=false", "-Dofi=disabled", "-Ducx=disabled", "-Doptimization=1",
          "-Dwarning_level=0")
-# Of what a test may take where nothing is wrong: that of one which hangs is waited for.
-TIMEOUTS, TIMEOUTS_OF_SAMPLE = "0.25", "0.15"
+# Of what a test may take where nothing is wrong: that of one which hangs is waited for. But never less than SLOWER times
+# what it took with nothing planted: a busy machine catches no mutant.
+TIMEOUTS, TIMEOUTS_OF_SAMPLE, SLOWER = 0.25, 0.15, 4
 CONTEXT_LINES = 2
 HEAD = re.compile(r"^(What|Guarantee|Caught-by): (.*)$", re.M)
 GUARANTEE = re.compile(r"^\| \*\*(G\d+)\*\* \|(.*)$", re.M)
@@ -190,8 +191,7 @@ def sync(root, copy, without):
 class Copy:
     """A tree of its own, and a build of it."""
 
-    def __init__(self, root, folder, timeouts):
-        self.timeouts = timeouts
+    def __init__(self, root, folder):
         self.tree = os.path.join(folder, "tree")
         self.build = os.path.join(folder, "build")
         sync(root, self.tree, folder)
@@ -199,6 +199,7 @@ class Copy:
             self.must(["meson", "setup", self.build, self.tree, *SETUP])
         self.must(["ninja", "-C", self.build, "build.ninja"])
         self.tests = json.loads(self.must(["meson", "introspect", "--tests", self.build]))
+        self.timeouts, self.log = 1, []
 
     @staticmethod
     def must(args):
@@ -231,15 +232,28 @@ class Copy:
         if not names:
             return None
         # the suite with the names: another one may have a test of that name, which was not built
-        done = run(["meson", "test", "-C", self.build, "--no-rebuild", "--maxfail", "1", "-t", self.timeouts,
+        done = run(["meson", "test", "-C", self.build, "--no-rebuild", "--maxfail", "1", "-t", str(self.timeouts),
                     "--suite", name.partition("/")[0], *names], env=dict(os.environ, MALLOC_PERTURB_="0"))
+        with open(os.path.join(self.build, "meson-logs", "testlog.json"), encoding="utf-8") as log:
+            self.log = [json.loads(line) for line in log]
         if not done.returncode:
             return None
-        with open(os.path.join(self.build, "meson-logs", "testlog.json"), encoding="utf-8") as log:
-            for test in map(json.loads, log):
-                if test["result"] in ("FAIL", "ERROR", "TIMEOUT", "UNEXPECTEDPASS"):
-                    return name.partition("/")[0] + "/" + test["name"].rpartition(" / ")[2]
+        for test in self.log:
+            if test["result"] in ("FAIL", "ERROR", "TIMEOUT", "UNEXPECTEDPASS"):
+                return name.partition("/")[0] + "/" + test["name"].rpartition(" / ")[2]
         sys.exit(done.stdout[-4000:])
+
+    def learn(self, suites, least):
+        """With nothing planted: who fails all the same, or None. From now on a test may take `least` of its timeout."""
+        limits = {test["suite"][0] + " / " + test["name"]: test["timeout"] for test in self.tests}
+        shares = [least]
+        for suite in suites:
+            who = self.search([suite])
+            if who:
+                return who
+            shares += [SLOWER * test["duration"] / limits[test["name"]] for test in self.log]
+        self.timeouts = min(1, max(shares))
+        return None
 
     def search(self, suites):
         """Who notices what is in the tree now, or None; in brackets where it was no test."""
@@ -282,7 +296,7 @@ def survived(who):
 def hunt_all(copy, mutants, options):
     """(mutant, who caught it, seconds) of each."""
     rows, known = [], [mutant.known for mutant in mutants] if options.sample else []
-    who = copy.search(dict.fromkeys(known + options.suites))
+    who = copy.learn(dict.fromkeys(known + options.suites), TIMEOUTS_OF_SAMPLE if options.sample else TIMEOUTS)
     if who:
         sys.exit(f"with nothing planted: {who}")
     for mutant in mutants:
@@ -321,7 +335,7 @@ def main():
         mutants = random.Random(options.seed).sample(mutants, min(options.sample, len(mutants)))
     with tempfile.TemporaryDirectory() as temporary:
         folder = os.path.abspath(options.folder or temporary)
-        copy = Copy(ROOT, folder, TIMEOUTS_OF_SAMPLE if options.sample else TIMEOUTS)
+        copy = Copy(ROOT, folder)
         rows = hunt_all(copy, mutants, options)
     table_print(rows)
     alive = sum(survived(who) for _, who, _ in rows)

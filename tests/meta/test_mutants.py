@@ -4,6 +4,8 @@
 them, chosen by a seed that is printed, are caught by the test that is known to catch them. `make mutants` tries all.
 
     test_mutants.py FOLDER      where the copy of the tree is built"""
+import importlib.machinery
+import importlib.util
 import os
 import subprocess
 import sys
@@ -44,6 +46,23 @@ class Mutants(unittest.TestCase):
             done = run("--check", "--patches", patches)
         self.assertEqual(done.returncode, 1)
         self.assertIn("harmless: unit/gone, which is known to catch it, is not there\n", done.stdout)
+
+    def test_1_slow_machine_catches_nothing(self):
+        """How long a test may take is known from what it takes with nothing planted, and that may take all its time."""
+        loader = importlib.machinery.SourceFileLoader("mutants", TOOL)
+        tool = importlib.util.module_from_spec(importlib.util.spec_from_loader("mutants", loader))
+        sys.dont_write_bytecode = True
+        loader.exec_module(tool)
+        for took, least, expected in ((20, 0.15, 0.8), (1, 0.15, 0.15), (1, 0.25, 0.25), (90, 0.15, 1)):
+            copy = object.__new__(tool.Copy)
+            copy.tests = [{"suite": ["s:unit"], "name": "one", "timeout": 100}]
+            copy.log = [{"name": "s:unit / one", "duration": took}]
+            copy.timeouts = 1
+            asked = []
+            copy.search = lambda suites, copy=copy, asked=asked: asked.append((suites, copy.timeouts))
+            self.assertIsNone(copy.learn(["unit"], least))
+            self.assertEqual(asked, [(["unit"], 1)])
+            self.assertAlmostEqual(copy.timeouts, expected)
 
     def test_2_sample_is_caught(self):
         seed = ("--seed", os.environ["SEED"]) if os.environ.get("SEED") else ()

@@ -55,7 +55,7 @@ static void longterm_moves_out(void **unused)
 	uint64_t seed = seed_get("longterm_moves_out");
 	(void)unused;
 
-	fixture_open(&f, NULL);
+	fixture_open(&f, &(struct fake_options){ .virtual_time = true });
 	for (uint32_t round = 0; round < 40; round++) {
 		uint32_t pages = 1 + below(&seed, 1300), vpn = map_pages(&f, pages, SUBLET_MOVABLE);
 		uint32_t first = below(&seed, pages), n = 1 + below(&seed, min_u32(pages - first, 400));
@@ -384,7 +384,7 @@ static void longterm_holds_no_neighbour(void **unused)
 	(void)unused;
 
 	for (uint32_t in_normal = 0; in_normal < 2; in_normal++) {
-		fixture_open(&f, NULL);
+		fixture_open(&f, &(struct fake_options){ .virtual_time = true });
 		uint32_t a = map_pages(&f, 32, SUBLET_MOVABLE), b = map_pages(&f, 32, SUBLET_MOVABLE);
 		assert_int_equal(b, a + 32);
 		if (in_normal) /* one folio of both mappings, as a claim may have left them */
@@ -473,7 +473,7 @@ static void longterm_and_fork(void **unused)
 	     when++) { /* unpinned before the fork is over, after it, or after restore */
 		struct sublet_pin p;
 		struct fake_child child, second;
-		fixture_open(&f, NULL);
+		fixture_open(&f, &(struct fake_options){ .virtual_time = true });
 		struct sublet_mm *mm = f.engine_mm[0];
 		uint32_t vpn = map_pages(&f, 700, SUBLET_MOVABLE);
 		fill(&f, 0, vpn, 700, 9);
