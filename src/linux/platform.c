@@ -270,37 +270,12 @@ static void job_leave(struct sublet__linux_platform *p)
 		sublet__futex_wake(&p->running, 1);
 }
 
-/*
- * Keeps the worker off the caller's CPU for the length of a job. Each time one of the two wakes the other, as it does
- * when both change the same address space, the scheduler likes to put them on one CPU, and takes milliseconds to part
- * them while another is idle: as long as the claim. False: there is no other, or nobody may say so.
- *
- * Afterwards the worker gets back the CPUs that it had before, so a change of them during a job is lost: another mask
- * from outside (taskset), CPUs that its cpuset gained.
- */
-static bool cpu_avoid_callers(const struct sublet__linux_platform *p, cpu_set_t *all)
-{
-	uint32_t callers = a32_load_relaxed(&p->caller_cpu);
-	cpu_set_t others;
-
-	if (callers >= CPU_SETSIZE || sched_getaffinity(0, sizeof *all, all))
-		return false;
-	others = *all;
-	CPU_CLR(callers, &others);
-	return CPU_COUNT(&others) && !sched_setaffinity(0, sizeof others, &others);
-}
-
 static void job_take_part(struct sublet__linux_platform *p, uint32_t index)
 {
-	cpu_set_t all;
-
 	if (!job_join(p))
 		return;
-	bool avoids = cpu_avoid_callers(p, &all);
 	p->fn(p->arg, index);
 	job_leave(p);
-	if (avoids)
-		(void)sched_setaffinity(0, sizeof all, &all);
 }
 
 /*
@@ -341,6 +316,34 @@ static void *worker_main(void *arg)
 	return NULL;
 }
 
+/*
+ * Keeps a worker off the caller's CPU for the length of a job. Each time one of the two wakes the other, as it does
+ * when both change the same address space, the scheduler likes to put them on one CPU, and takes milliseconds to part
+ * them while another is idle: as long as the claim. Said while the worker sleeps, so that it wakes up elsewhere at once;
+ * said by itself, it would have to run on the caller's CPU first (measured: up to 4 ms late).
+ *
+ * The caller, who owns the workers, gives back the CPUs that it had before, so a change of them during a job is lost:
+ * another mask from outside (taskset), CPUs that its cpuset gained.
+ */
+static void worker_keep_off(struct sublet__worker *w, uint32_t cpu)
+{
+	cpu_set_t others;
+
+	w->is_kept_off = false;
+	if (cpu >= CPU_SETSIZE || pthread_getaffinity_np(w->thread, sizeof w->cpus, &w->cpus))
+		return;
+	others = w->cpus;
+	CPU_CLR(cpu, &others);
+	w->is_kept_off = CPU_COUNT(&others) && CPU_ISSET(cpu, &w->cpus) &&
+			 !pthread_setaffinity_np(w->thread, sizeof others, &others);
+}
+
+static void worker_let_go(struct sublet__worker *w)
+{
+	if (w->is_kept_off)
+		(void)pthread_setaffinity_np(w->thread, sizeof w->cpus, &w->cpus);
+}
+
 static void op_parallel(void *ctx, uint32_t threads, void (*fn)(void *arg, uint32_t worker), void *arg)
 {
 	struct sublet__linux_platform *p = ctx;
@@ -354,7 +357,8 @@ static void op_parallel(void *ctx, uint32_t threads, void (*fn)(void *arg, uint3
 	}
 	p->fn = fn;
 	p->arg = arg;
-	a32_store_relaxed(&p->caller_cpu, (uint32_t)sched_getcpu());
+	for (uint32_t i = 1; i < threads; i++)
+		worker_keep_off(&p->worker[i], (uint32_t)sched_getcpu());
 	/* Pairs with job_join: who counts itself in sees fn and arg, which do not change until all are out. */
 	a32_store_release(&p->running, 1);
 	a32_store_release(&p->job, ((a32_load_relaxed(&p->job) >> 8) + 1) << 8 | threads);
@@ -363,6 +367,8 @@ static void op_parallel(void *ctx, uint32_t threads, void (*fn)(void *arg, uint3
 	job_leave(p);
 	while ((left = a32_load_acquire(&p->running)))
 		sublet__futex_wait(&p->running, left, UINT64_MAX);
+	for (uint32_t i = 1; i < threads; i++)
+		worker_let_go(&p->worker[i]);
 	a32_store_release(&p->busy, 0);
 }
 

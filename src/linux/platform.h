@@ -7,6 +7,8 @@
 #include "core/platform.h"
 
 #include <pthread.h>
+#include <sched.h>
+#include <stdbool.h>
 
 #define SUBLET__WORKERS_MAX 64u
 
@@ -16,6 +18,9 @@ struct sublet__worker {
 	struct sublet__linux_platform *platform;
 	uint32_t index; /* 1 .. workers - 1; 0 is whoever calls parallel() */
 	pthread_t thread;
+	/* Of whoever owns the workers: */
+	bool is_kept_off; /* of the caller's CPU; `cpus` are to be given back */
+	cpu_set_t cpus;
 };
 
 struct sublet__linux_platform {
@@ -35,11 +40,6 @@ struct sublet__linux_platform {
 	sublet__a32 job;     /* futex */
 	sublet__a32 running; /* futex: who takes part, the caller included; 0: the job is over */
 	sublet__a32 stop;
-	/*
-	 * Where the job's caller ran as it began; a hint, for it may have been moved since, and CPU_SETSIZE or more where
-	 * that is unknown. Relaxed: set before the release store of `running`, read after counting in, as fn and arg.
-	 */
-	sublet__a32 caller_cpu;
 	void (*fn)(void *arg, uint32_t worker);
 	void *arg;
 	struct sublet__worker worker[SUBLET__WORKERS_MAX];

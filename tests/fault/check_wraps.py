@@ -19,7 +19,7 @@ CANNOT_FAIL = {
     "is of this process": "getegid geteuid getpid getenv program_invocation_short_name sched_getcpu sysconf uname "
                           "__libc_single_threaded",
     "has a right answer for every failure, checked by hand: a limit that is not known is none": "getrlimit64 "
-        "sched_getaffinity sched_setaffinity setpriority prctl __sched_cpucount",
+        "sched_getaffinity pthread_getaffinity_np pthread_setaffinity_np setpriority prctl __sched_cpucount",
     "waits, or wakes": "nanosleep pthread_cond_signal pthread_cond_wait pthread_join pthread_mutex_lock "
                        "pthread_mutex_unlock pthread_once pthread_mutex_init pthread_cond_init waitpid clock_gettime",
     "is of the calling thread": "pthread_attr_init pthread_attr_setstacksize pthread_detach pthread_setcancelstate "
