@@ -179,11 +179,11 @@ static bool block_clear(struct sublet__claim_job *job, uint32_t first, uint32_t 
 	return true;
 }
 
-static void range_zero(struct sublet__claim_job *job, uint32_t first, uint32_t end)
+static void range_zero(struct sublet__claim_job *job, uint32_t first, uint32_t end, bool warm)
 {
 	uint64_t start_ns = engine_now(job->arena);
 
-	a64_add_relaxed(&job->zeroed_frames, sublet__isolated_zero(job->arena, first, end));
+	a64_add_relaxed(&job->zeroed_frames, sublet__isolated_zero(job->arena, first, end, warm));
 	a64_add_relaxed(&job->zeroing_ns, engine_now(job->arena) - start_ns);
 }
 
@@ -200,9 +200,12 @@ static void worker_empty(void *arg, uint32_t worker)
 			return;
 		uint32_t first = max_u32(pb << shift, job->window.first_pfn);
 		uint32_t end = min_u32((pb + 1) << shift, job->window.end_pfn);
+		/* What is copied away is in the cache afterwards, what was free is not. */
+		bool warm = sublet__account_get(&job->arena->pageblocks[pb], ACCOUNT_MOVABLE) >=
+			    (end - first) / 2;
 		range_empty(job, first, end, false);
 		if (!(job->flags & SUBLET_CLAIM_NOZERO) && block_clear(job, first, end))
-			range_zero(job, first, end);
+			range_zero(job, first, end, warm);
 	}
 }
 
@@ -311,6 +314,6 @@ int sublet__window_empty(struct sublet__claim_job *job, uint64_t until_ns, uint3
 
 	int err = window_wait(job, until_ns, stuck_pfn);
 	if (!err && !(job->flags & SUBLET_CLAIM_NOZERO))
-		range_zero(job, job->window.first_pfn, job->window.end_pfn);
+		range_zero(job, job->window.first_pfn, job->window.end_pfn, false);
 	return err;
 }

@@ -386,7 +386,7 @@ void sublet__isolate_undo(struct sublet_arena *arena, struct sublet__isolation *
 void sublet__isolate_commit(struct sublet_arena *arena, struct sublet__isolation *isolation, uint32_t slot);
 uint32_t sublet__isolated_frames(struct sublet_arena *arena, struct sublet__isolation *isolation);
 /* Zero what is ISOLATED in [first, end) and not known to be zero; returns the frames zeroed. */
-uint32_t sublet__isolated_zero(struct sublet_arena *arena, uint32_t first_pfn, uint32_t end_pfn);
+uint32_t sublet__isolated_zero(struct sublet_arena *arena, uint32_t first_pfn, uint32_t end_pfn, bool warm);
 
 /* ---- core/cache.c ---- */
 uint32_t sublet__cache_take(struct sublet_arena *arena);

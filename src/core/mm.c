@@ -196,7 +196,7 @@ static uint32_t folios_take(struct sublet_mm *mm, uint32_t vpn, uint32_t pages, 
 		if (pfn == ENGINE_NONE)
 			break;
 		if (!(a32_load_relaxed(&arena->frames[pfn].word) & FRAME_ZERO)) {
-			p->ops->zero(p->ctx, pfn, 1u << order);
+			p->ops->zero(p->ctx, pfn, 1u << order, false);
 			a64_add_relaxed(&arena->counters.zeroed_frames, 1u << order);
 		}
 		struct sublet__segment *last = n ? &segs[n - 1] : NULL;

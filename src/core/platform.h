@@ -71,7 +71,8 @@ struct sublet__platform_ops {
 	/* ---- frames, through the linear map ---- */
 	/* Copy frames that nobody else reads hot: may bypass the cache. Ranges do not overlap. */
 	void (*copy)(void *ctx, uint32_t dst_pfn, uint32_t src_pfn, uint32_t frames);
-	void (*zero)(void *ctx, uint32_t pfn, uint32_t frames);
+	/* warm: they were read a moment ago, and are in the cache; else as cold as what is copied. */
+	void (*zero)(void *ctx, uint32_t pfn, uint32_t frames, bool warm);
 	/* NULL, or for a checker of programs: a claim's owner has these frames, or gave them back. Changes nothing. */
 	void (*handed)(void *ctx, uint32_t pfn, uint32_t frames, enum sublet__handed how);
 

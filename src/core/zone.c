@@ -475,7 +475,7 @@ uint32_t sublet__isolated_frames(struct sublet_arena *arena, struct sublet__isol
 }
 
 /* Only the claimer calls this, on its own isolation: ISOLATED heads there change by nobody else. */
-uint32_t sublet__isolated_zero(struct sublet_arena *arena, uint32_t first_pfn, uint32_t end_pfn)
+uint32_t sublet__isolated_zero(struct sublet_arena *arena, uint32_t first_pfn, uint32_t end_pfn, bool warm)
 {
 	const struct sublet__platform *p = &arena->platform;
 	uint32_t zeroed = 0, word;
@@ -485,7 +485,7 @@ uint32_t sublet__isolated_zero(struct sublet_arena *arena, uint32_t first_pfn, u
 		if (is_isolated_head(arena, pfn, &word)) {
 			step = 1u << word_order(word);
 			if (!(word & FRAME_ZERO)) {
-				p->ops->zero(p->ctx, pfn, step);
+				p->ops->zero(p->ctx, pfn, step, warm);
 				a32_store_release(&arena->frames[pfn].word, word | FRAME_ZERO);
 				zeroed += step;
 			}
@@ -532,7 +532,7 @@ bool sublet__arena_zero_step(struct sublet_arena *arena)
 			continue;
 		}
 		/* BUSY meanwhile, and accounted free: a claim of it waits for no more than this. */
-		p->ops->zero(p->ctx, pfn, 1u << order);
+		p->ops->zero(p->ctx, pfn, 1u << order, false);
 		a64_add_relaxed(&arena->counters.zeroed_frames, 1u << order);
 		engine_lock(arena, &zone->lock);
 		a32_store_relaxed(&arena->frames[pfn].word, 0);

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * linux/copy.c: copy and zero frames past the cache.
+ * linux/copy.c: copy and zero frames, past the cache where that pays.
  *
  * What a claim moves is cold by choice, and nobody reads the copy soon, so stores that bypass the
  * cache save reading the destination's lines first: 1.6 to 1.8 times libc's memcpy on cold memory
@@ -10,6 +10,10 @@
  *
  * Small pieces are what was written a moment ago and must be copied again while its writer waits:
  * they are in the cache, where plain memcpy is faster and leaves them there for the writer.
+ *
+ * Zeroing what was just copied away is the other way round: its lines are in the cache, since they were read. Streaming
+ * stores take twice as long there as plain ones (64 MiB in pieces of 2 MiB, each copied first, Zen 4: 2.0 ms streamed,
+ * 1.0 with memset, 1.2 with rep stosb, 2.0 with clzero), and half as long where nothing is cached (1.2 against 2.7).
  *
  * Streaming stores are weakly ordered; each function ends with a fence, so that whoever is woken
  * next sees the bytes. Other processors use libc's memcpy, which on aarch64 streams by itself above
@@ -21,6 +25,11 @@
 #include <string.h>
 
 #define SMALL_BYTES ((size_t)16 << 10)
+
+void sublet__zero_warm(void *dst, size_t bytes)
+{
+	memset(dst, 0, bytes);
+}
 
 #if defined(__x86_64__)
 #include <immintrin.h>

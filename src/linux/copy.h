@@ -9,6 +9,8 @@
 void sublet__copy_choose(void);
 void sublet__copy(void *dst, const void *src, size_t bytes);
 void sublet__zero(void *dst, size_t bytes);
+/* What was read a moment ago: the lines are there, and stores that bypass the cache would have to throw them out. */
+void sublet__zero_warm(void *dst, size_t bytes);
 /* Push a range out of every cache, so that what follows is measured cold. A no-op where that cannot be done. */
 void sublet__cache_flush(const void *addr, size_t bytes);
 

@@ -189,14 +189,15 @@ static void op_copy(void *ctx, uint32_t dst_pfn, uint32_t src_pfn, uint32_t fram
 	SUBLET__UNCHECKED_END();
 }
 
-static void op_zero(void *ctx, uint32_t pfn, uint32_t frames)
+static void op_zero(void *ctx, uint32_t pfn, uint32_t frames, bool warm)
 {
 	const struct sublet__linux_platform *p = ctx;
 
 	if (!p->linear)
 		return;
 	SUBLET__UNCHECKED_BEGIN();
-	sublet__zero(p->linear + ((size_t)pfn << p->frame_shift), (size_t)frames << p->frame_shift);
+	(warm ? sublet__zero_warm : sublet__zero)(p->linear + ((size_t)pfn << p->frame_shift),
+						  (size_t)frames << p->frame_shift);
 	SUBLET__UNCHECKED_END();
 }
 

@@ -170,10 +170,11 @@ static void op_copy(void *ctx, uint32_t dst_pfn, uint32_t src_pfn, uint32_t fram
 		}
 }
 
-static void op_zero(void *ctx, uint32_t pfn, uint32_t frames)
+static void op_zero(void *ctx, uint32_t pfn, uint32_t frames, bool warm)
 {
 	struct sim *s = ctx;
 
+	(void)warm;
 	sim_trace(s, "zero %llu frames from %llu on", frames, pfn, 0, 0);
 	frames_must_exist(s, "zero", pfn, frames);
 	for (uint32_t i = 0; i < frames; i++)

@@ -348,6 +348,9 @@ static void test_copy_and_zero(void **state)
 		sublet__zero(c, pages * 4096);
 		for (size_t i = 0; i < sizeof c; i++)
 			assert_int_equal(c[i], i < pages * 4096 ? 0 : 0xAA);
+		sublet__zero_warm(a, pages * 4096);
+		for (size_t i = 0; i < sizeof a; i++)
+			assert_int_equal(a[i], i < pages * 4096 ? 0 : (unsigned char)(i * 31 + pages));
 	}
 }
 

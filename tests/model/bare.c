@@ -4,10 +4,11 @@
 #include <stdlib.h>
 #include <string.h>
 
-static void bare_zero(void *ctx, uint32_t pfn, uint32_t frames)
+static void bare_zero(void *ctx, uint32_t pfn, uint32_t frames, bool warm)
 {
 	struct bare *b = ctx;
 
+	(void)warm;
 	memset(b->written + pfn, 0, frames);
 	b->zeroed_pfn = pfn;
 	b->zeroed_frames = frames;

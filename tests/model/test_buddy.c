@@ -398,7 +398,8 @@ static void wipe(struct both *b, uint32_t w)
 			want += !b->zero[i];
 			b->zero[i] = true;
 		}
-	assert_int_equal(sublet__isolated_zero(&b->bare.arena, b->window[w].first_pfn, b->window[w].end_pfn),
+	assert_int_equal(sublet__isolated_zero(&b->bare.arena, b->window[w].first_pfn, b->window[w].end_pfn,
+					       false),
 			 want);
 }
 

@@ -229,11 +229,12 @@ static void ops_copy(void *ctx, uint32_t dst_pfn, uint32_t src_pfn, uint32_t fra
 	}
 }
 
-static void ops_zero(void *ctx, uint32_t pfn, uint32_t frames)
+static void ops_zero(void *ctx, uint32_t pfn, uint32_t frames, bool warm)
 {
 	struct fake *fake = ctx;
 
 	fake_enter(fake, FAKE_ZERO, NULL, pfn, frames);
+	atomic_fetch_add(warm ? &fake->zeroed_warm : &fake->zeroed_cold, frames);
 	if (!frames_ok(fake, "zero of frames that are not there", pfn, frames))
 		return;
 	for (uint32_t i = 0; i < frames; i++) {

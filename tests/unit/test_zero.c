@@ -42,6 +42,32 @@ static void zero_once(void **state)
 	fixture_close(&f);
 }
 
+/* What a claim moved away was read just now, and is zeroed as warm; what was free is as cold as what waits. */
+static void zero_warm(void **state)
+{
+	struct sublet_claim claim;
+	struct fake f;
+
+	(void)state;
+	fixture_open(&f, &dirty_options);
+	(void)zero_all(&f);
+	assert_int_equal(f.zeroed_warm, 0);
+	uint32_t vpn = map_pages(&f, 4096, SUBLET_MOVABLE);
+	fill(&f, 0, vpn, 4096, 7);
+	assert_int_equal(claim_take(&f, bytes_of(&f, 1024), NULL, &claim), 0);
+	assert_int_equal(claim.zeroed_bytes, bytes_of(&f, 1024));
+	assert_int_equal(f.zeroed_warm, 1024);
+	claim_give(&f, &claim); /* scribbled on */
+	uint64_t cold = f.zeroed_cold;
+	assert_int_equal(claim_take(&f, bytes_of(&f, 1024), NULL, &claim), 0);
+	assert_int_equal(claim.zeroed_bytes, bytes_of(&f, 1024));
+	assert_int_equal(f.zeroed_warm, 1024);
+	assert_int_equal(f.zeroed_cold, cold + 1024);
+	claim_give(&f, &claim);
+	check_fill(&f, 0, vpn, 4096, 7);
+	fixture_close(&f);
+}
+
 /* Part of a large folio that is dirty makes all of it dirty. */
 static void zero_merges(void **state)
 {
@@ -198,9 +224,9 @@ static void zero_woken_late(void **state)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(zero_once),       cmocka_unit_test(zero_merges),
-		cmocka_unit_test(zero_races),      cmocka_unit_test(zero_in_hand),
-		cmocka_unit_test(zero_woken_late),
+		cmocka_unit_test(zero_once),    cmocka_unit_test(zero_warm),
+		cmocka_unit_test(zero_merges),  cmocka_unit_test(zero_races),
+		cmocka_unit_test(zero_in_hand), cmocka_unit_test(zero_woken_late),
 	};
 	return cmocka_run_group_tests_name("zero", tests, NULL, NULL);
 }

@@ -178,7 +178,7 @@ static void isolation_round(struct fake *f, uint64_t *state)
 			sublet__isolate_undo(arena, &w[i]);
 			continue;
 		}
-		sublet__isolated_zero(arena, w[i].first_pfn, w[i].end_pfn);
+		sublet__isolated_zero(arena, w[i].first_pfn, w[i].end_pfn, false);
 		sublet__isolate_commit(arena, &w[i], 0);
 		for (uint32_t pfn = w[i].first_pfn; pfn < w[i].end_pfn;) {
 			uint32_t word = a32_load_relaxed(&arena->frames[pfn].word);
@@ -214,7 +214,7 @@ static void zone_isolation_undo(void **unused)
 	struct sublet__isolation w = { .first_pfn = 3, .end_pfn = 700 };
 	sublet__isolate(f.arena, &w);
 	assert_int_equal(sublet__isolated_frames(f.arena, &w), 697);
-	assert_int_equal(sublet__isolated_zero(f.arena, 3, 700), 0);
+	assert_int_equal(sublet__isolated_zero(f.arena, 3, 700, false), 0);
 	sublet__isolate_undo(f.arena, &w);
 	assert_int_equal(free_of_order(f.arena, ZONE_AREA, 9), 8);
 	for (uint32_t pb = 0; pb < 8; pb++)
