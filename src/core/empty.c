@@ -286,6 +286,27 @@ static int window_wait(struct sublet__claim_job *job, uint64_t until_ns, uint32_
 	return err;
 }
 
+/*
+ * How many take part. Copying and zeroing is shared out. Giving up discardable memory is not: it is short work under
+ * locks of the zone, which two do more slowly than one; nor is a window that was free, which takes less time than it
+ * takes to wake somebody.
+ */
+static uint32_t workers_wanted(const struct sublet__claim_job *job, uint32_t first_block, uint32_t end_block)
+{
+	const struct sublet_arena *arena = job->arena;
+	uint32_t enough = 1u << arena->pageblock_order, frames = 0;
+	bool zeroes = !(job->flags & SUBLET_CLAIM_NOZERO);
+
+	for (uint32_t pb = first_block; pb < end_block && frames < enough; pb++) {
+		frames += sublet__account_get(&arena->pageblocks[pb], ACCOUNT_MOVABLE);
+		if (zeroes)
+			frames += sublet__account_get(&arena->pageblocks[pb], ACCOUNT_DISCARDABLE);
+	}
+	if (frames < enough && zeroes)
+		frames += sublet__isolated_dirty(arena, job->window.first_pfn, job->window.end_pfn, enough);
+	return frames < enough ? 1 : max_u32(1, min_u32(arena->platform.workers, end_block - first_block));
+}
+
 /* Empty the isolated window, or say what stopped it; *stuck_pfn is where. */
 int sublet__window_empty(struct sublet__claim_job *job, uint64_t until_ns, uint32_t *stuck_pfn)
 {
@@ -305,7 +326,7 @@ int sublet__window_empty(struct sublet__claim_job *job, uint64_t until_ns, uint3
 						    .nowait = job->flags & SUBLET_CLAIM_NOWAIT };
 	sublet__emptying_begin(arena);
 	sublet__cache_recall(arena, job->window.first_pfn, job->window.end_pfn);
-	job->threads = max_u32(1, min_u32(p->workers, end - first));
+	job->threads = workers_wanted(job, first, end);
 	if (job->threads > 1)
 		p->ops->parallel(p->ctx, job->threads, worker_empty, job);
 	else

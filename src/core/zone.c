@@ -474,6 +474,20 @@ uint32_t sublet__isolated_frames(struct sublet_arena *arena, struct sublet__isol
 	return frames;
 }
 
+uint32_t sublet__isolated_dirty(const struct sublet_arena *arena, uint32_t first_pfn, uint32_t end_pfn,
+				uint32_t enough)
+{
+	uint32_t dirty = 0, word;
+
+	for (uint32_t pfn = first_pfn; pfn < end_pfn && dirty < enough;) {
+		bool isolated = is_isolated_head(arena, pfn, &word);
+		uint32_t step = (word & FRAME_HEAD) ? 1u << word_order(word) : 1;
+		dirty += isolated && !(word & FRAME_ZERO) ? step : 0;
+		pfn += step;
+	}
+	return dirty;
+}
+
 /* Only the claimer calls this, on its own isolation: ISOLATED heads there change by nobody else. */
 uint32_t sublet__isolated_zero(struct sublet_arena *arena, uint32_t first_pfn, uint32_t end_pfn, bool warm)
 {
