@@ -93,20 +93,34 @@ void sublet__blocker_immovable(struct sublet__claim_job *job, uint32_t pfn, uint
 	sublet__blocker_add(job, kind, pfn, 1u << word_order(word), pid);
 }
 
-/* Somebody has pinned it, or was told and declined; or is about to fork, and nothing moves. */
+/*
+ * Whether a call has the block of the folio in its hand, or is about to fork, when nothing moves. Only a name: it may be over
+ * by now, and what is read of a folio that is gone leads anywhere.
+ */
+static bool is_in_a_call(const struct sublet_arena *arena, const struct sublet__frame *f)
+{
+	uint32_t index = a32_load_relaxed(&f->b), vpn = a32_load_relaxed(&f->a);
+
+	if (index >= a32_load_acquire(&arena->mm_count)) /* pairs with sublet__mm_create */
+		return false;
+	struct sublet_mm *mm = arena->mm[index];
+	return a32_load_relaxed(&mm->fork_pending) ||
+	       (vpn < mm->config.pages && lock_is_taken(block_lock_of(mm, vpn)));
+}
+
+/* Somebody has pinned it, or was told and declined; or it is in the middle of a call. */
 void sublet__blocker_busy(struct sublet__claim_job *job, uint32_t pfn, uint32_t word)
 {
 	struct sublet_arena *arena = job->arena;
 	const struct sublet__frame *f = &arena->frames[pfn];
 	bool pinned = a32_load_relaxed(&f->ref) & REF_COUNT_MASK;
-	uint32_t mm = a32_load_relaxed(&f->b), kind = SUBLET_BLOCKER_PIN;
+	uint32_t kind = SUBLET_BLOCKER_PIN;
 	char owner[SUBLET_OWNER_BYTES];
 	uint64_t age_ns;
 
 	if (!pinned && user_find(arena, SUBLET_BLOCKER_NOTIFIER, pfn, owner, &age_ns))
 		kind = SUBLET_BLOCKER_NOTIFIER;
-	else if (!pinned && mm < a32_load_acquire(&arena->mm_count) &&
-		 a32_load_relaxed(&arena->mm[mm]->fork_pending)) /* only a name: it may be over by now */
+	else if (!pinned && is_in_a_call(arena, f))
 		kind = SUBLET_BLOCKER_CALL;
 	sublet__blocker_add(job, kind, pfn, 1u << word_order(word), 0);
 }

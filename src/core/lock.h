@@ -23,6 +23,12 @@ static inline bool lock_try(struct sublet__lock *lock)
 	return a32_cas_acq_rel(&lock->word, &free_word, 1); /* acquire; pairs with lock_drop */
 }
 
+/* Only a hint: it may be otherwise by now. */
+static inline bool lock_is_taken(const struct sublet__lock *lock)
+{
+	return a32_load_relaxed(&lock->word);
+}
+
 static inline void lock_take(const struct sublet__platform *platform, struct sublet__lock *lock)
 {
 	if (lock_try(lock))

@@ -22,7 +22,8 @@ def run(mode):
 
 
 def fail(mode, what, done):
-    print(f"{mode}: {what}, exit {done.returncode}\n{done.stderr[-4000:]}")
+    own = "".join(line for line in done.stderr.splitlines(True) if not line.startswith(("==", "--")))
+    print(f"{mode}: {what}, exit {done.returncode}\n{own}\n{done.stderr[-4000:]}")
     sys.exit(1)
 
 

@@ -359,6 +359,27 @@ static void beside_a_fork(void **unused)
 	fixture_close(&f);
 }
 
+/* A call that works on the block for longer than the claim has is named as such: nobody has a pin. */
+static void beside_a_long_call(void **unused)
+{
+	static struct fake f;
+	struct sublet_claim claim;
+	(void)unused;
+
+	fixture_open(&f, &(struct fake_options){ .virtual_time = true });
+	uint64_t all = f.options.area_frames * PAGE;
+	uint32_t vpn = map_pages(&f, 64, SUBLET_MOVABLE);
+	fill(&f, 0, vpn, 64, 9);
+	assert_true(lock_try(block_lock_of(f.engine_mm[0], vpn)));
+	assert_int_equal(claim_take(&f, all, OPTIONS(.deadline_ns = SUBLET_MS), &claim), -EBUSY);
+	assert_true(claim.blocker_count > 0);
+	assert_int_equal(blockers_of(&claim, SUBLET_BLOCKER_CALL), claim.blocker_count);
+	engine_unlock(f.arena, block_lock_of(f.engine_mm[0], vpn));
+	assert_int_equal(claim_take(&f, all, NULL, &claim), 0);
+	claim_give(&f, &claim);
+	fixture_close(&f);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -366,7 +387,7 @@ int main(void)
 		cmocka_unit_test(another_claim),          cmocka_unit_test(waits_for_others),
 		cmocka_unit_test(beside_a_call),          cmocka_unit_test(watched),
 		cmocka_unit_test(platform_failures),      cmocka_unit_test(gone_before_it_is_named),
-		cmocka_unit_test(beside_a_fork),
+		cmocka_unit_test(beside_a_fork),          cmocka_unit_test(beside_a_long_call),
 	};
 	return cmocka_run_group_tests(tests, NULL, NULL);
 }
