@@ -296,7 +296,6 @@ static void claim_finish(struct sublet__claim_job *job, int err, uint64_t start_
 	claim->moved_bytes = a64_load_relaxed(&job->moved_frames) << shift;
 	claim->dropped_bytes = a64_load_relaxed(&job->dropped_frames) << shift;
 	claim->zeroed_bytes = a64_load_relaxed(&job->zeroed_frames) << shift;
-	claim->zeroing_ns = a64_load_relaxed(&job->zeroing_ns) / max_u32(1, job->threads);
 	a64_add_relaxed(&n->zeroed_frames, a64_load_relaxed(&job->zeroed_frames));
 
 	engine_lock(arena, &arena->claim_lock);

@@ -31,10 +31,11 @@ struct sublet__claim_job {
 	sublet__a32 next_block; /* workers take pageblocks from here */
 	sublet__a32 block_end;
 	sublet__a32 fatal; /* -errno that ends this window at once, as uint32_t; 0: none */
-	sublet__a64 moved_frames, dropped_frames, zeroed_frames, zeroing_ns;
+	sublet__a64 moved_frames, dropped_frames, zeroed_frames;
+	sublet__a64 zeroing_ns;            /* of all threads, and not in claim->zeroing_ns yet */
+	sublet__a32 came;                  /* threads that took a pageblock of it, the caller included */
 	sublet__a32 short_of_room;         /* some move of this window found no destination at once */
 	bool claims_in_way;                /* there would be room if other claims were released */
-	uint32_t threads;                  /* that empty and zero the window, the caller included */
 	struct sublet__lock blockers_lock; /* protects claim->blockers and count; claim_lock nests in it */
 
 	uint32_t stuck[CLAIM_WINDOWS_MAX]; /* pageblocks marked stuck by this claim */

@@ -187,17 +187,28 @@ static void range_zero(struct sublet__claim_job *job, uint32_t first, uint32_t e
 	a64_add_relaxed(&job->zeroing_ns, engine_now(job->arena) - start_ns);
 }
 
+/* Add what `threads` spent zeroing to the time of the claim: their mean, for they did it side by side. */
+static void zeroing_count(struct sublet__claim_job *job, uint32_t threads)
+{
+	job->claim->zeroing_ns += a64_load_relaxed(&job->zeroing_ns) / max_u32(1, threads);
+	a64_store_relaxed(&job->zeroing_ns, 0);
+}
+
 /* What a worker does: empty pageblocks, and zero those that are empty while they are warm. */
 static void worker_empty(void *arg, uint32_t worker)
 {
 	struct sublet__claim_job *job = arg;
 	uint32_t shift = job->arena->pageblock_order;
+	bool counted = false;
 
 	(void)worker;
 	for (;;) {
 		uint32_t pb = a32_add_relaxed(&job->next_block, 1);
 		if (pb >= a32_load_relaxed(&job->block_end) || window_failed(job))
 			return;
+		if (!counted)
+			a32_add_relaxed(&job->came, 1);
+		counted = true;
 		uint32_t first = max_u32(pb << shift, job->window.first_pfn);
 		uint32_t end = min_u32((pb + 1) << shift, job->window.end_pfn);
 		/* What is copied away is in the cache afterwards, what was free is not. */
@@ -318,6 +329,7 @@ int sublet__window_empty(struct sublet__claim_job *job, uint64_t until_ns, uint3
 	*stuck_pfn = job->window.first_pfn;
 	a32_store_relaxed(&job->next_block, first);
 	a32_store_relaxed(&job->block_end, end);
+	a32_store_relaxed(&job->came, 0);
 	a32_store_relaxed(&job->fatal, 0);
 	a32_store_relaxed(&job->short_of_room, 0);
 	job->range = (struct sublet__window_range){ .first_pfn = job->window.first_pfn,
@@ -326,15 +338,19 @@ int sublet__window_empty(struct sublet__claim_job *job, uint64_t until_ns, uint3
 						    .nowait = job->flags & SUBLET_CLAIM_NOWAIT };
 	sublet__emptying_begin(arena);
 	sublet__cache_recall(arena, job->window.first_pfn, job->window.end_pfn);
-	job->threads = workers_wanted(job, first, end);
-	if (job->threads > 1)
-		p->ops->parallel(p->ctx, job->threads, worker_empty, job);
+	uint32_t threads = workers_wanted(job, first, end);
+	if (threads > 1)
+		p->ops->parallel(p->ctx, threads, worker_empty, job);
 	else
 		worker_empty(job, 0);
+	/* relaxed: who came has left, which parallel() waits for */
+	zeroing_count(job, a32_load_relaxed(&job->came));
 	sublet__emptying_end(arena);
 
 	int err = window_wait(job, until_ns, stuck_pfn);
-	if (!err && !(job->flags & SUBLET_CLAIM_NOZERO))
+	if (!err && !(job->flags & SUBLET_CLAIM_NOZERO)) {
 		range_zero(job, job->window.first_pfn, job->window.end_pfn, false);
+		zeroing_count(job, 1);
+	}
 	return err;
 }

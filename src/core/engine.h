@@ -385,10 +385,10 @@ void sublet__isolate_undo(struct sublet_arena *arena, struct sublet__isolation *
 /* The whole window is ISOLATED: make it one CLAIMED range of claim `slot`. */
 void sublet__isolate_commit(struct sublet_arena *arena, struct sublet__isolation *isolation, uint32_t slot);
 uint32_t sublet__isolated_frames(struct sublet_arena *arena, struct sublet__isolation *isolation);
-/* Zero what is ISOLATED in [first, end) and not known to be zero; returns the frames zeroed. */
 /* Frames of ISOLATED folios that are not known to be zero; the counting ends with `enough`. */
 uint32_t sublet__isolated_dirty(const struct sublet_arena *arena, uint32_t first_pfn, uint32_t end_pfn,
 				uint32_t enough);
+/* Zero what is ISOLATED in [first, end) and not known to be zero; returns the frames zeroed. */
 uint32_t sublet__isolated_zero(struct sublet_arena *arena, uint32_t first_pfn, uint32_t end_pfn, bool warm);
 
 /* ---- core/cache.c ---- */

@@ -68,6 +68,58 @@ static void zero_warm(void **state)
 	fixture_close(&f);
 }
 
+struct timed {
+	struct fake f;
+	_Atomic uint32_t zeroing, expected; /* nobody is through before so many have begun */
+};
+
+static void zero_takes_time(void *arg, enum fake_op op, struct fake_mm *mm, uint32_t vpn, uint32_t pages)
+{
+	struct timed *t = arg;
+	(void)mm, (void)vpn;
+
+	if (op != FAKE_ZERO)
+		return;
+	atomic_fetch_add(&t->zeroing, 1);
+	for (uint64_t until = wall_ns() + SUBLET_SEC;
+	     atomic_load(&t->zeroing) < atomic_load(&t->expected) && wall_ns() < until;)
+		sched_yield();
+	atomic_fetch_add(&t->f.clock_ns, (uint64_t)pages * SUBLET_US);
+}
+
+/* The time spent zeroing is the mean of those who zeroed: helpers that did not come make it no shorter. */
+static void zero_time_is_of_who_came(void **state)
+{
+	static struct timed t;
+	struct sublet_claim claim;
+
+	(void)state;
+	for (uint32_t alone = 0; alone < 2; alone++) {
+		fixture_open(&t.f, &(struct fake_options){ .area_frames = 4096,
+							   .normal_frames = 2048,
+							   .workers = 4,
+							   .virtual_time = true });
+		uint32_t vpn = map_pages(&t.f, 4096, SUBLET_MOVABLE);
+		fill(&t.f, 0, vpn, 4096, 7);
+		t.f.hook_arg = &t;
+		t.f.hook = zero_takes_time;
+		atomic_store(&t.zeroing, 0);
+		atomic_store(&t.expected, alone ? 1 : 4);
+		if (alone) /* another claim has them */
+			pthread_mutex_lock(&t.f.workers_lock);
+		assert_int_equal(claim_take(&t.f, bytes_of(&t.f, 2048), NULL, &claim), 0);
+		if (alone)
+			pthread_mutex_unlock(&t.f.workers_lock);
+		t.f.hook = NULL;
+		assert_int_equal(claim.zeroed_bytes, bytes_of(&t.f, 2048));
+		assert_true(claim.zeroing_ns <= claim.latency_ns);
+		assert_true(claim.zeroing_ns >= 2048 * SUBLET_US / (alone ? 1 : 4));
+		claim_give(&t.f, &claim);
+		check_fill(&t.f, 0, vpn, 4096, 7);
+		fixture_close(&t.f);
+	}
+}
+
 /* Part of a large folio that is dirty makes all of it dirty. */
 static void zero_merges(void **state)
 {
@@ -224,9 +276,13 @@ static void zero_woken_late(void **state)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(zero_once),    cmocka_unit_test(zero_warm),
-		cmocka_unit_test(zero_merges),  cmocka_unit_test(zero_races),
-		cmocka_unit_test(zero_in_hand), cmocka_unit_test(zero_woken_late),
+		cmocka_unit_test(zero_once),
+		cmocka_unit_test(zero_warm),
+		cmocka_unit_test(zero_merges),
+		cmocka_unit_test(zero_races),
+		cmocka_unit_test(zero_in_hand),
+		cmocka_unit_test(zero_woken_late),
+		cmocka_unit_test(zero_time_is_of_who_came),
 	};
 	return cmocka_run_group_tests_name("zero", tests, NULL, NULL);
 }
