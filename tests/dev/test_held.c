@@ -194,8 +194,11 @@ static void short_kept_too_long(void **state)
 	assert_int_equal(sublet_pin(mm, held, PAGE, SUBLET_PIN_WRITE, "session", &pin), 0);
 	uint64_t offset = place_of(held).offset_bytes, start = wall_ns();
 	assert_int_equal(claim_all(&claim, deadline_ns), -EBUSY);
-	/* Copying what does move is part of it; the rest of the slack is for a machine with other things to do. */
-	assert_in_range(wall_ns() - start, deadline_ns, deadline_ns + SUBLET_SEC);
+	/*
+	 * Copying what does move is part of it; the rest of the slack is for a machine with other things to do.
+	 * tests/unit/test_blockers.c holds the deadline itself to 2 ms, in virtual time.
+	 */
+	assert_in_range(wall_ns() - start, deadline_ns, deadline_ns + 5 * SUBLET_SEC);
 	assert_int_equal(place_of(held).offset_bytes, offset); /* G2 */
 	assert_int_equal(claim.blocker_count, 1);
 	const struct sublet_blocker *b = &claim.blockers[0];

@@ -65,21 +65,21 @@ static void claim_and_a_hung_device(void **unused)
 	struct sublet_bo bo = bo_over(map(30 * MIB), 30 * MIB, SUBLET_BO_TRACKED, "frame ring");
 	(void)run(&job, bo, no_bo);
 	assert_int_equal(sublet_device_soft_fault(device, SUBLET_SOFT_HANG), 0);
-	job.timeout_ns = 500 * SUBLET_MS;
+	job.timeout_ns = 2 * SUBLET_SEC; /* room for a machine with other things to do than the first claim */
 	uint64_t start = wall_ns();
 	struct sublet_fence fence = go(&job, bo, no_bo);
 	o.deadline_ns = 100 * SUBLET_MS;
 	assert_int_equal(sublet_claim(arena, 16 * MIB, &o, &claim), -EBUSY);
-	assert_true(wall_ns() - start < 450 * SUBLET_MS);
+	assert_true(wall_ns() - start < job.timeout_ns);
 	assert_true(claim.blocker_count > 0);
 	bool named = false;
 	for (uint32_t i = 0; i < claim.blocker_count; i++)
 		named |= claim.blockers[i].kind == SUBLET_BLOCKER_NOTIFIER &&
 			 !strcmp(claim.blockers[i].owner, "soft:frame ring");
 	assert_true(named);
-	o.deadline_ns = 5 * SUBLET_SEC;
+	o.deadline_ns = LONG_NS;
 	assert_int_equal(sublet_claim(arena, 16 * MIB, &o, &claim), 0);
-	assert_in_range(wall_ns() - start, 500 * SUBLET_MS, 4 * SUBLET_SEC);
+	assert_in_range(wall_ns() - start, job.timeout_ns, LONG_NS);
 	assert_int_equal(fence_end(&fence, NULL), -ETIMEDOUT);
 	assert_int_equal(info_now().resets, 1);
 	(void)run(&job, bo, no_bo);
@@ -310,6 +310,14 @@ static void *claimer_main(void *arg)
 	return NULL;
 }
 
+/* Enough of each happened to be worth a look. */
+static bool storm_was_seen(void)
+{
+	struct sublet_device_info info = info_now();
+
+	return info.jobs > 50 && atomic_load(&claims_done) > 0 && info.evictions > 0;
+}
+
 static void storm(enum sublet_backing backing, uint64_t seed, uint64_t ns)
 {
 	struct sublet_soft_options o = soft_options();
@@ -332,6 +340,8 @@ static void storm(enum sublet_backing backing, uint64_t seed, uint64_t ns)
 	}
 	pthread_create(&claimer, NULL, claimer_main, &claimer_state);
 	usleep((useconds_t)(ns / 1000));
+	for (uint64_t until = wall_ns() + LONG_NS; !storm_was_seen() && wall_ns() < until;)
+		usleep(10000); /* a slow machine */
 	atomic_store(&stop, true);
 	for (uint32_t i = 0; i < WORKERS; i++)
 		pthread_join(worker[i].thread, NULL);
@@ -346,7 +356,7 @@ static void storm(enum sublet_backing backing, uint64_t seed, uint64_t ns)
 		      (unsigned long long)info.binds, (unsigned long long)info.rebinds,
 		      (unsigned long long)info.evictions, (unsigned long long)info.evictions_lru,
 		      (unsigned long long)(info.collapsed_bytes / MIB), (unsigned long long)info.resets);
-	assert_true(info.jobs > 50 && claims_done > 0 && info.evictions > 0);
+	assert_true(storm_was_seen());
 	assert_int_equal(info.jobs_failed, 0);
 	assert_int_equal(info.resets, 0);
 	assert_int_equal(info.iopt.mappings, 0);

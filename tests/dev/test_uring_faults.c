@@ -212,7 +212,10 @@ static void reset_gives_up(void **unused)
 		usleep(1000);
 	assert_true(completed - reported < JOBS); /* those that had not begun */
 	slow_file_go();
-	usleep(300000);
+	uint64_t until = now_ns() + 10 * SUBLET_SEC;
+	while (completed - reported < JOBS && now_ns() < until)
+		usleep(1000);
+	usleep(100000); /* and none twice */
 	assert_int_equal(completed - reported, JOBS);
 	assert_int_equal(info_of(w.device).dead, 1);
 	assert_int_equal(sublet_submit(w.device, &job, &b.bo, 1, &fence[0]), -ENODEV);
