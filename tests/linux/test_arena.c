@@ -30,6 +30,7 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/resource.h>
+#include <sys/socket.h>
 #include <sys/time.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -165,14 +166,15 @@ static void daemon_child(void)
 	int done[2];
 	char c = 0;
 
-	assert_int_equal(pipe(done), 0);
+	assert_int_equal(socketpair(AF_UNIX, SOCK_STREAM, 0, done), 0);
 	pid_t pid = fork();
 	if (!pid) {
 		if (fork())
 			_exit(0);
 		dup2(done[1], 3);
 		close_range(4, ~0u, 0);
-		usleep(300000);
+		if (read(3, &c, 1) != 1) /* until the parent has seen what is held */
+			_exit(1);
 		child_checks();
 		_exit(write(3, "k", 1) == 1 ? 0 : 1);
 	}
@@ -183,6 +185,7 @@ static void daemon_child(void)
 	assert_int_equal(sublet_arena_info(arena, &info), 0);
 	if (info.backing != SUBLET_BACKING_HUGETLB) /* where a child has copies nobody waits for it */
 		assert_true(stats_now().area_held_bytes > 0);
+	assert_int_equal(write(done[0], "x", 1), 1);
 	assert_int_equal(read(done[0], &c, 1), 1);
 	assert_int_equal(c, 'k');
 	close(done[0]);
@@ -497,7 +500,8 @@ static void test_chaos(void **state)
 	usleep(300000);
 	for (int i = 0; i < 3; i++)
 		plain_child();
-	usleep(300000);
+	for (int i = 0; i < 2000 && stats_now().moves <= 10; i++)
+		usleep(10000);
 	assert_true(stats_now().moves > 10);
 	stop = true;
 	pthread_join(writer, NULL);
