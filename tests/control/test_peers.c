@@ -492,7 +492,8 @@ static void test_abandoned_claim(void **state)
 	}
 	began = sublet__wire_now_ns(); /* an hour's claim does not keep the program from ending */
 	fake_destroy(&w->arena);
-	assert_true(sublet__wire_now_ns() - began < 2 * SUBLET_SEC);
+	assert_true(sublet__wire_now_ns() - began <
+		    60 * SUBLET_SEC); /* a slice of a second, on any machine */
 	close(fd);
 	fake_create(&w->arena);
 }
