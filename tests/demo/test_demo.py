@@ -67,9 +67,17 @@ class Demo(unittest.TestCase):
         self.assertEqual(found["ways"]["each_ns"], 700000000)
         self.assert_gone()
 
+    def wait_for_folder(self, old):
+        """Until a demonstration has made its folder, beside those that are there already."""
+        deadline = time.monotonic() + 20
+        while not set(os.listdir(self.folder)) - old and time.monotonic() < deadline:
+            time.sleep(0.02)
+        self.assertTrue(set(os.listdir(self.folder)) - old)
+
     def interrupt_after(self, seconds, number):
         process = subprocess.Popen([SUBLET, "demo", "--dir", self.folder, *QUICK], stdin=subprocess.DEVNULL,
                                    stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        self.wait_for_folder(set())  # its handlers of signals are there before that
         time.sleep(seconds)
         process.send_signal(number)
         _, errors = process.communicate(timeout=30)
@@ -117,9 +125,10 @@ class Demo(unittest.TestCase):
             time.sleep(0.05)
         self.assertEqual(processes_under(self.folder), [])
         # The next one removes what it left; this one ends at once.
+        left = set(os.listdir(self.folder))
         process = subprocess.Popen([SUBLET, "demo", "--dir", self.folder], stdin=subprocess.DEVNULL,
                                    stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        time.sleep(0.5)
+        self.wait_for_folder(left)
         process.terminate()
         process.wait(timeout=30)
         self.assert_gone()
