@@ -466,7 +466,6 @@ static void *unmap_bo(void *arg)
 	return (void *)(intptr_t)sublet_unmap(f.engine_mm[0], arg, 16 * PAGE);
 }
 
-/* Whether an unmap waits for this bo's jobs. */
 static bool someone_waits(struct sublet_bo bo)
 {
 	device_lock(fd.device);
