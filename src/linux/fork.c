@@ -24,8 +24,8 @@
  * its memory, that is confirmed from /proc (sharers.c) before the frames are touched. What cannot be found out counts
  * as shared; only where there never was a /proc, and every child had a pipe, the pipes alone must do.
  *
- * A fork may be refused: no memory to keep a child apart (-ENOMEM), or a device that writes into lent memory and does
- * not end (-EAGAIN, after a second). Handlers of pthread_atfork cannot refuse; there the process is stopped.
+ * A fork may be refused: no memory to keep a child apart (-ENOMEM), or a pin of lent memory, or a device that writes
+ * into it, that does not end (-EAGAIN, after a second). Handlers of pthread_atfork cannot refuse; there the process is stopped.
  *
  * From prepare to the end of its fork a thread cannot be cancelled: memory would stay private for ever.
  *
@@ -190,8 +190,8 @@ static void on_prepare(void)
 	while ((err = prepare()) == -ENOMEM && ++tries < PREPARE_TRIES)
 		sublet__raw_sleep_ns(SUBLET_MS);
 	if (err) {
-		sublet__complain(err == -EAGAIN ? "a device does not end its use of lent memory; a child of "
-						  "fork() here would lose what it writes"
+		sublet__complain(err == -EAGAIN ? "a pin or a device does not end its use of lent memory; a "
+						  "child of fork() here would lose what it writes"
 						: "no memory to keep lent memory apart from a child; fork() "
 						  "here would corrupt it",
 				 err);

@@ -323,8 +323,8 @@ static void *worker_main(void *arg)
  * them while another is idle: as long as the claim. Said while the worker sleeps, so that it wakes up elsewhere at once;
  * said by itself, it would have to run on the caller's CPU first (measured: up to 4 ms late).
  *
- * The caller, who owns the workers, gives back the CPUs that it had before, so a change of them during a job is lost:
- * another mask from outside (taskset), CPUs that its cpuset gained.
+ * The caller, who owns the workers, gives back the CPUs that it had before. So another mask from outside (taskset) is lost
+ * during a job; and as the kernel takes that for a mask somebody chose, CPUs that the cpuset gains later are not the worker's.
  */
 static void worker_keep_off(struct sublet__worker *w, uint32_t cpu)
 {
