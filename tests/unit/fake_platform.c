@@ -288,6 +288,7 @@ static void ops_parallel(void *ctx, uint32_t threads, void (*fn)(void *arg, uint
 	struct worker worker[WORKERS_MAX];
 	uint32_t started = 1;
 
+	atomic_fetch_add(&fake->parallel_calls, 1);
 	if (pthread_mutex_trylock(&fake->workers_lock)) {
 		fn(arg, 0);
 		return;

@@ -113,6 +113,7 @@ struct fake {
 	_Atomic uint64_t clock_ns;    /* virtual time */
 	_Atomic int64_t reserved_bytes;
 	_Atomic uint64_t zeroed_warm, zeroed_cold; /* frames */
+	_Atomic uint32_t parallel_calls;
 
 	/* failures: the fail_at-th call (from 1) of those in fail_mask fails with fail_errno */
 	_Atomic uint32_t fail_mask;

@@ -108,6 +108,43 @@ static void claim_bad_arguments(void **unused)
 	fixture_close(&f);
 }
 
+static uint32_t helped(struct fake *f, uint32_t flags)
+{
+	struct sublet_claim claim;
+	uint32_t before = atomic_load(&f->parallel_calls);
+
+	assert_int_equal(claim_take(f, 4 * SUBLET_MIB, OPTIONS(.flags = flags), &claim), 0);
+	claim_give(f, &claim); /* scribbled on */
+	return atomic_load(&f->parallel_calls) - before;
+}
+
+/* Helpers are called to copy and to zero, and not for what takes less time than it takes to wake them. */
+static void claim_helpers(void **unused)
+{
+	static struct fake f;
+	(void)unused;
+
+	fixture_open(&f, &(struct fake_options){ .workers = 3 });
+	assert_int_equal(helped(&f, 0), 0); /* free, and zero */
+	assert_int_equal(helped(&f, SUBLET_CLAIM_NOZERO), 0);
+	assert_int_equal(helped(&f, 0), 1); /* free, and written to */
+	uint32_t all = f.options.area_frames, vpn = map_pages(&f, all, SUBLET_DISCARDABLE);
+	assert_int_equal(sublet_unlock(f.engine_mm[0], addr_of(&f, 0, vpn), all * PAGE), 0);
+	assert_int_equal(helped(&f, SUBLET_CLAIM_NOZERO), 0);
+	fixture_close(&f);
+
+	fixture_open(&f, &(struct fake_options){ .workers = 3 });
+	vpn = map_pages(&f, all, SUBLET_DISCARDABLE);
+	assert_int_equal(sublet_unlock(f.engine_mm[0], addr_of(&f, 0, vpn), all * PAGE), 0);
+	assert_int_equal(helped(&f, 0), 1);
+	fixture_close(&f);
+
+	fixture_open(&f, &(struct fake_options){ .workers = 3 });
+	(void)map_pages(&f, all, SUBLET_MOVABLE);
+	assert_int_equal(helped(&f, SUBLET_CLAIM_NOZERO), 1);
+	fixture_close(&f);
+}
+
 /* G9, and NOZERO: old bytes are seen by nobody who did not ask for them. */
 static void claim_zeroing(void **unused)
 {
@@ -407,17 +444,12 @@ static void claim_stale_tree(void **unused)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(claim_sizes),
-		cmocka_unit_test(claim_of_another_arena),
-		cmocka_unit_test(claim_alignments),
-		cmocka_unit_test(claim_bad_arguments),
-		cmocka_unit_test(claim_zeroing),
-		cmocka_unit_test(claim_pins_around),
-		cmocka_unit_test(claim_small_beside_pin),
-		cmocka_unit_test(claim_cheapest_dearest),
-		cmocka_unit_test(claim_fragmented),
-		cmocka_unit_test(claim_inside_claim),
-		cmocka_unit_test(claim_several),
+		cmocka_unit_test(claim_helpers),          cmocka_unit_test(claim_sizes),
+		cmocka_unit_test(claim_of_another_arena), cmocka_unit_test(claim_alignments),
+		cmocka_unit_test(claim_bad_arguments),    cmocka_unit_test(claim_zeroing),
+		cmocka_unit_test(claim_pins_around),      cmocka_unit_test(claim_small_beside_pin),
+		cmocka_unit_test(claim_cheapest_dearest), cmocka_unit_test(claim_fragmented),
+		cmocka_unit_test(claim_inside_claim),     cmocka_unit_test(claim_several),
 		cmocka_unit_test(claim_stale_tree),
 	};
 	return cmocka_run_group_tests(tests, NULL, NULL);
