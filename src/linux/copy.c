@@ -15,7 +15,7 @@
  * stores take twice as long there as plain ones (64 MiB in pieces of 2 MiB, each copied first, Zen 4: 2.0 ms streamed,
  * 1.0 with memset, 1.2 with rep stosb, 2.0 with clzero), and half as long where nothing is cached (1.2 against 2.7).
  *
- * Streaming stores are weakly ordered; each function ends with a fence, so that whoever is woken
+ * Streaming stores are weakly ordered; each function that uses them ends with a fence, so that whoever is woken
  * next sees the bytes. Other processors use libc's memcpy, which on aarch64 streams by itself above
  * a size of its own choosing.
  */

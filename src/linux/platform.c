@@ -348,7 +348,7 @@ static void worker_let_go(struct sublet__worker *w)
 static void op_parallel(void *ctx, uint32_t threads, void (*fn)(void *arg, uint32_t worker), void *arg)
 {
 	struct sublet__linux_platform *p = ctx;
-	uint32_t idle = 0, left;
+	uint32_t idle = 0, left, cpu = (uint32_t)sched_getcpu();
 
 	if (threads > p->workers)
 		threads = p->workers;
@@ -359,7 +359,7 @@ static void op_parallel(void *ctx, uint32_t threads, void (*fn)(void *arg, uint3
 	p->fn = fn;
 	p->arg = arg;
 	for (uint32_t i = 1; i < threads; i++)
-		worker_keep_off(&p->worker[i], (uint32_t)sched_getcpu());
+		worker_keep_off(&p->worker[i], cpu);
 	/* Pairs with job_join: who counts itself in sees fn and arg, which do not change until all are out. */
 	a32_store_release(&p->running, 1);
 	a32_store_release(&p->job, ((a32_load_relaxed(&p->job) >> 8) + 1) << 8 | threads);

@@ -15,7 +15,7 @@
 #include <stdatomic.h>
 #include <string.h>
 
-enum { WORKERS = 3, ROUNDS = 200, LONGEST_NS = 10000000 };
+enum { WORKERS = 3, ROUNDS = 200, LONGEST_NS = 100000000 };
 
 struct job {
 	struct sublet__linux_platform *platform;
