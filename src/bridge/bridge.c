@@ -6,16 +6,14 @@
  * main() in the process that the settings name (settings.c), and in no other:
  *
  *   1. looks up what the interposers stand in front of (real.c);
- *   2. creates an arena: memory, userfaultfd, threads that block all signals;
- *   3. serves it on the control socket;
+ *   2. starts the helper process, which has all descriptors and threads (linux/helper.h);
+ *   3. has it create an arena and serve it on the control socket, and confines it;
  *   4. sets jemalloc's extent hooks (hooks.c): from here on malloc's memory is lent.
  *
  * Whatever fails on that way ends the process with one line and exit code 125: a program that was
- * meant to be lent must not silently run without. The order matters in one point: the arena's
- * threads start before the hooks are set, so that what libc allocates for them is ordinary memory.
+ * meant to be lent must not silently run without.
  *
- * The arena is never destroyed. At exit other threads may still be running on it; the kernel takes
- * it apart as a whole. Only the socket's file would be left behind, and is removed.
+ * The arena is never destroyed. It ends with the helper process, which ends with the program and removes the socket's file.
  *
  * A child of fork() keeps its copy of the memory and forgets the arena (enum sublet__owner). The pid
  * alone would not tell it from a vfork() child, which runs in its parent's memory for a while: hence
@@ -24,6 +22,7 @@
 #include "bridge/bridge.h"
 
 #include "control/instance.h"
+#include "linux/helper.h"
 #include "linux/linux.h"
 
 #include <errno.h>
@@ -62,7 +61,9 @@ enum sublet__owner sublet__bridge_state(void)
 	if (atomic_load_explicit(&sublet__bridge.is_child,
 				 memory_order_relaxed)) /* set before the child has threads */
 		return SUBLET__OWNER_CHILD;
-	return getpid() == sublet__bridge.pid ? SUBLET__OWNER_LENT : SUBLET__OWNER_UNKNOWN;
+	if (getpid() != sublet__bridge.pid)
+		return SUBLET__OWNER_UNKNOWN;
+	return sublet__helper_is_gone() ? SUBLET__OWNER_STUCK : SUBLET__OWNER_LENT;
 }
 
 enum sublet__owner sublet__bridge_owner(const void *addr, size_t bytes)
@@ -109,29 +110,38 @@ static const char *why_no_arena(int err)
 	}
 }
 
-static int create_arena(const struct sublet__settings *s)
+/* What a task of the helper does at the start, and how far it came. */
+struct creation {
+	const struct sublet__settings *settings;
+	bool has_arena;
+};
+
+static int create_arena(struct creation *c)
 {
 	struct sublet_arena_info info = { SUBLET_OPTIONS(sublet_arena_info) };
 	const struct sublet_arena_options options = {
-		SUBLET_OPTIONS(sublet_arena_options),
-		.area_bytes = s->area_bytes,
-		.normal_bytes = s->normal_bytes,
-		.backing = s->backing,
-		.technique = s->technique,
+		SUBLET_OPTIONS(sublet_arena_options),      .area_bytes = c->settings->area_bytes,
+		.normal_bytes = c->settings->normal_bytes, .backing = c->settings->backing,
+		.technique = c->settings->technique,
 	};
 	int err = sublet_arena_create(&options, &sublet__bridge.arena);
 
-	if (err == 0)
-		err = sublet_arena_info(sublet__bridge.arena, &info);
-	if (err != 0) {
-		sublet__bridge_say("cannot create an area of %llu MiB: %s",
-				   (unsigned long long)(s->area_bytes / SUBLET_MIB), why_no_arena(err));
+	if (err != 0)
 		return err;
-	}
+	c->has_arena = true;
+	err = sublet_arena_info(sublet__bridge.arena, &info);
 	sublet__bridge.frame_bytes = (size_t)info.frame_bytes;
 	sublet__bridge.unit_bytes = info.frame_bytes > 64 * SUBLET_KIB ? (size_t)info.frame_bytes
 								       : 64 * SUBLET_KIB;
-	return 0;
+	return err;
+}
+
+static int create_and_serve(void *arg)
+{
+	struct creation *c = arg;
+	int err = create_arena(c);
+
+	return err != 0 ? err : sublet_arena_serve(sublet__bridge.arena, c->settings->name);
 }
 
 /* Its directory is what the environment chooses, and the usual reason is that it is somebody else's. */
@@ -156,17 +166,38 @@ static void say_no_socket(const char *name, int err)
 			chosen != NULL && strncmp(dir, chosen, strlen(chosen)) == 0 ? ", or unset it" : "");
 }
 
-static int create_and_serve(const struct sublet__settings *s)
+static void say_no_arena(const struct creation *c, int err)
 {
-	int err = create_arena(s);
+	if (c->has_arena)
+		say_no_socket(c->settings->name, err);
+	else
+		sublet__bridge_say("cannot create an area of %llu MiB: %s",
+				   (unsigned long long)(c->settings->area_bytes / SUBLET_MIB),
+				   why_no_arena(err));
+}
 
-	if (err != 0)
-		return err;
-	err = sublet_arena_serve(sublet__bridge.arena, s->name);
+/* The helper process, and in it the arena and its server. It lives as long as the program, or until it is stopped. */
+static int start_helper(const struct sublet__settings *s)
+{
+	struct creation creation = { .settings = s };
+	int err = sublet__helper_start();
+
 	if (err != 0) {
-		say_no_socket(s->name, err);
-		sublet_arena_destroy(sublet__bridge.arena);
+		sublet__bridge_say("cannot start the helper process of %s: %s", s->name,
+				   err == -EAGAIN ? "there are too many processes (RLIMIT_NPROC, pids.max)"
+						  : strerror(-err));
+		return err;
 	}
+	err = sublet__helper_call(create_and_serve, &creation);
+	if (err != 0) {
+		say_no_arena(&creation, err);
+		return err;
+	}
+	err = sublet__helper_confine();
+	if (err != 0)
+		sublet__bridge_say("cannot confine the helper process of %s: %s", s->name,
+				   err == -EAGAIN ? "there are too many processes (RLIMIT_NPROC, pids.max)"
+						  : strerror(-err));
 	return err;
 }
 
@@ -203,9 +234,14 @@ static int start(const struct sublet__settings *s)
 	err = -pthread_atfork(NULL, NULL, in_child);
 	if (err != 0)
 		return err;
-	err = sublet__descriptors_apart(create_and_serve, s);
+	err = sublet__linux_fork_register();
+	if (err != 0)
+		return err;
+	err = start_helper(s);
 	if (err == 0)
 		err = start_lending(s);
+	if (err != 0)
+		sublet__helper_stop();
 	return err;
 }
 
@@ -240,23 +276,10 @@ __attribute__((constructor)) static void bridge_constructor(void)
 
 /* ---- end ---- */
 
-static void remove_socket(void)
-{
-	char file[SUBLET__FILE_BYTES];
-	int dir = sublet__instance_dir_open(false);
-
-	if (dir < 0)
-		return;
-	sublet__instance_file(file, sublet__bridge.settings.name, sublet__bridge.pid);
-	(void)unlinkat(dir, file, 0);
-	(void)close(dir);
-}
-
 __attribute__((destructor)) static void bridge_destructor(void)
 {
 	if (sublet__bridge_state() != SUBLET__OWNER_LENT)
 		return;
-	remove_socket();
 	if (!atomic_load_explicit(&sublet__bridge.took_memory, memory_order_relaxed))
 		sublet__bridge_say("%s never took memory from the arena: it needs too little, or has a "
 				   "malloc of its own",

@@ -29,6 +29,7 @@ enum sublet__owner {
 	SUBLET__OWNER_OTHER, /* not lent: the bridge has nothing to say */
 	SUBLET__OWNER_LENT,  /* lent, and the engine may be called */
 	SUBLET__OWNER_CHILD, /* lent by the parent of this process: private copy-on-write memory here */
+	SUBLET__OWNER_STUCK, /* was lent; the helper process has ended, nothing moves any more, and no fork is possible */
 	SUBLET__OWNER_UNKNOWN, /* as CHILD, or a vfork() child that runs in its parent's memory: change nothing */
 };
 enum sublet__owner sublet__bridge_owner(const void *addr, size_t bytes);
@@ -63,11 +64,17 @@ void sublet__futex_forget(const void *addr, size_t bytes);
 long __wrap_syscall(long number, long a, long b, long c, long d, long e, long f);
 
 /*
- * descriptors.c: call create(settings) and look after the descriptors that it opened from then on.
- * Returns what create returned.
+ * engine.c: calls into the engine, on a thread of the program. -EPIPE: the helper process has ended, before the call or
+ * during it. Otherwise they are the calls of the same names.
  */
-int sublet__descriptors_apart(int (*create)(const struct sublet__settings *),
-			      const struct sublet__settings *settings);
+int sublet__engine_reserve(size_t bytes, size_t align_bytes, void **addr);
+int sublet__engine_map(size_t bytes, size_t align_bytes, void **addr);
+int sublet__engine_commit(void *addr, size_t bytes);
+int sublet__engine_decommit(void *addr, size_t bytes);
+int sublet__engine_unmap(void *addr, size_t bytes);
+/* True: sublet__linux_fork_again is wanted. */
+bool sublet__engine_note_protected(const void *addr, size_t bytes, bool is_protected);
+void sublet__engine_note_locked(const void *addr, size_t bytes, bool is_locked);
 
 /* real.c: look up what the interposers stand in front of; before, they make plain system calls. */
 void sublet__real_resolve(void);

@@ -5,7 +5,8 @@
  * fork() itself needs nothing here but a way to fail: the platform's pthread_atfork handlers turn
  * lent memory into copy-on-write memory, and a handler cannot refuse. Where it could not be done the
  * child would write into its parent's memory, so the interposer asks first. ENOMEM: there is no memory
- * for it. EAGAIN: a device writes to the memory, and did not end in the time that the engine waits.
+ * for it, or the helper process was ended, which alone could keep the memory apart. EAGAIN: a device
+ * writes to the memory, and did not end in the time that the engine waits.
  *
  * _Fork() and clone() without CLONE_VM run no handlers at all. Their child would share the heap with
  * its parent, each overwriting the other: refused. vfork(), posix_spawn(), system() and popen()
@@ -33,8 +34,10 @@ pid_t _Fork(void); /* newer than some headers */
 SUBLET__INTERPOSER pid_t fork(void)
 {
 	pid_t (*real)(void) = SUBLET__REAL(fork);
-
-	int err = sublet__bridge_state() == SUBLET__OWNER_LENT ? sublet__linux_fork_prepare() : 0;
+	enum sublet__owner owner = sublet__bridge_state();
+	int err = owner == SUBLET__OWNER_STUCK  ? -EPIPE
+		  : owner == SUBLET__OWNER_LENT ? sublet__linux_fork_prepare()
+						: 0;
 
 	if (err != 0) {
 		errno = err == -EAGAIN ? EAGAIN : ENOMEM;
@@ -43,11 +46,19 @@ SUBLET__INTERPOSER pid_t fork(void)
 	return real();
 }
 
+/* Whether a child that came without handlers would share memory with us. */
+static bool is_shared(void)
+{
+	enum sublet__owner owner = sublet__bridge_state();
+
+	return owner == SUBLET__OWNER_LENT || owner == SUBLET__OWNER_STUCK;
+}
+
 SUBLET__INTERPOSER pid_t _Fork(void)
 {
 	pid_t (*real)(void) = SUBLET__REAL(_Fork);
 
-	if (sublet__bridge_state() == SUBLET__OWNER_LENT || real == NULL) {
+	if (is_shared() || real == NULL) {
 		errno = ENOSYS;
 		return -1;
 	}
@@ -60,7 +71,7 @@ SUBLET__INTERPOSER int clone(int (*fn)(void *), void *stack, int flags, void *ar
 	void *parent_tid, *tls, *child_tid;
 	va_list list;
 
-	if ((flags & CLONE_VM) == 0 && sublet__bridge_state() == SUBLET__OWNER_LENT) {
+	if ((flags & CLONE_VM) == 0 && is_shared()) {
 		errno = ENOSYS;
 		return -1;
 	}

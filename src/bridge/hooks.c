@@ -140,9 +140,8 @@ static bool is_by_page(void)
 static void *alloc_lent(size_t size, size_t alignment, bool commit)
 {
 	void *addr = NULL;
-	int err = commit ? sublet_map_aligned(engine(), size, alignment, SUBLET_MOVABLE | SUBLET_PLAIN_OK,
-					      &addr)
-			 : sublet__mm_reserve(engine(), size, alignment, &addr);
+	int err = commit ? sublet__engine_map(size, alignment, &addr)
+			 : sublet__engine_reserve(size, alignment, &addr);
 
 	if (err != 0)
 		return NULL;
@@ -215,7 +214,7 @@ static bool hook_dalloc(extent_hooks *h, void *addr, size_t size, bool committed
 	    (((uintptr_t)addr | size) & (unit - 1)) != 0)
 		return true;
 	forget(addr, size);
-	return sublet_unmap(engine(), addr, size) != 0;
+	return sublet__engine_unmap(addr, size) != 0;
 }
 
 static void hook_destroy(extent_hooks *h, void *addr, size_t size, bool committed, unsigned int arena)
@@ -233,8 +232,9 @@ static bool hook_commit(extent_hooks *h, void *addr, size_t size, size_t offset,
 	switch (sublet__bridge_owner(start, length)) {
 	case SUBLET__OWNER_LENT:
 		note_taken();
-		return sublet_commit(engine(), start, length, SUBLET_PLAIN_OK) != 0;
+		return sublet__engine_commit(start, length) != 0;
 	case SUBLET__OWNER_CHILD:
+	case SUBLET__OWNER_STUCK:
 		return !ordinary_over(start, length);
 	default:
 		return true;
@@ -250,7 +250,7 @@ static bool hook_decommit(extent_hooks *h, void *addr, size_t size, size_t offse
 	if (sublet__bridge_owner(start, length) != SUBLET__OWNER_LENT)
 		return true;
 	forget(start, length);
-	return sublet_decommit(engine(), start, length) != 0;
+	return sublet__engine_decommit(start, length) != 0;
 }
 
 static bool hook_purge_lazy(extent_hooks *h, void *addr, size_t size, size_t offset, size_t length,
@@ -270,6 +270,7 @@ static bool hook_purge_forced(extent_hooks *h, void *addr, size_t size, size_t o
 	case SUBLET__OWNER_OTHER: /* ordinary memory, ordinary way */
 		return sublet__real.madvise(start, length, MADV_DONTNEED) != 0;
 	case SUBLET__OWNER_CHILD:
+	case SUBLET__OWNER_STUCK:
 		return !ordinary_over(start, length);
 	default:
 		return true;

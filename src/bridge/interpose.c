@@ -42,11 +42,6 @@
 
 #define PAGE_BYTES ((uintptr_t)4096)
 
-static struct sublet_mm *engine(void)
-{
-	return atomic_load_explicit(&sublet__bridge.mm, memory_order_acquire);
-}
-
 /*
  * Zero a range. The kernel is asked first whether the program may write all of it, so that a page
  * that it may not is an error here and not a signal. No descriptor is needed: there may be none left.
@@ -69,7 +64,7 @@ static int discard(enum sublet__owner owner, void *addr, size_t bytes)
 		errno = EINVAL;
 		return -1;
 	}
-	if (owner == SUBLET__OWNER_CHILD &&
+	if ((owner == SUBLET__OWNER_CHILD || owner == SUBLET__OWNER_STUCK) &&
 	    sublet__real.mmap(addr, whole, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED,
 			      -1, 0) == addr)
 		return 0;
@@ -141,7 +136,7 @@ static int protect_lent(void *addr, size_t bytes, int protection, int key)
 	int err;
 
 	if (!plain)
-		(void)sublet__mm_note_protected(engine(), addr, bytes, true);
+		(void)sublet__engine_note_protected(addr, bytes, true);
 	err = key < 0 ? sublet__real.mprotect(addr, bytes, protection)
 		      : sublet__real.pkey_mprotect(addr, bytes, protection, key);
 	if (plain && err == 0 && sublet__sticky_unprotect(addr, bytes))
@@ -174,7 +169,7 @@ SUBLET__INTERPOSER int mlock(const void *addr, size_t bytes)
 	int err = sublet__real.mlock(addr, bytes);
 
 	if (err == 0 && sublet__bridge_owner(addr, bytes) == SUBLET__OWNER_LENT) {
-		sublet__mm_note_locked(engine(), addr, bytes, true);
+		sublet__engine_note_locked(addr, bytes, true);
 		err = sublet__real.mlock(addr, bytes);
 	}
 	return err;
@@ -185,7 +180,7 @@ SUBLET__INTERPOSER int mlock2(const void *addr, size_t bytes, unsigned int flags
 	int err = sublet__real.mlock2(addr, bytes, flags);
 
 	if (err == 0 && sublet__bridge_owner(addr, bytes) == SUBLET__OWNER_LENT) {
-		sublet__mm_note_locked(engine(), addr, bytes, true);
+		sublet__engine_note_locked(addr, bytes, true);
 		err = sublet__real.mlock2(addr, bytes, flags);
 	}
 	return err;
@@ -194,7 +189,7 @@ SUBLET__INTERPOSER int mlock2(const void *addr, size_t bytes, unsigned int flags
 SUBLET__INTERPOSER int munlock(const void *addr, size_t bytes)
 {
 	if (sublet__bridge_owner(addr, bytes) == SUBLET__OWNER_LENT)
-		sublet__mm_note_locked(engine(), addr, bytes, false);
+		sublet__engine_note_locked(addr, bytes, false);
 	return sublet__real.munlock(addr, bytes);
 }
 
@@ -204,7 +199,7 @@ static void note_all_locked(bool locked)
 	uintptr_t high = atomic_load_explicit(&sublet__bridge.high, memory_order_relaxed);
 
 	if (low < high && sublet__bridge_state() == SUBLET__OWNER_LENT)
-		sublet__mm_note_locked(engine(), (void *)low, high - low, locked);
+		sublet__engine_note_locked((void *)low, high - low, locked);
 }
 
 /* What is mapped later under MCL_FUTURE, moved ranges included, the kernel locks by itself. */

@@ -29,11 +29,6 @@ static struct {
 	struct range range[RANGES_MAX];
 } sticky = { .lock = PTHREAD_MUTEX_INITIALIZER };
 
-static struct sublet_mm *engine(void)
-{
-	return atomic_load_explicit(&sublet__bridge.mm, memory_order_acquire);
-}
-
 static uint32_t count_get(void)
 {
 	/* Relaxed: whoever gives memory back got it from the one that added its range. */
@@ -85,7 +80,7 @@ void sublet__sticky_add(const void *addr, size_t bytes)
 	struct range added = outwards(addr, bytes);
 
 	(void)pthread_mutex_lock(&sticky.lock);
-	(void)sublet__mm_note_protected(engine(), addr, bytes, true);
+	(void)sublet__engine_note_protected(addr, bytes, true);
 	for (uint32_t i = 0; i < count_get();) {
 		struct range r = sticky.range[i];
 
@@ -117,7 +112,7 @@ bool sublet__sticky_unprotect(const void *addr, size_t bytes)
 				next = sticky.range[i].end;
 			}
 		if (gap_end > at)
-			again |= sublet__mm_note_protected(engine(), (void *)at, gap_end - at, false);
+			again |= sublet__engine_note_protected((void *)at, gap_end - at, false);
 		at = next;
 	}
 	(void)pthread_mutex_unlock(&sticky.lock);

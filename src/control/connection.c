@@ -307,9 +307,9 @@ static int op_memcpy(struct sublet__slot *slot, uint64_t bytes)
 	uint64_t ns = 0;
 	int err;
 
-	pthread_mutex_lock(&slot->server->memcpy_lock);
+	sublet__lock(&slot->server->memcpy_lock);
 	err = sublet__linux_memcpy_ns(slot->server->arena, bytes, &ns);
-	pthread_mutex_unlock(&slot->server->memcpy_lock);
+	sublet__unlock(&slot->server->memcpy_lock);
 	slot->reply.ns = ns;
 	return reply(slot, SUBLET__OP_MEMCPY, err, sizeof(slot->reply.ns));
 }

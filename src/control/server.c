@@ -27,7 +27,9 @@
  */
 #include "control/server.h"
 #include "control/wire.h"
+#include "linux/helper.h"
 #include "linux/linux.h"
+#include "linux/raw.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -53,6 +55,10 @@ static int fd_keep(struct sublet__fd *out, int fd)
 	if (fd < 0)
 		return fd;
 	fd = sublet__linux_fd_high(fd);
+	if (sublet__helper_is_here()) {
+		out->fd = fd;
+		return 0;
+	}
 	if (fstat(fd, &st)) {
 		close(fd);
 		return -EBADF;
@@ -68,7 +74,9 @@ bool sublet__fd_ours(const struct sublet__fd *fd)
 	int number = fd->fd;
 	struct stat st;
 
-	return number >= 0 && !fstat(number, &st) && st.st_ino == fd->ino && st.st_dev == fd->dev;
+	/* The helper's numbers are its own. */
+	return number >= 0 && (sublet__helper_is_here() ||
+			       (!fstat(number, &st) && st.st_ino == fd->ino && st.st_dev == fd->dev));
 }
 
 /* Forget first, then close: fork_child must never close a number that is somebody else's already. */
@@ -173,10 +181,10 @@ int sublet__server_release_orphan(struct sublet__slot *slot, uint64_t id)
 	if (!is_alive(slot))
 		return -EINVAL;
 	for (;;) {
-		pthread_mutex_lock(&slot->server->lock);
+		sublet__lock(&slot->server->lock);
 		found = orphan_take(slot, id);
 		more = !found && !slot->server->stopping && orphans_to_come(slot);
-		pthread_mutex_unlock(&slot->server->lock);
+		sublet__unlock(&slot->server->lock);
 		if (!more || sublet__wire_now_ns() >= until)
 			break;
 		nanosleep(&(struct timespec){ .tv_nsec = (long)SUBLET_MS }, NULL);
@@ -200,23 +208,33 @@ static void hang_up(struct sublet__slot *slot)
 	slot->state = SUBLET__SLOT_FREE;
 }
 
+/* Have the slot's thread look at its state. Called with the lock. */
+static void slot_call(struct sublet__slot *slot)
+{
+	(void)a32_add_relaxed(&slot->wake, 1);
+	sublet__futex_wake(&slot->wake, 1);
+}
+
 static void *slot_main(void *arg)
 {
 	struct sublet__slot *slot = arg;
 	struct sublet__server *server = slot->server;
 
-	pthread_mutex_lock(&server->lock);
+	sublet__lock(&server->lock);
 	while (!server->stopping) {
 		if (slot->state != SUBLET__SLOT_LIVE) {
-			pthread_cond_wait(&slot->wake, &server->lock);
+			uint32_t calls = a32_load_relaxed(&slot->wake); /* under the lock, as is each call */
+			sublet__unlock(&server->lock);
+			sublet__futex_wait(&slot->wake, calls, UINT64_MAX);
+			sublet__lock(&server->lock);
 			continue;
 		}
-		pthread_mutex_unlock(&server->lock);
+		sublet__unlock(&server->lock);
 		sublet__connection_serve(slot);
-		pthread_mutex_lock(&server->lock);
+		sublet__lock(&server->lock);
 		hang_up(slot);
 	}
-	pthread_mutex_unlock(&server->lock);
+	sublet__unlock(&server->lock);
 	return NULL;
 }
 
@@ -245,7 +263,7 @@ static int assign(struct sublet__server *server, int fd, pid_t pid)
 	struct sublet__slot *slot = NULL;
 	int err = 0;
 
-	pthread_mutex_lock(&server->lock);
+	sublet__lock(&server->lock);
 	for (uint32_t i = 0; i < SUBLET__SLOTS && !slot; i++)
 		if (server->slots[i].state == SUBLET__SLOT_FREE)
 			slot = &server->slots[i];
@@ -261,9 +279,9 @@ static int assign(struct sublet__server *server, int fd, pid_t pid)
 		slot->untold = 0;
 		fd_keep(&slot->conn, fd); /* should it fail, the slot's thread hangs up at once */
 		slot->state = SUBLET__SLOT_LIVE;
-		pthread_cond_signal(&slot->wake);
+		slot_call(slot);
 	}
-	pthread_mutex_unlock(&server->lock);
+	sublet__unlock(&server->lock);
 	return err;
 }
 
@@ -305,9 +323,9 @@ static void release_lingering(struct sublet__slot *slot)
 	}
 	slot->claim_count = 0;
 	fd_close(&slot->pidfd);
-	pthread_mutex_lock(&slot->server->lock);
+	sublet__lock(&slot->server->lock);
 	slot->state = SUBLET__SLOT_FREE;
-	pthread_mutex_unlock(&slot->server->lock);
+	sublet__unlock(&slot->server->lock);
 }
 
 /*
@@ -324,10 +342,10 @@ static uint32_t watch_lingering(struct sublet__server *server, struct pollfd *p,
 		uint64_t ended_ns;
 		bool lingers;
 
-		pthread_mutex_lock(&server->lock);
+		sublet__lock(&server->lock);
 		lingers = slot->state == SUBLET__SLOT_LINGER;
 		ended_ns = slot->ended_ns;
-		pthread_mutex_unlock(&server->lock);
+		sublet__unlock(&server->lock);
 		if (!lingers)
 			continue;
 		if (!ended_ns) {
@@ -351,9 +369,9 @@ static void note_ended(struct sublet__server *server, const struct pollfd *p, st
 	for (uint32_t i = 0; i < n; i++) {
 		if (!p[i].revents)
 			continue;
-		pthread_mutex_lock(&server->lock); /* the slots of other connections read it */
+		sublet__lock(&server->lock); /* the slots of other connections read it */
 		who[i]->ended_ns = sublet__wire_now_ns();
-		pthread_mutex_unlock(&server->lock);
+		sublet__unlock(&server->lock);
 	}
 }
 
@@ -380,11 +398,11 @@ static void table_apart(struct sublet__server *server)
 /* The last thing that the accepting thread does: nobody else sees these numbers. */
 static void shut_connections(struct sublet__server *server)
 {
-	pthread_mutex_lock(&server->lock);
+	sublet__lock(&server->lock);
 	for (uint32_t i = 0; i < SUBLET__SLOTS; i++)
 		if (sublet__fd_ours(&server->slots[i].conn))
 			shutdown(server->slots[i].conn.fd, SHUT_RDWR);
-	pthread_mutex_unlock(&server->lock);
+	sublet__unlock(&server->lock);
 }
 
 static void *server_main(void *arg)
@@ -438,7 +456,8 @@ static void close_all(struct sublet__server *server)
 
 static void fork_child(void *arg)
 {
-	close_all(arg); /* pid stays the parent's: stop() in the child does nothing */
+	if (sublet__descriptors_are_here())
+		close_all(arg); /* pid stays the parent's: stop() in the child does nothing */
 }
 
 static void unpublish(struct sublet__server *server)
@@ -451,18 +470,18 @@ static void unpublish(struct sublet__server *server)
 static void stop_threads(struct sublet__server *server)
 {
 	unpublish(server);
-	pthread_mutex_lock(&server->lock);
+	sublet__lock(&server->lock);
 	server->stopping = true;
 	for (uint32_t i = 0; i < SUBLET__SLOTS; i++)
-		pthread_cond_signal(&server->slots[i].wake);
-	pthread_mutex_unlock(&server->lock);
+		slot_call(&server->slots[i]);
+	sublet__unlock(&server->lock);
 	/* To all threads that poll its other end this is the end. */
 	if (sublet__fd_ours(&server->wake[1]))
 		shutdown(server->wake[1].fd, SHUT_RDWR);
-	pthread_join(server->thread, NULL);
+	sublet__linux_thread_join(&server->thread);
 	for (uint32_t i = 0; i < SUBLET__SLOTS; i++)
 		if (server->slots[i].has_thread)
-			pthread_join(server->slots[i].thread, NULL);
+			sublet__linux_thread_join(&server->slots[i].thread);
 }
 
 static void free_server(struct sublet__server *server)
@@ -476,7 +495,7 @@ static void stop(void *arg)
 {
 	struct sublet__server *server = arg;
 
-	if (server->pid != getpid())
+	if (server->pid != sublet__program_pid())
 		return;
 	stop_threads(server);
 	free_server(server);
@@ -492,32 +511,39 @@ static int new_server(struct sublet_arena *arena, const char *name, struct suble
 		return -errno;
 	server->arena = arena;
 	server->map_bytes = bytes;
-	server->pid = getpid();
+	server->pid = sublet__program_pid();
 	server->uid = geteuid();
 	server->listen.fd = server->dir.fd = server->wake[0].fd = server->wake[1].fd = -1;
 	sublet__text_append(server->name, sizeof(server->name), &used, name);
 	sublet__instance_file(server->file, name, server->pid);
-	pthread_mutex_init(&server->lock, NULL);
-	pthread_mutex_init(&server->memcpy_lock, NULL);
 	for (uint32_t i = 0; i < SUBLET__SLOTS; i++) {
 		struct sublet__slot *slot = &server->slots[i];
 
 		slot->server = server;
 		slot->conn.fd = slot->pidfd.fd = -1;
-		pthread_cond_init(&slot->wake, NULL);
 	}
 	*out = server;
 	return 0;
 }
 
-/* A name that is taken: by a live instance, or by a file that a dead one of the same pid left. */
+/*
+ * A name that is taken: by a live instance, or by a file that a dead one of the same pid left, which is removed. The live
+ * one may be this process before an exec: its helper is about to end, and is waited for. -EEXIST
+ */
 static int clear_stale(const struct sublet__server *server)
 {
-	int fd = sublet__instance_reach(server->dir.fd, server->file);
+	uint64_t until = sublet__wire_until(SUBLET__STALE_NS);
+	int fd;
 
-	if (fd >= 0)
+	for (;;) {
+		fd = sublet__instance_reach(server->dir.fd, server->file);
+		if (fd < 0)
+			return fd == -ECONNREFUSED || fd == -ENOENT ? 0 : -EEXIST;
 		close(fd);
-	return fd == -ECONNREFUSED || fd == -ENOENT ? 0 : -EEXIST;
+		if (!sublet__helper_is_here() || sublet__wire_now_ns() >= until)
+			return -EEXIST;
+		sublet__raw_sleep_ns(SUBLET_MS);
+	}
 }
 
 /*
@@ -597,6 +623,8 @@ int sublet_arena_serve(struct sublet_arena *arena, const char *name)
 		stop(server);
 		return err;
 	}
+	if (sublet__helper_is_here())
+		sublet__helper_unlink_at_end(server->dir.fd, server->file);
 	return 0;
 
 unlink:

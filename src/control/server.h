@@ -5,14 +5,15 @@
 
 #include "control/instance.h"
 #include "control/protocol.h"
+#include "linux/platform.h"
 
-#include <pthread.h>
 #include <stdatomic.h>
 #include <sys/types.h>
 
 #define SUBLET__SLOTS           32u               /* connections at once, those that linger included */
 #define SUBLET__CLAIMS_PER_SLOT 1024u             /* a connection may hold */
 #define SUBLET__CLAIM_SLICE_NS  SUBLET_SEC        /* longest single wait inside the engine */
+#define SUBLET__STALE_NS        (2 * SUBLET_SEC)  /* for the helper of a process that called exec to end */
 #define SUBLET__SETTLE_NS       (200 * SUBLET_MS) /* from a driver's end to the release of what it held */
 
 /*
@@ -47,8 +48,8 @@ struct sublet__slot {
 	struct sublet__server *server;
 	enum sublet__slot_state state;
 	bool has_thread;
-	pthread_t thread;
-	pthread_cond_t wake; /* with the server's lock */
+	struct sublet__thread thread;
+	sublet__a32 wake; /* futex: counts calls of its thread */
 	struct sublet__fd conn;
 	struct sublet__fd pidfd; /* of the process that connected; -1: pidfd_error says why there is none */
 	int pidfd_error;
@@ -74,9 +75,9 @@ struct sublet__server {
 	pid_t pid; /* that serves: a child of fork() must not stop it */
 	uid_t uid; /* whose connections are taken */
 	size_t map_bytes;
-	pthread_t thread;     /* accepts, and releases what lingers */
-	pthread_mutex_t lock; /* guards slot states and `stopping`; nests in nothing, nothing nests in it */
-	pthread_mutex_t memcpy_lock; /* one measurement at a time: they disturb each other */
+	struct sublet__thread thread; /* accepts, and releases what lingers */
+	sublet__a32 lock; /* guards slot states and `stopping`; nests in nothing, nothing nests in it */
+	sublet__a32 memcpy_lock; /* one measurement at a time: they disturb each other */
 	_Atomic bool stopping;
 	_Atomic bool own_table; /* conn and pidfd are numbers in the table of the server's threads alone */
 	struct sublet__fd listen;

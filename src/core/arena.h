@@ -60,7 +60,7 @@ void sublet__arena_note_outside(struct sublet_arena *arena, uint64_t bytes);
 /*
  * Fork, called in this order by the thread that forks:
  *   fork_begin   every lent mapping turns private; no move starts until fork_end
- *   fork_end     in the parent, child_pid > 0, or <= 0 when the fork failed
+ *   fork_end     in the parent, child_pid > 0, or <= 0 when the fork failed or the pid is not known yet
  * and later, from any thread:
  *   fork_restore once no child shares the memory: shared again, run by run. -EAGAIN: some runs are
  *                pinned or could not be restored yet, call again.
@@ -75,6 +75,8 @@ void sublet__arena_note_outside(struct sublet_arena *arena, uint64_t bytes);
  */
 int sublet__mm_fork_begin(struct sublet_mm *mm);
 void sublet__mm_fork_end(struct sublet_mm *mm, int32_t child_pid);
+/* The child that a claim names from now on; any thread, at any time between fork_end and fork_restore. */
+void sublet__mm_fork_child(struct sublet_mm *mm, int32_t child_pid);
 uint32_t sublet__mm_fork_epoch(const struct sublet_mm *mm);
 int sublet__mm_fork_restore(struct sublet_mm *mm, uint32_t epoch);
 

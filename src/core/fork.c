@@ -213,6 +213,11 @@ void sublet__mm_fork_end(struct sublet_mm *mm, int32_t child_pid)
 	a32_sub_acq_rel(&mm->fork_pending, 1);
 }
 
+void sublet__mm_fork_child(struct sublet_mm *mm, int32_t child_pid)
+{
+	a32_store_relaxed(&mm->child_pid, (uint32_t)child_pid);
+}
+
 uint32_t sublet__mm_fork_epoch(const struct sublet_mm *mm)
 {
 	return a32_load_seq_cst(&mm->fork_epoch);

@@ -53,5 +53,5 @@ void sublet__collapser_stop(struct sublet__collapser *c)
 	if (!a32_exchange_acq_rel(&c->running, 0))
 		return;
 	sublet__futex_wake(&c->running, UINT32_MAX);
-	pthread_join(c->thread, NULL);
+	sublet__linux_thread_join(&c->thread);
 }

@@ -7,13 +7,13 @@
 
 #include <sublet/device.h>
 
-#include <pthread.h>
+#include "linux/thread.h"
 
 struct sublet__collapser {
 	struct sublet_device *device;
 	uint64_t bytes_per_s;
 	sublet__a32 running; /* futex: 1 while the thread lives and is wanted */
-	pthread_t thread;
+	struct sublet__thread thread;
 };
 
 /* -errno of the thread. */

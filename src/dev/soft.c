@@ -59,7 +59,7 @@ struct soft {
 	size_t memory_bytes;
 	uint64_t bytes_per_s;
 	uint64_t delay_ns;
-	pthread_t thread;
+	struct sublet__thread thread;
 	bool has_thread;
 	struct sublet__collapser collapser;
 
@@ -399,7 +399,7 @@ static void soft_close(void *ctx)
 	a32_store_release(&soft->stop, STOP_END); /* pairs with job_next */
 	bell_ring(soft);
 	if (soft->has_thread)
-		pthread_join(soft->thread, NULL);
+		sublet__linux_thread_join(&soft->thread);
 	p.ops->unreserve(p.ctx, soft, soft->memory_bytes);
 }
 

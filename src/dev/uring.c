@@ -188,7 +188,7 @@ static int uring_reset(void *ctx)
 static void uring_close(void *ctx)
 {
 	struct uring *u = ctx;
-	pthread_t thread = u->thread;
+	pthread_t thread = u->thread.pthread; /* an orphan frees u */
 
 	sublet__lock(&u->lock);
 	/* The library has no jobs in flight but those that a reset left behind. */
@@ -205,7 +205,7 @@ static void uring_close(void *ctx)
 		return;
 	}
 	if (u->has_thread)
-		pthread_join(thread, NULL);
+		sublet__linux_thread_join(&u->thread);
 	sublet__uring_free(u);
 }
 

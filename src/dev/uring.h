@@ -68,7 +68,7 @@ struct uring {
 	char *linear;
 	uint32_t linear_buffers;
 	int wake_fd;
-	pthread_t thread;
+	struct sublet__thread thread;
 	bool has_thread;
 	sublet__a64 registrations;
 

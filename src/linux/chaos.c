@@ -79,5 +79,5 @@ void sublet__chaos_stop(struct sublet__instance *in)
 	if (!a32_exchange_acq_rel(&in->chaos.running, 0))
 		return;
 	sublet__futex_wake(&in->chaos.running, UINT32_MAX);
-	pthread_join(in->chaos.thread, NULL);
+	sublet__linux_thread_join(&in->chaos.thread);
 }

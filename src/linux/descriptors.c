@@ -8,6 +8,7 @@
  * instant, in which the program may close it and get it for a file of its own; such threads work on
  * a table of descriptors of their own, which the program never sees and its children do not inherit.
  */
+#include "linux/helper.h"
 #include "linux/instance.h"
 
 #include <errno.h>
@@ -37,6 +38,9 @@ int sublet__linux_fds_apart(struct sublet_arena *arena, const int *fds, uint32_t
 	const struct sublet__instance *in = sublet__instance_of(arena);
 	int keep[KEEP_MAX];
 	uint32_t kept = 0;
+
+	if (sublet__helper_is_here()) /* whose table is none of the program's */
+		return 0;
 
 	for (uint32_t i = 0; i < count; i++)
 		keep_add(keep, &kept, fds[i]);

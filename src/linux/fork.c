@@ -5,11 +5,12 @@
  * Lent memory is shared memory, so a plain fork() would leave parent and child writing the same
  * bytes. Instead:
  *
- *   prepare   every lent mapping of every arena turns private (sublet__mm_fork_begin)
+ *   prepare   every lent mapping of every arena turns private (sublet__mm_fork_begin); a token is mapped (token.c)
  *   fork      ordinary copy-on-write for both
- *   parent    learns the child's pid, lets the engine go on (sublet__mm_fork_end)
- *   child     closes what it must not keep; its arenas are plain memory from now on (in_child)
- *   watcher   a thread; when no process sees the frames any more, shared again (sublet__mm_fork_restore)
+ *   parent    unmaps the token, lets the engine go on (sublet__mm_fork_end)
+ *   child     signs the token; its arenas are plain memory from now on (in_child)
+ *   watcher   a thread; when all tokens are free, no process sees the frames any more: shared again
+ *             (sublet__mm_fork_restore)
  *
  * No lock is held from prepare to parent: another thread may be in the middle of an allocator's hook,
  * waiting in the engine, with locks that the allocator's own prepare handler is about to want. What
@@ -17,12 +18,11 @@
  * freely, and restore gives up when one begins. forks.pending counts the same for an arena that is
  * created in that time: it hears of every fork that is pending before anything can be mapped in it.
  *
- * Each fork has a pipe. Children inherit its write end and never close it on purpose; the parent
- * keeps the read end. The child writes its pid (pthread_atfork does not tell the parent), nothing
- * written and end of file means that the fork failed, and end of file later on means that every
- * process that had it has ended or called exec. Since a process may close all descriptors and keep
- * its memory, that is confirmed from /proc (sharers.c) before the frames are touched. What cannot be found out counts
- * as shared; only where there never was a /proc, and every child had a pipe, the pipes alone must do.
+ * Each fork has a token, or shares one that is in use where no other is to be had: at the limit of descriptors, say. One
+ * token is always kept ready for that reason. A fork that failed leaves a token that is free at the first look.
+ *
+ * In a program with a helper process (helper.c) the descriptors are the helper's. There prepare and parent are orders to a
+ * task of their own, which is not the watcher: a fork must not wait until the watcher has copied an earlier snapshot home.
  *
  * A fork may be refused: no memory to keep a child apart (-ENOMEM), or a pin of lent memory, or a device that writes
  * into it, that does not end (-EAGAIN, after a second). Handlers of pthread_atfork cannot refuse; there the process is stopped.
@@ -34,24 +34,27 @@
  */
 #include "linux/fork.h"
 
+#include "linux/helper.h"
 #include "linux/linux.h"
 #include "linux/proc.h"
 #include "linux/raw.h"
+#include "linux/token.h"
 
+#include <pthread.h>
 #include <stdlib.h>
-#include <sys/eventfd.h>
 
-#define PIPES_MAX     64u
+#define TOKENS_MAX    64u
 #define PREPARE_TRIES 100 /* a millisecond apart, where the alternative is to stop the process */
-#define HANDSHAKE_MS  1000
-#define RETRY_MIN_MS  5
-#define RETRY_MAX_MS  500
+#define LOOK_MIN_NS   (500 * SUBLET_US)
+#define LOOK_MAX_NS   (50 * SUBLET_MS)
+#define LOOK_SHARE    8u /* of the age of the youngest token: so late, in proportion, is its end seen */
+#define RETRY_MIN_NS  (5 * SUBLET_MS)
+#define RETRY_MAX_NS  (500 * SUBLET_MS)
 
 /* What one thread remembers from prepare to the end of its fork. */
 struct fork_here {
 	bool prepared;
-	int read_fd;
-	int write_fd;
+	struct sublet__token_page *page;
 	int cancel_state; /* what it was before */
 };
 
@@ -65,25 +68,26 @@ static struct {
 	sublet__a32 lock;
 	sublet__a32 restoring; /* futex: the watcher is at the arenas, or is being ended */
 	bool registered;       /* with pthread_atfork: once in a process and its children */
-	bool running;          /* the watcher */
+	bool running;          /* the watcher, and with a helper the task for orders */
 	bool stop;
 	uint32_t pending; /* forks between prepare and parent */
-	uint32_t pipes;
-	bool lost_pipe; /* a child without a pipe: only /proc knows about it */
-	int pipe_fd[PIPES_MAX];
-	int wake_fd; /* eventfd; stays the same while there is an arena */
-	int proc_fd; /* /proc, for the case that the program changes its root; -1: there is none */
+	uint32_t tokens;  /* in use: the first ones of token[] */
+	struct sublet__token token[TOKENS_MAX];
+	struct sublet__token spare; /* the one that is ready */
+	uint64_t token_ns;          /* when the youngest came */
 	struct sublet__instance *first;
-	pthread_t thread;
-} forks = { .wake_fd = -1, .proc_fd = -1 };
+	struct sublet__thread watcher;
+	sublet__a32 bell;            /* futex: why the watcher wakes up */
+	struct sublet__thread taker; /* of orders */
+	struct sublet__order order;
+} forks = { .spare = { .fd = -1 } };
 
-/* Lock held, or an arena that cannot go away. */
+/* Any thread. */
 static void wake_watcher(void)
 {
-	uint64_t one = 1;
-
-	/* -1 after the last arena has gone: nobody to wake. */
-	(void)sublet__raw_write(forks.wake_fd, &one, sizeof one);
+	/* Pairs with the watcher's load before it looks around. */
+	(void)a32_add_acq_rel(&forks.bell, 1);
+	sublet__futex_wake(&forks.bell, 1);
 }
 
 /* The lock, on a thread of the program: a handler of it may call fork(). */
@@ -102,10 +106,10 @@ static void unlock_from_program(void)
 /* ---- prepare ---- */
 
 /* The first `count` mms of an arena. Lock held. */
-static void mms_end(struct sublet__instance *in, uint32_t count, int32_t pid)
+static void mms_end(struct sublet__instance *in, uint32_t count)
 {
 	for (uint32_t i = 0; i < count; i++)
-		sublet__mm_fork_end(sublet__arena_mm(in->arena, i), pid);
+		sublet__mm_fork_end(sublet__arena_mm(in->arena, i), 0);
 }
 
 /* All mms of an arena or none. Lock held. */
@@ -115,7 +119,7 @@ static int mms_begin(struct sublet__instance *in)
 	for (uint32_t i = 0; i < in->mms; i++) {
 		int err = sublet__mm_fork_begin(sublet__arena_mm(in->arena, i));
 		if (err) {
-			mms_end(in, i + 1, 0);
+			mms_end(in, i + 1);
 			in->fork_epoch++;
 			return err;
 		}
@@ -124,10 +128,10 @@ static int mms_begin(struct sublet__instance *in)
 }
 
 /* Lock held. */
-static void end_all(const struct sublet__instance *until, int32_t pid)
+static void end_all(const struct sublet__instance *until)
 {
 	for (struct sublet__instance *in = forks.first; in != until; in = in->next) {
-		mms_end(in, in->mms, pid);
+		mms_end(in, in->mms);
 		in->fork_epoch++;
 	}
 }
@@ -136,43 +140,97 @@ static void end_all(const struct sublet__instance *until, int32_t pid)
 static int begin_all(void)
 {
 	for (struct sublet__instance *in = forks.first; in; in = in->next) {
-		if (in->fork_ticks == UINT64_MAX)
-			in->fork_ticks = sublet__ticks_now();
 		int err = mms_begin(in);
 		if (err) {
-			end_all(in, 0);
+			end_all(in);
 			return err;
 		}
 	}
 	return 0;
 }
 
-static int prepare(void)
+/* A token for a fork, mapped. NULL: none is to be had, and none is in use. Lock held. */
+static struct sublet__token_page *token_take(void)
 {
-	int pair[2] = { -1, -1 };
-	int err = 0, cancel_state;
+	struct sublet__token_page *page = NULL;
 
-	pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, &cancel_state);
+	if (forks.spare.fd < 0)
+		(void)sublet__token_make(&forks.spare);
+	if (forks.tokens < TOKENS_MAX && forks.spare.fd >= 0)
+		page = sublet__token_map(&forks.spare);
+	if (page) {
+		forks.token[forks.tokens++] = forks.spare;
+		forks.token_ns = sublet__now_ns();
+		(void)sublet__token_make(&forks.spare);
+		return page;
+	}
+	/* One that is in use: it is free when the children of both forks have gone. */
+	for (uint32_t i = 0; i < forks.tokens && !page; i++)
+		if (!sublet__token_is_free(&forks.token[i]))
+			page = sublet__token_map(&forks.token[i]);
+	return page;
+}
+
+/* What a fork needs before it. `page`: NULL where there is no arena. Where descriptors are. */
+struct fork_call {
+	struct sublet__token_page *page;
+	bool any;
+};
+
+static int begin_here(void *arg)
+{
+	struct fork_call *call = arg;
+	int err = 0;
+
 	lock_from_program();
-	bool any = forks.first;
-	if (any)
+	call->any = forks.first;
+	if (call->any)
 		err = begin_all();
-	forks.pending += any && !err;
+	if (call->any && !err) {
+		call->page = token_take();
+		if (!call->page) {
+			end_all(NULL);
+			err = -ENOMEM;
+		}
+	}
+	forks.pending += call->any && !err;
 	if (err)
 		wake_watcher();
 	unlock_from_program();
-	if (err || !any) {
+	return err;
+}
+
+static int end_here(void *arg)
+{
+	struct fork_call *call = arg;
+
+	lock_from_program();
+	sublet__token_unmap(call->page);
+	forks.pending--;
+	end_all(NULL);
+	wake_watcher();
+	unlock_from_program();
+	return 0;
+}
+
+/* On the task for orders, where there is one. */
+static int call_there(int (*fn)(void *arg), struct fork_call *call)
+{
+	return sublet__descriptors_are_here() ? fn(call) : sublet__order_give(&forks.order, fn, call);
+}
+
+static int prepare(void)
+{
+	struct fork_call call = { .page = NULL };
+	int cancel_state;
+
+	pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, &cancel_state);
+	int err = call_there(begin_here, &call);
+	if (err || !call.any) {
 		pthread_setcancelstate(cancel_state, NULL);
 		return err;
 	}
-	if (pipe2(pair, O_CLOEXEC)) {
-		pair[0] = -1;
-		pair[1] = -1;
-	}
-	here = (struct fork_here){ .prepared = true,
-				   .read_fd = sublet__linux_fd_high(pair[0]),
-				   .write_fd = sublet__linux_fd_high(pair[1]),
-				   .cancel_state = cancel_state };
+	here = (struct fork_here){ .prepared = true, .page = call.page, .cancel_state = cancel_state };
 	return 0;
 }
 
@@ -201,48 +259,17 @@ static void on_prepare(void)
 
 /* ---- parent ---- */
 
-/* The child's pid; 0 when there is no child; our own where there is one that does not say. */
-static int32_t child_pid(int fd)
-{
-	struct pollfd p = { .fd = fd, .events = POLLIN };
-	int32_t pid = 0;
-	int ready;
-
-	if (fd < 0)
-		return (int32_t)getpid();
-	do
-		ready = sublet__raw_poll(&p, 1, HANDSHAKE_MS);
-	while (ready == -EINTR);
-	if (ready <= 0)
-		return (int32_t)getpid();
-	return sublet__raw_read(fd, &pid, sizeof pid) == sizeof pid ? pid : 0;
-}
-
 static void on_parent(void)
 {
-	struct fork_here mine = here;
+	struct fork_call call = { .page = here.page };
 	int saved = errno;
 
-	if (!mine.prepared)
+	if (!here.prepared)
 		return;
 	here.prepared = false;
-	if (mine.write_fd >= 0)
-		sublet__raw_close(mine.write_fd);
-	int32_t pid = child_pid(mine.read_fd);
-	lock_from_program();
-	if (pid > 0 && mine.read_fd >= 0 && forks.pipes < PIPES_MAX) {
-		forks.pipe_fd[forks.pipes++] = mine.read_fd;
-	} else {
-		forks.lost_pipe = forks.lost_pipe || pid > 0;
-		if (mine.read_fd >= 0)
-			sublet__raw_close(mine.read_fd);
-	}
-	forks.pending--;
-	end_all(NULL, pid);
-	wake_watcher();
-	unlock_from_program();
+	(void)call_there(end_here, &call);
 	errno = saved;
-	pthread_setcancelstate(mine.cancel_state, NULL);
+	pthread_setcancelstate(here.cancel_state, NULL);
 }
 
 void sublet__linux_fork_cancel(void)
@@ -262,7 +289,7 @@ static void abandon(struct sublet__instance *in)
 		sublet__linux_mm_fork_child(&in->mm[i]);
 	sublet__linux_platform_fork_child(&in->platform);
 	if (in->backing.owns_fd)
-		sublet__raw_close(in->backing.fd);
+		sublet__fd_drop(in->backing.fd);
 	in->backing.fd = -1;
 }
 
@@ -270,30 +297,24 @@ static void on_child(void)
 {
 	struct fork_here mine = here;
 
-	/* Not prepared: no arena existed then. */
-	if (mine.write_fd >= 0 && mine.prepared) {
-		int32_t pid = (int32_t)getpid();
-		(void)sublet__raw_write(mine.write_fd, &pid, sizeof pid);
-		sublet__raw_close(mine.read_fd);
-	}
+	/* Not prepared: no arena existed then. The page stays mapped as long as the memory that it stands for. */
+	if (mine.prepared)
+		sublet__token_sign(mine.page);
 	here.prepared = false;
 	for (struct sublet__instance *in = forks.first; in; in = in->next)
 		abandon(in);
-	for (uint32_t i = 0; i < forks.pipes; i++)
-		sublet__raw_close(forks.pipe_fd[i]);
-	if (forks.wake_fd >= 0)
-		sublet__raw_close(forks.wake_fd);
-	if (forks.proc_fd >= 0)
-		sublet__raw_close(forks.proc_fd);
+	for (uint32_t i = 0; i < forks.tokens; i++)
+		sublet__fd_drop(forks.token[i].fd);
+	sublet__fd_drop(forks.spare.fd);
 	a32_store_release(&forks.lock, 0);
 	a32_store_release(&forks.restoring, 0);
+	sublet__order_clear(&forks.order);
+	sublet__helper_fork_child();
 	forks.running = false;
 	forks.stop = false;
-	forks.lost_pipe = false;
 	forks.pending = 0;
-	forks.pipes = 0;
-	forks.wake_fd = -1;
-	forks.proc_fd = -1;
+	forks.tokens = 0;
+	forks.spare.fd = -1;
 	forks.first = NULL;
 	if (mine.prepared)
 		pthread_setcancelstate(mine.cancel_state, NULL);
@@ -316,39 +337,32 @@ void sublet__linux_fork_again(struct sublet_arena *arena)
 
 /* ---- the watcher ---- */
 
-/* Drop the pipes whose other end is gone. fds[i + 1] is pipe i of `polled`. Lock held. */
-static void drop_ended(const struct pollfd *fds, uint32_t polled)
+/* Drop the tokens that are free, and name a child for each arena. Lock held. */
+static void tokens_look(void)
 {
-	for (uint32_t i = polled; i-- > 0;) {
-		int32_t late;
-		if (fds[i + 1].revents & POLLIN && sublet__raw_read(fds[i + 1].fd, &late, sizeof late) > 0)
-			continue; /* a pid that nobody waited for */
-		if (!(fds[i + 1].revents & (POLLHUP | POLLERR)))
+	int32_t pid = 0;
+
+	for (uint32_t i = forks.tokens; i-- > 0;) {
+		if (sublet__token_is_free(&forks.token[i])) {
+			sublet__token_close(&forks.token[i]);
+			forks.token[i] = forks.token[--forks.tokens];
 			continue;
-		sublet__raw_close(forks.pipe_fd[i]);
-		forks.pipe_fd[i] = forks.pipe_fd[--forks.pipes];
+		}
+		int32_t found = sublet__token_pid(&forks.token[i]);
+		pid = found ? found : pid;
 	}
-}
-
-/* Whether some process may still see frames of this arena. */
-static bool is_shared(const struct sublet__instance *in, uint32_t pipes, bool lost_pipe)
-{
-	const struct sublet__sharers what = { in->backing.dev, in->backing.ino, forks.proc_fd,
-					      in->asked_ticks };
-
-	/* A child has copies of hugetlb memory, no frames (private.c). */
-	if (in->backing.is_hugetlb)
-		return false;
-	if (pipes)
-		return true;
-	int found = sublet__sharer_find(&what);
-	/* Where there is no /proc at all the pipes must do. */
-	return found > 0 || (found < 0 && (lost_pipe || forks.proc_fd >= 0));
+	if (forks.spare.fd < 0)
+		(void)sublet__token_make(&forks.spare);
+	if (!pid)
+		return;
+	for (struct sublet__instance *in = forks.first; in; in = in->next)
+		for (uint32_t i = 0; i < in->mms; i++)
+			sublet__mm_fork_child(sublet__arena_mm(in->arena, i), pid);
 }
 
 /*
  * What the answers will be about, before any question is asked: a fork after this makes them stale, and restore
- * refuses. Lock held, and no fork pending, so that the pipe of each one is among ours.
+ * refuses. Lock held, and no fork pending, so that the token of each one is among ours.
  */
 static void ask_all(void)
 {
@@ -357,24 +371,10 @@ static void ask_all(void)
 		in->asked_mms = in->mms;
 		for (uint32_t i = 0; i < in->mms; i++)
 			in->asked_mm_epoch[i] = sublet__mm_fork_epoch(sublet__arena_mm(in->arena, i));
-		in->asked_ticks = in->fork_ticks;
 		/* Pairs with sublet__linux_fork_again. */
 		if (a32_exchange_acq_rel(&in->again, 0) && in->asked_epoch == in->restored_epoch)
 			in->restored_epoch = in->asked_epoch - 1;
 	}
-}
-
-/* Whether every fork so far has been undone. Lock held. */
-static bool all_restored(void)
-{
-	bool all = true;
-
-	for (struct sublet__instance *in = forks.first; in; in = in->next)
-		if (in->restored_epoch == in->fork_epoch)
-			in->fork_ticks = UINT64_MAX;
-		else
-			all = false;
-	return all;
 }
 
 /* Every mm that was there when the question was asked; those added since have seen no fork before it. */
@@ -387,85 +387,92 @@ static bool mms_restore(struct sublet__instance *in)
 	return all;
 }
 
-/* One attempt for every arena that needs it. True: some are left. */
-static bool restore_all(uint32_t pipes, bool lost_pipe)
+/* One attempt for every arena that needs it. True: some that could be restored were not, and are to be tried again. */
+static bool restore_all(bool is_shared)
 {
-	bool left = false;
+	bool again = false;
 
 	for (struct sublet__instance *in = forks.first; in; in = in->next) {
-		if (in->asked_epoch == in->restored_epoch)
+		/* A child has copies of hugetlb memory, no frames (private.c). */
+		if (in->asked_epoch == in->restored_epoch || (is_shared && !in->backing.is_hugetlb))
 			continue;
-		if (!is_shared(in, pipes, lost_pipe) && mms_restore(in))
+		if (mms_restore(in))
 			in->restored_epoch = in->asked_epoch;
 		else
-			left = true;
+			again = true;
 	}
-	return left;
+	return again;
 }
 
-/* Returns whether to look again without being woken. */
-static bool watch_once(const struct pollfd *fds, uint32_t polled, bool *stop)
+/* How long until the next look at the tokens: the older the youngest is, the more seldom. Lock held. */
+static uint64_t look_ns(void)
+{
+	uint64_t ns = (sublet__now_ns() - forks.token_ns) / LOOK_SHARE;
+
+	ns = ns < LOOK_MAX_NS ? ns : LOOK_MAX_NS;
+	return !forks.tokens ? UINT64_MAX : ns > LOOK_MIN_NS ? ns : LOOK_MIN_NS;
+}
+
+/* Returns how long until the next round; *retry_ns is what a failed attempt waits. */
+static uint64_t watch_once(uint64_t *retry_ns)
 {
 	sublet__lock(&forks.lock);
-	drop_ended(fds, polled);
-	*stop = forks.stop;
-	uint32_t pipes = forks.pipes;
-	bool lost_pipe = forks.lost_pipe;
-	bool work = !*stop && !forks.pending; /* the end of a pending fork wakes us */
+	bool work = !forks.stop && !forks.pending; /* the end of a pending fork wakes us */
 	if (work) {
+		tokens_look();
 		ask_all();
 		a32_store_release(&forks.restoring, 1);
 	}
+	bool is_shared = forks.tokens;
+	uint64_t ns = work ? look_ns() : UINT64_MAX;
 	sublet__unlock(&forks.lock);
 	if (!work)
-		return false;
+		return ns;
 
-	bool left = restore_all(pipes, lost_pipe);
+	if (restore_all(is_shared)) {
+		ns = ns < *retry_ns ? ns : *retry_ns;
+		*retry_ns = *retry_ns * 2 < RETRY_MAX_NS ? *retry_ns * 2 : RETRY_MAX_NS;
+	} else {
+		*retry_ns = RETRY_MIN_NS;
+	}
 
 	sublet__lock(&forks.lock);
-	if (all_restored())
-		forks.lost_pipe = false;
-	/* While there are pipes, their end wakes us. */
-	left = left && (!forks.pipes || forks.lost_pipe);
 	a32_store_release(&forks.restoring, 0);
 	sublet__unlock(&forks.lock);
 	sublet__futex_wake(&forks.restoring, UINT32_MAX);
-	return left;
+	return ns;
+}
+
+static bool is_to_stop(void)
+{
+	sublet__lock(&forks.lock);
+	bool stop = forks.stop;
+	sublet__unlock(&forks.lock);
+	return stop;
 }
 
 static void *watcher_main(void *arg)
 {
-	struct pollfd fds[PIPES_MAX + 1];
-	int timeout_ms = -1, retry_ms = RETRY_MIN_MS;
-	bool stop = false;
+	uint64_t retry_ns = RETRY_MIN_NS;
 
 	(void)arg;
-	while (!stop) {
-		uint64_t count;
-		sublet__lock(&forks.lock);
-		uint32_t n = forks.pipes;
-		fds[0] = (struct pollfd){ .fd = forks.wake_fd, .events = POLLIN };
-		for (uint32_t i = 0; i < n; i++)
-			fds[i + 1] = (struct pollfd){ .fd = forks.pipe_fd[i], .events = POLLIN };
-		sublet__unlock(&forks.lock);
-		int ready = sublet__raw_poll(fds, n + 1, timeout_ms);
-		if (ready == -EINTR)
-			continue;
-		if (ready < 0) {
-			/* RLIMIT_NOFILE is below the number of pipes: look now and then, and take none for ended. */
-			sublet__raw_sleep_ns(RETRY_MAX_MS * SUBLET_MS);
-			for (uint32_t i = 0; i <= n; i++)
-				fds[i].revents = 0;
-		}
-		if (fds[0].revents & POLLIN && sublet__raw_read(fds[0].fd, &count, sizeof count) > 0)
-			retry_ms = RETRY_MIN_MS;
-		if (watch_once(fds, n, &stop)) {
-			timeout_ms = retry_ms;
-			retry_ms = retry_ms * 2 < RETRY_MAX_MS ? retry_ms * 2 : RETRY_MAX_MS;
-		} else {
-			timeout_ms = -1;
-			retry_ms = RETRY_MIN_MS;
-		}
+	while (!is_to_stop()) {
+		/* Before looking around: pairs with wake_watcher. */
+		uint32_t bell = a32_load_acquire(&forks.bell);
+		uint64_t ns = watch_once(&retry_ns);
+		if (ns)
+			sublet__futex_wait(&forks.bell, bell, ns);
+	}
+	return NULL;
+}
+
+static void *taker_main(void *arg)
+{
+	(void)arg;
+	while (!is_to_stop()) {
+		uint32_t bell = a32_load_acquire(&forks.order.bell);
+		sublet__order_take(&forks.order);
+		sublet__futex_wait(&forks.order.bell, bell, UINT64_MAX);
 	}
 	return NULL;
 }
@@ -483,52 +490,58 @@ static void lock_quiet(void)
 	}
 }
 
+static void tokens_close(void)
+{
+	for (uint32_t i = 0; i < forks.tokens; i++)
+		sublet__token_close(&forks.token[i]);
+	forks.tokens = 0;
+	if (forks.spare.fd >= 0)
+		sublet__token_close(&forks.spare);
+}
+
 /* The last arena is gone: end the watcher. Lock held, and dropped for the time of the join. */
 static void stop_watcher(void)
 {
 	forks.stop = true;
-	wake_watcher();
-	/* Whoever adds or removes an arena now waits in lock_quiet, so the thread is ours to join. */
+	/* Any other thread that adds or removes an arena now waits in lock_quiet, so the thread is ours to join. */
 	a32_store_release(&forks.restoring, 1);
 	sublet__unlock(&forks.lock);
-	pthread_join(forks.thread, NULL);
+	wake_watcher();
+	sublet__linux_thread_join(&forks.watcher);
+	if (sublet__helper_exists()) {
+		sublet__order_ring(&forks.order);
+		sublet__linux_thread_join(&forks.taker);
+	}
 	sublet__lock(&forks.lock);
-	sublet__raw_close(forks.wake_fd);
-	forks.wake_fd = -1;
-	if (forks.proc_fd >= 0)
-		sublet__raw_close(forks.proc_fd);
-	forks.proc_fd = -1;
-	for (uint32_t i = 0; i < forks.pipes; i++)
-		sublet__raw_close(forks.pipe_fd[i]);
-	forks.pipes = 0;
-	forks.lost_pipe = false;
+	tokens_close();
 	forks.running = false;
 	a32_store_release(&forks.restoring, 0);
 	sublet__futex_wake(&forks.restoring, UINT32_MAX);
 }
 
+int sublet__linux_fork_register(void)
+{
+	int err = forks.registered ? 0 : pthread_atfork(on_prepare, on_parent, on_child);
+
+	forks.registered = forks.registered || !err;
+	return -err;
+}
+
 /* Lock held. */
 static int start(void)
 {
-	if (!forks.registered) {
-		int err = pthread_atfork(on_prepare, on_parent, on_child);
-		if (err)
-			return -err;
-		forks.registered = true;
-	}
-	if (forks.running)
-		return 0;
+	int err = sublet__linux_fork_register();
+	if (err || forks.running)
+		return err;
 	forks.stop = false;
-	forks.wake_fd = sublet__linux_fd_high(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
-	if (forks.wake_fd < 0)
-		return -errno;
-	forks.proc_fd = sublet__linux_fd_high(sublet__proc_open(AT_FDCWD));
-	int err = sublet__linux_thread_start(&forks.thread, "sublet-fork", watcher_main, NULL);
+	err = sublet__token_make(&forks.spare);
+	if (err)
+		return err;
+	err = sublet__linux_thread_start(&forks.watcher, "sublet-fork", watcher_main, NULL);
+	if (!err && sublet__helper_exists())
+		err = sublet__linux_thread_start(&forks.taker, "sublet-order", taker_main, NULL);
 	if (err) {
-		sublet__raw_close(forks.wake_fd);
-		if (forks.proc_fd >= 0)
-			sublet__raw_close(forks.proc_fd);
-		forks.wake_fd = forks.proc_fd = -1;
+		tokens_close();
 		return err;
 	}
 	forks.running = true;
@@ -541,7 +554,6 @@ int sublet__fork_add(struct sublet__instance *instance)
 
 	lock_quiet();
 	err = start();
-	instance->fork_ticks = forks.pending ? sublet__ticks_now() : UINT64_MAX;
 	for (uint32_t i = 0; !err && i < forks.pending; i++)
 		err = mms_begin(instance);
 	if (!err) {

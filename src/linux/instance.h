@@ -18,14 +18,14 @@
 
 struct sublet__chaos {
 	sublet__a32 running; /* futex: 1 while the thread lives and is wanted */
-	pthread_t thread;
+	struct sublet__thread thread;
 	uint64_t period_ns;
 	uint64_t seed;
 };
 
 struct sublet__zeroer {
 	sublet__a32 running; /* futex: 1 while the thread lives and is wanted */
-	pthread_t thread;
+	struct sublet__thread thread;
 };
 
 struct sublet__instance {
@@ -46,13 +46,11 @@ struct sublet__instance {
 	struct sublet__linux_companion companion[SUBLET__COMPANIONS_MAX];
 
 	struct sublet__instance *next; /* guarded by the lock of fork.c */
-	uint64_t fork_ticks; /* likewise: begin of the oldest fork since restored_epoch; UINT64_MAX: none */
-	uint32_t fork_epoch; /* likewise: changes when a fork begins, and when it ends */
-	uint32_t restored_epoch; /* of fork: all is shared as of then; the watcher's own */
-	uint32_t asked_epoch;    /* the watcher's own: what it looks into */
+	uint32_t fork_epoch;           /* likewise: changes when a fork begins, and when it ends */
+	uint32_t restored_epoch;       /* of fork: all is shared as of then; the watcher's own */
+	uint32_t asked_epoch;          /* the watcher's own: what it looks into */
 	uint32_t asked_mms;
 	uint32_t asked_mm_epoch[SUBLET__MMS_MAX];
-	uint64_t asked_ticks;
 	sublet__a32 again; /* restore once more, whatever restored_epoch says */
 
 	sublet__a32 in_child; /* written once, in a child of fork() */

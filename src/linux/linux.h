@@ -8,9 +8,9 @@
 #ifndef SUBLET_LINUX_LINUX_H
 #define SUBLET_LINUX_LINUX_H
 
-#include <sublet/arena.h>
+#include "linux/thread.h"
 
-#include <pthread.h>
+#include <sublet/arena.h>
 
 /* What this machine and user can do; every field is found by trying, not by version numbers alone. */
 struct sublet__linux_facts {
@@ -37,10 +37,15 @@ struct sublet__linux_facts {
 void sublet__linux_facts_get(struct sublet__linux_facts *facts);
 
 /*
- * Start a thread with every signal blocked. name: at most 15 characters. -errno of pthread_create.
- * May be called by any layer; join it with pthread_join.
+ * Start a thread with every signal blocked, a task of the helper where there is one (linux/helper.h). name: at most 15
+ * characters. -errno of pthread_create or clone, -EPIPE of a helper that has ended. May be called by any layer. `thread`
+ * stays where it is until sublet__linux_thread_join, which waits for the end of fn.
+ *
+ * fn may run on a task, so it calls nothing of libc that knows threads: no mutex, condition variable or malloc of libc's.
  */
-int sublet__linux_thread_start(pthread_t *thread, const char *name, void *(*fn)(void *), void *arg);
+int sublet__linux_thread_start(struct sublet__thread *thread, const char *name, void *(*fn)(void *),
+			       void *arg);
+void sublet__linux_thread_join(struct sublet__thread *thread);
 
 /*
  * Something that lives with the arena (the control server): stop() runs first thing in
@@ -63,6 +68,8 @@ int sublet__linux_companion_add(struct sublet_arena *arena, const struct sublet_
  * thread is not cancelled.
  */
 int sublet__linux_fork_prepare(void);
+/* Register the handlers now and not with the first arena: for a layer whose arena a task of the helper creates. -errno */
+int sublet__linux_fork_register(void);
 void sublet__linux_fork_cancel(void);
 
 /*

@@ -37,6 +37,7 @@
 #include "linux/mm.h"
 
 #include "linux/copy.h"
+#include "linux/helper.h"
 #include "linux/linux.h"
 #include "linux/memcheck.h"
 #include "linux/platform.h"
@@ -67,7 +68,7 @@ bool sublet__mm_must_wait(int *tries)
 _Noreturn void sublet__mm_give_up(const char *what, int err)
 {
 	sublet__complain(what, err);
-	abort();
+	sublet__program_abort();
 }
 
 /*
@@ -107,9 +108,94 @@ void sublet__mm_relock(uintptr_t addr, size_t bytes, uint32_t flags)
 		(void)mlock((void *)addr, bytes);
 }
 
+/*
+ * The same mapping without a descriptor, which a thread of the program does not have: mremap of no bytes makes a second
+ * mapping of the linear map's pages. It has the linear map's advice too, which is taken back. -errno; then it is not known
+ * what is mapped there.
+ */
+static int map_linear_again(const struct sublet__linux_mm *mm, uintptr_t addr, size_t bytes, uint32_t pfn)
+{
+	const int flags = MREMAP_MAYMOVE | MREMAP_FIXED;
+
+	if (syscall(SYS_mremap, sublet__mm_frame(mm, pfn), 0, bytes, flags, addr) == -1 ||
+	    sublet__raw_madvise((void *)addr, bytes, MADV_DOFORK) ||
+	    sublet__raw_madvise((void *)addr, bytes, MADV_DODUMP))
+		return -errno;
+	return 0;
+}
+
+struct map_call {
+	const struct sublet__linux_mm *mm;
+	const struct sublet__segment *seg;
+	uint32_t pfn;
+	uint32_t flags;
+	int prot;
+};
+
+static int map_there(void *arg)
+{
+	const struct map_call *c = arg;
+
+	return sublet__mm_map_frames(c->mm, c->seg, c->pfn, c->flags, c->prot);
+}
+
+/* On a thread of the program. What it cannot do, or could do half only, the helper does. */
+static int map_without_descriptor(const struct map_call *c)
+{
+	uintptr_t addr = sublet__mm_addr(c->mm, c->seg->vpn);
+	size_t bytes = sublet__mm_bytes(c->mm, c->seg->pages);
+
+	if (!(c->flags & SUBLET__MAP_PRIVATE) && c->prot == (PROT_READ | PROT_WRITE) &&
+	    !map_linear_again(c->mm, addr, bytes, c->pfn))
+		return 0;
+	return sublet__helper_call(map_there, (void *)(uintptr_t)c);
+}
+
+/* A mapping that is to be made executable, and moved to its place. */
+struct code_call {
+	void *from;
+	void *to;
+	size_t bytes;
+	int prot;
+};
+
+static int code_there(void *arg)
+{
+	const struct code_call *c = arg;
+	const int flags = MREMAP_MAYMOVE | MREMAP_FIXED;
+	int tries = 0;
+
+	if (sublet__raw_mprotect(c->from, c->bytes, c->prot))
+		return -errno;
+	while (sublet__raw_mremap(c->from, c->bytes, flags, c->to) == MAP_FAILED) {
+		int err = -errno;
+		/* A call that failed may have unmapped what was there, and the bytes with it: then it must succeed. */
+		if (mincore(c->to, c->bytes, (unsigned char[SUBLET__RUN_PAGES_MAX]){ 0 }) == 0 ||
+		    errno != ENOMEM || !sublet__mm_must_wait(&tries))
+			return err;
+	}
+	return 0;
+}
+
+/* The helper may not make memory executable (confine.c): the thread of the program does that, with its own rights. */
+static int map_code(uintptr_t addr, size_t bytes, int prot, int flags, int fd, uint64_t offset)
+{
+	void *from = sublet__raw_mmap(NULL, bytes, prot & ~PROT_EXEC, flags, fd, offset);
+	struct code_call call = { from, (void *)addr, bytes, prot };
+
+	if (from == MAP_FAILED)
+		return -errno;
+	int err = sublet__order_ask(code_there, &call);
+	if (err)
+		sublet__raw_munmap(from, bytes);
+	return err;
+}
+
 int sublet__mm_map_frames(const struct sublet__linux_mm *mm, const struct sublet__segment *seg, uint32_t pfn,
 			  uint32_t flags, int prot)
 {
+	if (!sublet__descriptors_are_here())
+		return map_without_descriptor(&(struct map_call){ mm, seg, pfn, flags, prot });
 	bool is_private = flags & SUBLET__MAP_PRIVATE;
 	uintptr_t addr = sublet__mm_addr(mm, seg->vpn);
 	size_t bytes = sublet__mm_bytes(mm, seg->pages);
@@ -119,8 +205,10 @@ int sublet__mm_map_frames(const struct sublet__linux_mm *mm, const struct sublet
 	if (is_private && mm->is_hugetlb)
 		return sublet__mm_map_copy(mm, seg, pfn, prot);
 	/* NORESERVE: a snapshot is rarely written as a whole, as with the fork() it is made for. */
-	return map_fixed(addr, bytes, prot, is_private ? MAP_PRIVATE | MAP_NORESERVE : MAP_SHARED, mm->fd,
-			 offset);
+	int how = is_private ? MAP_PRIVATE | MAP_NORESERVE : MAP_SHARED;
+	if (prot & PROT_EXEC && sublet__helper_is_here())
+		return map_code(addr, bytes, prot, how, mm->fd, offset);
+	return map_fixed(addr, bytes, prot, how, mm->fd, offset);
 }
 
 void sublet__mm_must_map(const struct sublet__linux_mm *mm, const struct sublet__segment *seg, uint32_t pfn,
@@ -475,14 +563,11 @@ static int open_descriptors(struct sublet__linux_mm *mm, enum sublet_technique w
 
 static void close_descriptors(struct sublet__linux_mm *mm)
 {
-	if (mm->uffd_hold >= 0 && mm->uffd_hold != mm->uffd_move)
-		sublet__raw_close(mm->uffd_hold);
-	if (mm->uffd_move >= 0)
-		sublet__raw_close(mm->uffd_move);
-	if (mm->pagemap >= 0)
-		sublet__raw_close(mm->pagemap);
-	if (mm->maps >= 0)
-		sublet__raw_close(mm->maps);
+	if (mm->uffd_hold != mm->uffd_move)
+		sublet__fd_drop(mm->uffd_hold);
+	sublet__fd_drop(mm->uffd_move);
+	sublet__fd_drop(mm->pagemap);
+	sublet__fd_drop(mm->maps);
 	mm->uffd_hold = mm->uffd_move = mm->pagemap = mm->maps = -1;
 }
 

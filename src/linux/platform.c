@@ -17,15 +17,14 @@
 #include "linux/platform.h"
 
 #include "linux/copy.h"
+#include "linux/helper.h"
 #include "linux/linux.h"
 #include "linux/memcheck.h"
 #include "linux/proc.h"
 #include "linux/raw.h"
 
 #include <errno.h>
-#include <limits.h>
 #include <sched.h>
-#include <signal.h>
 #include <stdbool.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -34,81 +33,10 @@
 #include <time.h>
 #include <unistd.h>
 
-#include <linux/futex.h>
-
 #define WORKERS_DEFAULT_MAX 8u
-#define STACK_BYTES         ((size_t)256 << 10)
 #define NS_PER_S            1000000000ull
 #define LOOK_AGAIN_NS       50000u /* after which a worker looks for an idle CPU again, at first */
 #define LOOK_AGAIN_MAX_NS   400000u
-
-/* ---- time and waiting ---- */
-
-uint64_t sublet__now_ns(void)
-{
-	struct timespec t;
-
-	clock_gettime(CLOCK_MONOTONIC, &t);
-	return (uint64_t)t.tv_sec * NS_PER_S + (uint64_t)t.tv_nsec;
-}
-
-static struct timespec to_timespec(uint64_t ns)
-{
-	return (struct timespec){ .tv_sec = (time_t)(ns / NS_PER_S), .tv_nsec = (long)(ns % NS_PER_S) };
-}
-
-void sublet__futex_wait(const void *word, uint32_t expected, uint64_t timeout_ns)
-{
-	struct timespec t = to_timespec(timeout_ns);
-
-	syscall(SYS_futex, word, FUTEX_WAIT_PRIVATE, expected, timeout_ns == UINT64_MAX ? NULL : &t, NULL, 0);
-}
-
-void sublet__futex_wake(const void *word, uint32_t count)
-{
-	syscall(SYS_futex, word, FUTEX_WAKE_PRIVATE, count < INT_MAX ? count : INT_MAX, NULL, NULL, 0);
-}
-
-void sublet__lock(sublet__a32 *lock)
-{
-	uint32_t expected = 0;
-
-	if (a32_cas_acq_rel(lock, &expected, 1))
-		return;
-	while (a32_exchange_acq_rel(lock, 2))
-		sublet__futex_wait(lock, 2, UINT64_MAX);
-}
-
-void sublet__unlock(sublet__a32 *lock)
-{
-	if (a32_exchange_acq_rel(lock, 0) == 2)
-		sublet__futex_wake(lock, 1);
-}
-
-/* ---- signals ---- */
-
-static __thread struct {
-	uint64_t saved; /* the kernel's sigset_t */
-	uint32_t depth;
-} signals __attribute__((tls_model("initial-exec")));
-
-void sublet__signals_block(void)
-{
-	uint64_t all = ~(uint64_t)0;
-
-	/* Not libc's, which leaves its own two signals open; the handler of one runs on this thread too. */
-	if (!signals.depth)
-		syscall(SYS_rt_sigprocmask, SIG_SETMASK, &all, &signals.saved, sizeof all);
-	signals.depth++;
-}
-
-void sublet__signals_unblock(void)
-{
-	uint64_t saved = signals.saved;
-
-	if (signals.depth && --signals.depth == 0)
-		syscall(SYS_rt_sigprocmask, SIG_SETMASK, &saved, NULL, sizeof saved);
-}
 
 /* ---- operations ---- */
 
@@ -131,6 +59,7 @@ static void op_sleep_ns(void *ctx, uint64_t ns)
 {
 	(void)ctx;
 	sublet__raw_sleep_ns(ns);
+	sublet__helper_check();
 }
 
 static void op_park(void *ctx, const void *word, uint32_t expected, uint64_t timeout_ns)
@@ -218,25 +147,6 @@ static void op_handed(void *ctx, uint32_t pfn, uint32_t frames, enum sublet__han
 }
 
 /* ---- threads ---- */
-
-int sublet__linux_thread_start(pthread_t *thread, const char *name, void *(*fn)(void *), void *arg)
-{
-	pthread_attr_t attr;
-	sigset_t all, old;
-	int err = pthread_attr_init(&attr);
-
-	if (err)
-		return -err;
-	sigfillset(&all);
-	pthread_sigmask(SIG_SETMASK, &all, &old);
-	(void)pthread_attr_setstacksize(&attr, STACK_BYTES);
-	err = pthread_create(thread, &attr, fn, arg);
-	if (!err)
-		(void)pthread_setname_np(*thread, name);
-	pthread_sigmask(SIG_SETMASK, &old, NULL);
-	pthread_attr_destroy(&attr);
-	return -err;
-}
 
 /* Threads of the whole system that run or want to, the calling one among them; UINT32_MAX: not to be known. */
 static uint32_t running_now(const struct sublet__linux_platform *p)
@@ -331,24 +241,33 @@ static void worker_keep_off(struct sublet__worker *w, uint32_t cpu)
 	cpu_set_t others;
 
 	w->is_kept_off = false;
-	if (cpu >= CPU_SETSIZE || pthread_getaffinity_np(w->thread, sizeof w->cpus, &w->cpus))
+	pid_t tid = (pid_t)a32_load_relaxed(&w->thread.tid); /* 0: it has ended */
+	if (cpu >= CPU_SETSIZE || !tid || sched_getaffinity(tid, sizeof w->cpus, &w->cpus))
 		return;
 	others = w->cpus;
 	CPU_CLR(cpu, &others);
 	w->is_kept_off = CPU_COUNT(&others) && CPU_ISSET(cpu, &w->cpus) &&
-			 !pthread_setaffinity_np(w->thread, sizeof others, &others);
+			 !sched_setaffinity(tid, sizeof others, &others);
 }
 
 static void worker_let_go(struct sublet__worker *w)
 {
 	if (w->is_kept_off)
-		(void)pthread_setaffinity_np(w->thread, sizeof w->cpus, &w->cpus);
+		(void)sched_setaffinity((pid_t)a32_load_relaxed(&w->thread.tid), sizeof w->cpus, &w->cpus);
+}
+
+/* Not sched_getcpu: libc reads it from an area that the kernel fills for threads of libc only. */
+static uint32_t cpu_now(void)
+{
+	uint32_t cpu;
+
+	return syscall(SYS_getcpu, &cpu, NULL, NULL) ? UINT32_MAX : cpu;
 }
 
 static void op_parallel(void *ctx, uint32_t threads, void (*fn)(void *arg, uint32_t worker), void *arg)
 {
 	struct sublet__linux_platform *p = ctx;
-	uint32_t idle = 0, left, cpu = (uint32_t)sched_getcpu();
+	uint32_t idle = 0, left, cpu = cpu_now();
 
 	if (threads > p->workers)
 		threads = p->workers;
@@ -423,8 +342,7 @@ void sublet__linux_platform_fork_child(struct sublet__linux_platform *p)
 {
 	p->workers = 1;
 	p->linear = NULL;
-	if (p->load_fd >= 0)
-		sublet__raw_close(p->load_fd);
+	sublet__fd_drop(p->load_fd);
 	p->load_fd = -1;
 }
 
@@ -434,9 +352,8 @@ void sublet__linux_platform_stop(struct sublet__linux_platform *p)
 	a32_store_release(&p->job, ((a32_load_relaxed(&p->job) >> 8) + 1) << 8);
 	sublet__futex_wake(&p->job, UINT32_MAX);
 	for (uint32_t i = 1; i < p->workers; i++)
-		pthread_join(p->worker[i].thread, NULL);
+		sublet__linux_thread_join(&p->worker[i].thread);
 	p->workers = 1;
-	if (p->load_fd >= 0)
-		sublet__raw_close(p->load_fd);
+	sublet__fd_drop(p->load_fd);
 	p->load_fd = -1;
 }

@@ -6,7 +6,8 @@
 #include "core/atomic.h"
 #include "core/platform.h"
 
-#include <pthread.h>
+#include "linux/thread.h"
+
 #include <sched.h>
 #include <stdbool.h>
 
@@ -17,7 +18,7 @@ struct sublet__linux_platform;
 struct sublet__worker {
 	struct sublet__linux_platform *platform;
 	uint32_t index; /* 1 .. workers - 1; 0 is whoever calls parallel() */
-	pthread_t thread;
+	struct sublet__thread thread;
 	/* Of whoever owns the workers: */
 	bool is_kept_off; /* of the caller's CPU; `cpus` are to be given back */
 	cpu_set_t cpus;

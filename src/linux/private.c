@@ -22,6 +22,7 @@
  * much memory as is lent, and is refused with -ENOMEM where that is not to be had.
  */
 #include "linux/copy.h"
+#include "linux/helper.h"
 #include "linux/mm.h"
 #include "linux/platform.h"
 #include "linux/proc.h"
@@ -84,7 +85,7 @@ int sublet__mm_map_copy(const struct sublet__linux_mm *mm, const struct sublet__
 			continue;
 		if (gone) {
 			sublet__complain("the kernel took memory away and refuses to map it again", err);
-			abort();
+			sublet__program_abort();
 		}
 		sublet__raw_munmap(copy, bytes);
 		return err;
@@ -136,7 +137,7 @@ static void must_privatize(const struct sublet__linux_mm *mm, const struct suble
 			return;
 	} while (sublet__mm_must_wait(&tries));
 	sublet__complain("cannot keep memory apart from a child; stopping before data is lost", err);
-	abort();
+	sublet__program_abort();
 }
 
 /* The part of a segment that lies in one kernel mapping. False: none. */
@@ -211,7 +212,7 @@ static void must_share(struct sublet__linux_mm *mm, const struct piece *piece, u
 		err = -errno;
 	if (err) {
 		sublet__complain("cannot undo half a fork; stopping before data is lost", err);
-		abort();
+		sublet__program_abort();
 	}
 }
 

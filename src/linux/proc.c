@@ -14,6 +14,7 @@
  */
 #include "linux/proc.h"
 
+#include "linux/helper.h"
 #include "linux/linux.h"
 #include "linux/raw.h"
 
@@ -390,8 +391,8 @@ uint32_t sublet__linux_fd_least(void)
 
 int sublet__linux_fd_high(int fd)
 {
-	if (fd < 0)
-		return fd; /* and errno still says why */
+	if (fd < 0 || sublet__helper_is_here()) /* whose numbers nobody else uses */
+		return fd;                      /* and errno still says why */
 	int least = (int)sublet__linux_fd_least();
 	int high = fd < least ? fcntl(fd, F_DUPFD_CLOEXEC, least) : -1;
 	if (high < 0)

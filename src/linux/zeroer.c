@@ -48,5 +48,5 @@ void sublet__zeroer_stop(struct sublet__instance *in)
 		return;
 	sublet__futex_wake(&in->zeroer.running, UINT32_MAX);
 	sublet__arena_zero_wake(in->arena);
-	pthread_join(in->zeroer.thread, NULL);
+	sublet__linux_thread_join(&in->zeroer.thread);
 }

@@ -19,13 +19,12 @@ struct sublet__bridge sublet__bridge;
 static bool marked[PAGES], cleared[PAGES]; /* cleared: at some time since it was reset */
 static int said;
 
-bool sublet__mm_note_protected(struct sublet_mm *mm, const void *addr, uint64_t bytes, bool is_protected)
+bool sublet__engine_note_protected(const void *addr, uint64_t bytes, bool is_protected)
 {
 	uintptr_t frame = sublet__bridge.frame_bytes;
 	uintptr_t start = (uintptr_t)addr / frame * frame,
 		  end = ((uintptr_t)addr + bytes + frame - 1) / frame * frame;
 
-	(void)mm;
 	for (uintptr_t at = start; at < end; at += PAGE) {
 		marked[(at - BASE) / PAGE] = is_protected;
 		cleared[(at - BASE) / PAGE] |= !is_protected;
@@ -56,7 +55,7 @@ static int reset(void **context)
 
 static void protect(unsigned int first, unsigned int count)
 {
-	(void)sublet__mm_note_protected(NULL, page(first), count * PAGE, true);
+	(void)sublet__engine_note_protected(page(first), count * PAGE, true);
 }
 
 static void assert_marked(unsigned int first, unsigned int end, bool expected)

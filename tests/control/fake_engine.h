@@ -100,19 +100,6 @@ int sublet__linux_fds_apart(struct sublet_arena *arena, const int *fds, uint32_t
 	return -ENOSYS;
 }
 
-int sublet__linux_thread_start(pthread_t *thread, const char *name, void *(*fn)(void *), void *arg)
-{
-	sigset_t all, old;
-	int err;
-
-	(void)name;
-	sigfillset(&all);
-	pthread_sigmask(SIG_SETMASK, &all, &old);
-	err = pthread_create(thread, NULL, fn, arg);
-	pthread_sigmask(SIG_SETMASK, &old, NULL);
-	return -err;
-}
-
 int sublet__linux_memcpy_ns(struct sublet_arena *arena, uint64_t bytes, uint64_t *elapsed_ns)
 {
 	(void)arena;

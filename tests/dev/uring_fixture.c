@@ -19,7 +19,7 @@
 const char *const way_name[WAYS] = { "claimed", "pinned", "tracked" };
 
 struct chaos {
-	pthread_t thread;
+	struct sublet__thread thread;
 	struct sublet_arena *arena;
 	uint64_t seed;
 	_Atomic bool stop;
@@ -320,7 +320,7 @@ struct chaos *chaos_start(struct world *w, uint64_t seed)
 void chaos_stop(struct chaos *chaos)
 {
 	chaos->stop = true;
-	pthread_join(chaos->thread, NULL);
+	sublet__linux_thread_join(&chaos->thread);
 	print_message("chaos: moved %llu MiB, claimed %llu windows\n",
 		      (unsigned long long)(chaos->moved_bytes >> 20), (unsigned long long)chaos->claims);
 	free(chaos);

@@ -27,7 +27,8 @@ TARGETS = {
     "proc": ([], []),
     "names": (["src/control/owner.c", "src/control/wire.c"], ["-lcjson"]),
     "server": (["src/control/connection.c", "src/control/owner.c", "src/control/wire.c", "src/control/server.c",
-                "src/control/instance.c"],
+                "src/control/instance.c", "src/linux/confine.c", "src/linux/helper.c", "src/linux/thread.c",
+                "src/linux/thread_memory.c", "src/linux/wait.c"],
                ["-Wl,--wrap=sublet__wire_send", "-Wl,--wrap=nanosleep", "-lpthread"]),
     "client": (["src/control/instance.c", "src/control/owner.c", "src/control/wire.c"], []),
 }

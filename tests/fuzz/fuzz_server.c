@@ -59,8 +59,6 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	if (!arena.fd) {
 		fake_create(&arena);
 		arena.pins = arena.bos = 2000; /* more than any reply holds */
-		pthread_mutex_init(&server.lock, NULL);
-		pthread_mutex_init(&server.memcpy_lock, NULL);
 		server.arena = &arena;
 		server.pid = getpid();
 		memcpy(server.name, "fuzz", 5);

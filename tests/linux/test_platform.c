@@ -55,7 +55,7 @@ static void masks_must_be(struct sublet__linux_platform *p, const cpu_set_t *exp
 	cpu_set_t now;
 
 	for (uint32_t i = 1; i < WORKERS; i++) {
-		assert_int_equal(pthread_getaffinity_np(p->worker[i].thread, sizeof now, &now), 0);
+		assert_int_equal(sched_getaffinity((pid_t)p->worker[i].thread.tid, sizeof now, &now), 0);
 		assert_true(CPU_EQUAL(&now, expected));
 	}
 }

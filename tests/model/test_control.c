@@ -77,8 +77,6 @@ static void *open_both(const void *shape)
 	strcpy(both.server.name, "model");
 	both.server.wake[0].fd = wake[0];
 	both.server.wake[1].fd = wake[1];
-	assert_int_equal(pthread_mutex_init(&both.server.lock, NULL), 0);
-	assert_int_equal(pthread_mutex_init(&both.server.memcpy_lock, NULL), 0);
 	assert_int_equal(fstat(pair[1], &st), 0);
 	slot->server = &both.server;
 	slot->state = SUBLET__SLOT_LIVE;
