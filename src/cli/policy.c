@@ -16,8 +16,8 @@
  *
  * KVM, and the DRM drivers that take user pointers by way of MMU notifiers, follow page tables and need
  * no rule. KVM's encrypted and protected guests do not: their pages are pinned, and encrypted in place by physical
- * address. Nor do all DRM drivers. Each driver gives the numbers of DRM commands a meaning of its own: refused are those
- * that mean nothing else in the drivers that the kernel has.
+ * address. Nor do all DRM drivers. Each driver gives the numbers of DRM commands a meaning of its own: the policy
+ * refuses those that mean nothing else in the drivers that the kernel has.
  *
  * Values are compared in the 32 bits that the kernel looks at: a program may pass a request number
  * with any upper half.
