@@ -11,11 +11,13 @@
  * What is filtered is what can be told by the system call's number and plain arguments. Flags behind
  * a pointer cannot: openat2 is refused as a whole, because every program that tries it must fall
  * back to openat for older kernels; VIDIOC_QBUF is refused whatever its buffer is.
- * docs/hazards.md lists what remains.
+ * docs/hazards.md lists what remains, and docs/pinning.md every place in the kernel that looks a user page up by
+ * its frame.
  *
  * KVM, and the DRM drivers that take user pointers by way of MMU notifiers, follow page tables and need
- * no rule. KVM's memory encryption does not: it pins, and encrypts in place by physical address. Nor do
- * all DRM drivers, but their commands share numbers and cannot be told apart here.
+ * no rule. KVM's encrypted and protected guests do not: their pages are pinned, and encrypted in place by physical
+ * address. Nor do all DRM drivers. Each driver gives the numbers of DRM commands a meaning of its own: the policy
+ * refuses those that mean nothing else in the drivers that the kernel has.
  *
  * Values are compared in the 32 bits that the kernel looks at: a program may pass a request number
  * with any upper half.
@@ -33,21 +35,51 @@
 #include <sys/socket.h>
 
 #include <linux/cdrom.h>
+#include <linux/fpga-dfl.h>
+#include <linux/genwqe/genwqe_card.h>
 #include <linux/if_alg.h>
 #include <linux/if_xdp.h>
+#include <linux/ivtv.h>
+#include <linux/ivtvfb.h>
 #include <linux/kvm.h>
 #include <linux/nvme_ioctl.h>
+#include <linux/rds.h>
+#include <linux/rio_mport_cdev.h>
 #include <linux/tcp.h>
 #include <linux/tee.h>
 #include <linux/vfio.h>
 #include <linux/vhost.h>
 #include <linux/videodev2.h>
-#include <rdma/rdma_user_ioctl_cmds.h>
+#include <rdma/rdma_user_ioctl.h>
 #include <scsi/sg.h>
 
-/* Newer than the headers this may be built with. */
-#define POLICY_IOMMU_IOAS_MAP      _IO(';', 0x85)
-#define POLICY_IOMMU_IOAS_MAP_FILE _IO(';', 0x8f)
+/* Newer than the headers this may be built with. The last argument of _IOC is the size of the request's structure. */
+#define POLICY_IOMMU_IOAS_MAP             _IO(';', 0x85)
+#define POLICY_IOMMU_IOAS_MAP_FILE        _IO(';', 0x8f)
+#define POLICY_VDUSE_IOTLB_REG_UMEM       _IOC(_IOC_WRITE, 0x81, 0x18, 48)
+#define POLICY_ACRN_IOCTL_CREATE_VM       _IOC(_IOC_READ | _IOC_WRITE, 0xa2, 0x10, 48)
+#define POLICY_ACRN_IOCTL_VM_INTR_MONITOR _IOC(_IOC_WRITE, 0xa2, 0x24, 8)
+#define POLICY_ACRN_IOCTL_SET_MEMSEG      _IOC(_IOC_WRITE, 0xa2, 0x41, 32)
+#define POLICY_NE_SET_USER_MEMORY_REGION  _IOC(_IOC_WRITE, 0xae, 0x23, 24)
+#define POLICY_MSHV_SET_GUEST_MEMORY      _IOC(_IOC_WRITE, 0xb8, 0x02, 32)
+
+/* In headers of the kernel's own, or of packages that this need not be built with. */
+#define POLICY_IOCTL_VMCI_QUEUEPAIR_SETVA            _IO(7, 0xa4)
+#define POLICY_IOCTL_VMCI_QUEUEPAIR_ALLOC            _IO(7, 0xa8)
+#define POLICY_IOCTL_VMCI_QUEUEPAIR_SETPAGEFILE      _IO(7, 0xa9)
+#define POLICY_IOCTL_VMCI_SET_NOTIFY                 _IO(7, 0xcb)
+#define POLICY_IOCTL_GNTDEV_GRANT_COPY               _IOC(_IOC_NONE, 'G', 8, 16)
+#define POLICY_IOCTL_PRIVCMD_DM_OP                   _IOC(_IOC_NONE, 'P', 5, 16)
+#define POLICY_VCHIQ_IOC_QUEUE_BULK_TRANSMIT         _IOC(_IOC_READ | _IOC_WRITE, 0xc4, 5, 40)
+#define POLICY_VCHIQ_IOC_QUEUE_BULK_RECEIVE          _IOC(_IOC_READ | _IOC_WRITE, 0xc4, 6, 40)
+#define POLICY_DRM_IOCTL_HL_MEMORY                   _IOC(_IOC_READ | _IOC_WRITE, 'd', 0x44, 40)
+#define POLICY_DRM_IOCTL_ETNAVIV_GEM_USERPTR         _IOC(_IOC_READ | _IOC_WRITE, 'd', 0x48, 24)
+#define POLICY_DRM_IOCTL_IVPU_BO_CREATE_FROM_USERPTR _IOC(_IOC_READ | _IOC_WRITE, 'd', 0x4e, 32)
+#define POLICY_DRM_IOCTL_VMW_MKSSTAT_ADD             _IOC(_IOC_READ | _IOC_WRITE, 'd', 0x5f, 64)
+#define POLICY_DRM_IOCTL_EXYNOS_G2D_SET_CMDLIST      _IOC(_IOC_READ | _IOC_WRITE, 'd', 0x61, 40)
+#ifndef SOL_RDS
+#define SOL_RDS 276
+#endif
 #ifndef SOL_XDP
 #define SOL_XDP 283
 #endif
@@ -57,6 +89,9 @@
 #ifndef MSG_ZEROCOPY
 #define MSG_ZEROCOPY 0x4000000
 #endif
+
+/* KVM_VM_TYPE_ARM_PROTECTED, in the argument of KVM_CREATE_VM; machines of other types have no such bit. */
+#define POLICY_KVM_PROTECTED 0x80000000u
 
 /* The kernel's O_DIRECT: libc's is the same on every machine that this runs on. */
 #define POLICY_O_DIRECT ((uint32_t)O_DIRECT)
@@ -78,6 +113,8 @@ enum part {
 	PART_VHOST,
 	PART_SEV,
 	PART_TEE,
+	PART_HYPERVISOR,
+	PART_DMA,
 	PART_COUNT,
 };
 
@@ -99,14 +136,18 @@ static const struct {
 	[PART_PROCESSVM] = { "processvm",
 			     "process_vm_readv and _writev: bytes copied during a move are lost" },
 	[PART_VFIO] = { "vfio", "VFIO and iommufd map frames for a device: it goes on using the old ones" },
-	[PART_RDMA] = { "rdma", "memory regions registered by ioctl: as vfio" },
+	[PART_RDMA] = { "rdma", "memory regions registered by ioctl or for RDS, Omni-Path: as vfio" },
 	[PART_V4L2] = { "v4l2", "video buffers of type USERPTR: frames are written where nobody looks" },
 	[PART_SGIO] = { "sgio", "SCSI and CD-ROM commands read and write frames directly: as direct" },
 	[PART_NVME] = { "nvme", "NVMe pass-through commands: as direct" },
-	[PART_VHOST] = { "vhost", "vhost-vdpa maps the program's memory for a device: as vfio" },
-	[PART_SEV] = { "sev",
-		       "KVM memory encryption is tied to frames: an encrypted guest breaks when it moves" },
+	[PART_VHOST] = { "vhost",
+			 "vhost-vdpa, vhost-scsi and VDUSE map the program's memory for a device: as vfio" },
+	[PART_SEV] = { "sev", "encrypted and protected guests of KVM are tied to frames: they break when "
+			      "they move" },
 	[PART_TEE] = { "tee", "shared memory with a trusted environment: as vfio" },
+	[PART_HYPERVISOR] = { "hypervisor", "memory given to ACRN, Nitro Enclaves, Hyper-V, Xen or VMware by "
+					    "frame: as vfio" },
+	[PART_DMA] = { "dma", "other drivers' DMA (FPGA, VideoCore, RapidIO, GenWQE, some DRM): as vfio" },
 };
 
 /* An argument, compared under a mask; mask 0: any. */
@@ -173,9 +214,17 @@ static const struct rule rules[] = {
 	REFUSE_IOCTL(VFIO, POLICY_IOMMU_IOAS_MAP_FILE),
 
 	REFUSE_IOCTL(RDMA, RDMA_VERBS_IOCTL),
+	/* Without a context, hfi1 takes no memory, neither by ioctl nor by writev. */
+	REFUSE_IOCTL(RDMA, HFI1_IOCTL_ASSIGN_CTXT),
+	/* RDS takes memory by control messages too, which a filter cannot see: no socket at all. */
+	REFUSE(RDMA, socket, EAFNOSUPPORT, EQUAL(0, AF_RDS)),
+	REFUSE(RDMA, setsockopt, ENOPROTOOPT, EQUAL(1, SOL_RDS), EQUAL(2, RDS_GET_MR)),
+	REFUSE(RDMA, setsockopt, ENOPROTOOPT, EQUAL(1, SOL_RDS), EQUAL(2, RDS_GET_MR_FOR_DEST)),
 
 	REFUSE_IOCTL(V4L2, VIDIOC_QBUF),
 	REFUSE_IOCTL(V4L2, VIDIOC_PREPARE_BUF),
+	REFUSE_IOCTL(V4L2, IVTV_IOC_DMA_FRAME),
+	REFUSE_IOCTL(V4L2, IVTVFB_IOC_DMA_FRAME),
 
 	REFUSE_IOCTL(SGIO, SG_IO),
 	REFUSE_IOCTL(SGIO, CDROM_SEND_PACKET),
@@ -190,11 +239,39 @@ static const struct rule rules[] = {
 
 	REFUSE_IOCTL(VHOST, VHOST_VDPA_SET_STATUS),
 	REFUSE_IOCTL(VHOST, VHOST_SET_LOG_BASE),
+	REFUSE_IOCTL(VHOST, VHOST_SCSI_SET_ENDPOINT),
+	REFUSE_IOCTL(VHOST, POLICY_VDUSE_IOTLB_REG_UMEM),
 
 	REFUSE_IOCTL(SEV, KVM_MEMORY_ENCRYPT_OP),
 	REFUSE_IOCTL(SEV, KVM_MEMORY_ENCRYPT_REG_REGION),
+	/* The error of a KVM that knows no protected guests. */
+	REFUSE(SEV, ioctl, EINVAL, EQUAL(1, KVM_CREATE_VM), HAS_FLAG(2, POLICY_KVM_PROTECTED)),
 
 	REFUSE_IOCTL(TEE, TEE_IOC_SHM_REGISTER),
+
+	REFUSE_IOCTL(HYPERVISOR, POLICY_ACRN_IOCTL_CREATE_VM),
+	REFUSE_IOCTL(HYPERVISOR, POLICY_ACRN_IOCTL_VM_INTR_MONITOR),
+	REFUSE_IOCTL(HYPERVISOR, POLICY_ACRN_IOCTL_SET_MEMSEG),
+	REFUSE_IOCTL(HYPERVISOR, POLICY_NE_SET_USER_MEMORY_REGION),
+	REFUSE_IOCTL(HYPERVISOR, POLICY_MSHV_SET_GUEST_MEMORY),
+	REFUSE_IOCTL(HYPERVISOR, POLICY_IOCTL_VMCI_QUEUEPAIR_SETVA),
+	REFUSE_IOCTL(HYPERVISOR, POLICY_IOCTL_VMCI_QUEUEPAIR_ALLOC),
+	REFUSE_IOCTL(HYPERVISOR, POLICY_IOCTL_VMCI_QUEUEPAIR_SETPAGEFILE),
+	REFUSE_IOCTL(HYPERVISOR, POLICY_IOCTL_VMCI_SET_NOTIFY),
+	REFUSE_IOCTL(HYPERVISOR, POLICY_IOCTL_GNTDEV_GRANT_COPY),
+	REFUSE_IOCTL(HYPERVISOR, POLICY_IOCTL_PRIVCMD_DM_OP),
+
+	REFUSE_IOCTL(DMA, DFL_FPGA_PORT_DMA_MAP),
+	REFUSE_IOCTL(DMA, GENWQE_PIN_MEM),
+	REFUSE_IOCTL(DMA, GENWQE_EXECUTE_DDCB),
+	REFUSE_IOCTL(DMA, RIO_TRANSFER),
+	REFUSE_IOCTL(DMA, POLICY_VCHIQ_IOC_QUEUE_BULK_TRANSMIT),
+	REFUSE_IOCTL(DMA, POLICY_VCHIQ_IOC_QUEUE_BULK_RECEIVE),
+	REFUSE_IOCTL(DMA, POLICY_DRM_IOCTL_HL_MEMORY),
+	REFUSE_IOCTL(DMA, POLICY_DRM_IOCTL_ETNAVIV_GEM_USERPTR),
+	REFUSE_IOCTL(DMA, POLICY_DRM_IOCTL_IVPU_BO_CREATE_FROM_USERPTR),
+	REFUSE_IOCTL(DMA, POLICY_DRM_IOCTL_VMW_MKSSTAT_ADD),
+	REFUSE_IOCTL(DMA, POLICY_DRM_IOCTL_EXYNOS_G2D_SET_CMDLIST),
 };
 
 /* clang-format on */

@@ -3,6 +3,7 @@
  * The seccomp policy: each system call of each part is tried in a child of its own, without the
  * policy, under it, and with its part allowed. The attempts are made so that the kernel refuses them
  * for another reason (a bad descriptor, a missing file) when the policy does not. S22 of docs/security.md.
+ * Where this machine has the header that defines a request, the number that is tried is compared with it.
  */
 #include "cli/policy.h"
 
@@ -24,6 +25,39 @@
 #include <unistd.h>
 
 #include <cmocka.h>
+
+/* Old headers lack some of these. */
+#if __has_include(<linux/acrn.h>)
+#include <linux/acrn.h>
+#endif
+#if __has_include(<linux/nitro_enclaves.h>)
+#include <linux/nitro_enclaves.h>
+#endif
+#if __has_include(<linux/vduse.h>)
+#include <linux/vduse.h>
+#endif
+#if __has_include(<linux/mshv.h>)
+#include <linux/mshv.h>
+#endif
+#if __has_include(<drm/etnaviv_drm.h>)
+#include <drm/etnaviv_drm.h>
+#endif
+#if __has_include(<drm/exynos_drm.h>)
+#include <drm/exynos_drm.h>
+#endif
+#if __has_include(<drm/habanalabs_accel.h>)
+#include <drm/habanalabs_accel.h>
+#endif
+#if __has_include(<drm/ivpu_accel.h>)
+#include <drm/ivpu_accel.h>
+#endif
+#include <linux/fpga-dfl.h>
+#include <linux/genwqe/genwqe_card.h>
+#include <linux/ivtv.h>
+#include <linux/ivtvfb.h>
+#include <linux/rio_mport_cdev.h>
+#include <linux/vhost.h>
+#include <rdma/rdma_user_ioctl.h>
 
 #define MISSING "/nonexistent/sublet"
 #define NOBODY  65534
@@ -86,7 +120,39 @@ static const struct attempt attempts[] = {
 	IOCTL("vhost", "VHOST_SET_LOG_BASE", 0x4008af04),
 	IOCTL("sev", "KVM_MEMORY_ENCRYPT_OP", 0xc008aeba),
 	IOCTL("sev", "KVM_MEMORY_ENCRYPT_REG_REGION", 0x8010aebb),
+	{ "sev", "KVM_CREATE_VM, protected", EINVAL, SYS_ioctl, { -1ul, 0xae01, 0x80000028 } },
 	IOCTL("tee", "TEE_IOC_SHM_REGISTER", 0xc018a409),
+	IOCTL("rdma", "HFI1_IOCTL_ASSIGN_CTXT", 0xc01c1be1),
+	{ "rdma", "AF_RDS", EAFNOSUPPORT, SYS_socket, { 21, 0x7fffffff, 0 } },
+	{ "rdma", "RDS_GET_MR", ENOPROTOOPT, SYS_setsockopt, { -1ul, 276, 2 } },
+	{ "rdma", "RDS_GET_MR_FOR_DEST", ENOPROTOOPT, SYS_setsockopt, { -1ul, 276, 7 } },
+	IOCTL("v4l2", "IVTV_IOC_DMA_FRAME", 0x404056c0),
+	IOCTL("v4l2", "IVTVFB_IOC_DMA_FRAME", 0x401856c0),
+	IOCTL("vhost", "VHOST_SCSI_SET_ENDPOINT", 0x40e8af40),
+	IOCTL("vhost", "VDUSE_IOTLB_REG_UMEM", 0x40308118),
+	IOCTL("hypervisor", "ACRN_IOCTL_CREATE_VM", 0xc030a210),
+	IOCTL("hypervisor", "ACRN_IOCTL_VM_INTR_MONITOR", 0x4008a224),
+	IOCTL("hypervisor", "ACRN_IOCTL_SET_MEMSEG", 0x4020a241),
+	IOCTL("hypervisor", "NE_SET_USER_MEMORY_REGION", 0x4018ae23),
+	IOCTL("hypervisor", "MSHV_SET_GUEST_MEMORY", 0x4020b802),
+	IOCTL("hypervisor", "IOCTL_VMCI_QUEUEPAIR_SETVA", 0x07a4),
+	IOCTL("hypervisor", "IOCTL_VMCI_QUEUEPAIR_ALLOC", 0x07a8),
+	IOCTL("hypervisor", "IOCTL_VMCI_QUEUEPAIR_SETPAGEFILE", 0x07a9),
+	IOCTL("hypervisor", "IOCTL_VMCI_SET_NOTIFY", 0x07cb),
+	IOCTL("hypervisor", "IOCTL_GNTDEV_GRANT_COPY", 0x00104708),
+	IOCTL("hypervisor", "IOCTL_PRIVCMD_DM_OP", 0x00105005),
+	IOCTL("dma", "DFL_FPGA_PORT_DMA_MAP", 0xb643),
+	IOCTL("dma", "GENWQE_PIN_MEM", 0xc020a528),
+	IOCTL("dma", "GENWQE_EXECUTE_DDCB", 0xc0e8a532),
+	IOCTL("dma", "RIO_TRANSFER", 0xc0186d15),
+	IOCTL("dma", "RIO_TRANSFER, dirty upper half", 0xdeadbeefc0186d15),
+	IOCTL("dma", "VCHIQ_IOC_QUEUE_BULK_TRANSMIT", 0xc028c405),
+	IOCTL("dma", "VCHIQ_IOC_QUEUE_BULK_RECEIVE", 0xc028c406),
+	IOCTL("dma", "DRM_IOCTL_HL_MEMORY", 0xc0286444),
+	IOCTL("dma", "DRM_IOCTL_ETNAVIV_GEM_USERPTR", 0xc0186448),
+	IOCTL("dma", "DRM_IOCTL_IVPU_BO_CREATE_FROM_USERPTR", 0xc020644e),
+	IOCTL("dma", "DRM_IOCTL_VMW_MKSSTAT_ADD", 0xc040645f),
+	IOCTL("dma", "DRM_IOCTL_EXYNOS_G2D_SET_CMDLIST", 0xc0286461),
 	/* What must go on working. */
 	{ NULL, "openat, buffered", 0, SYS_openat, { -100ul, (unsigned long)MISSING, O_RDWR | O_CLOEXEC } },
 	{ NULL, "fcntl F_GETFL", 0, SYS_fcntl, { -1ul, F_GETFL, O_DIRECT } },
@@ -95,7 +161,15 @@ static const struct attempt attempts[] = {
 	{ NULL, "setsockopt of TCP", 0, SYS_setsockopt, { -1ul, IPPROTO_TCP, 60 } },
 	{ NULL, "sendto", 0, SYS_sendto, { -1ul, 0, 0, MSG_NOSIGNAL } },
 	{ NULL, "io_getevents", 0, SYS_io_getevents, { 0, 0, 0, 0 } },
+	{ NULL, "socket", 0, SYS_socket, { AF_UNIX, 0x7fffffff, 0 } },
+	{ NULL, "setsockopt of RDS", 0, SYS_setsockopt, { -1ul, 276, 1 } },
 	{ NULL, "KVM_CREATE_VM", 0, SYS_ioctl, { -1ul, 0xae01 } },
+	{ NULL, "KVM_CREATE_VM, 40 bits of addresses", 0, SYS_ioctl, { -1ul, 0xae01, 40 } },
+	{ NULL, "VHOST_NET_SET_BACKEND", 0, SYS_ioctl, { -1ul, 0x4008af30 } },
+	{ NULL, "SPI_IOC_RD_MAX_SPEED_HZ", 0, SYS_ioctl, { -1ul, 0x80046b04 } },
+	{ NULL, "MTIOCTOP", 0, SYS_ioctl, { -1ul, 0x40086d01 } },
+	{ NULL, "DRM_IOCTL_XE_VM_CREATE", 0, SYS_ioctl, { -1ul, 0xc0206443 } },
+	{ NULL, "DRM_IOCTL_NOUVEAU_GETPARAM", 0, SYS_ioctl, { -1ul, 0xc0106440 } },
 	{ NULL, "VIDIOC_DQBUF", 0, SYS_ioctl, { -1ul, 0xc0585611 } },
 	{ NULL, "DRM_IOCTL_I915_GEM_USERPTR", 0, SYS_ioctl, { -1ul, 0xc0186473 } },
 };
@@ -146,6 +220,70 @@ static void test_each_call(void **state)
 		expect(a, "with all else allowed", try_under(a, ~sublet__policy_part(a->part)), a->refused);
 		if (plain == a->refused)
 			print_message("%s: refused without the policy too\n", a->what);
+	}
+}
+
+struct defined {
+	const char *what;
+	unsigned long number;
+};
+
+#define DEFINED(request)            \
+	{                           \
+#request, (request) \
+	}
+
+/* What the headers of this machine say. */
+static const struct defined defined_here[] = {
+	DEFINED(DFL_FPGA_PORT_DMA_MAP),
+	DEFINED(GENWQE_PIN_MEM),
+	DEFINED(GENWQE_EXECUTE_DDCB),
+	DEFINED(HFI1_IOCTL_ASSIGN_CTXT),
+	DEFINED(IVTV_IOC_DMA_FRAME),
+	DEFINED(IVTVFB_IOC_DMA_FRAME),
+	DEFINED(RIO_TRANSFER),
+	DEFINED(VHOST_SCSI_SET_ENDPOINT),
+#ifdef ACRN_IOCTL_SET_MEMSEG
+	DEFINED(ACRN_IOCTL_CREATE_VM),
+	DEFINED(ACRN_IOCTL_VM_INTR_MONITOR),
+	DEFINED(ACRN_IOCTL_SET_MEMSEG),
+#endif
+#ifdef NE_SET_USER_MEMORY_REGION
+	DEFINED(NE_SET_USER_MEMORY_REGION),
+#endif
+#ifdef VDUSE_IOTLB_REG_UMEM
+	DEFINED(VDUSE_IOTLB_REG_UMEM),
+#endif
+#ifdef MSHV_SET_GUEST_MEMORY
+	DEFINED(MSHV_SET_GUEST_MEMORY),
+#endif
+#ifdef DRM_IOCTL_ETNAVIV_GEM_USERPTR
+	DEFINED(DRM_IOCTL_ETNAVIV_GEM_USERPTR),
+#endif
+#ifdef DRM_IOCTL_EXYNOS_G2D_SET_CMDLIST
+	DEFINED(DRM_IOCTL_EXYNOS_G2D_SET_CMDLIST),
+#endif
+#ifdef DRM_IOCTL_HL_MEMORY
+	DEFINED(DRM_IOCTL_HL_MEMORY),
+#endif
+#ifdef DRM_IOCTL_IVPU_BO_CREATE_FROM_USERPTR
+	DEFINED(DRM_IOCTL_IVPU_BO_CREATE_FROM_USERPTR),
+#endif
+};
+
+static void test_numbers_are_those_of_the_headers(void **state)
+{
+	(void)state;
+	for (size_t i = 0; i < sizeof(defined_here) / sizeof(defined_here[0]); i++) {
+		const struct attempt *a = attempts;
+
+		while (a < attempts + ATTEMPTS && strcmp(a->what, defined_here[i].what) != 0)
+			a++;
+		if (a == attempts + ATTEMPTS)
+			fail_msg("%s is not tried", defined_here[i].what);
+		if (a->arg[1] != (uint32_t)defined_here[i].number)
+			fail_msg("%s: tried as %#lx, the header has %#lx", a->what, a->arg[1],
+				 defined_here[i].number);
 	}
 }
 
@@ -233,6 +371,7 @@ int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(test_each_call),
+		cmocka_unit_test(test_numbers_are_those_of_the_headers),
 		cmocka_unit_test(test_every_part_is_tried),
 		cmocka_unit_test(test_parse),
 		cmocka_unit_test(test_privilege),

@@ -11,6 +11,7 @@ sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 import check_format  # noqa: E402
 import check_headers  # noqa: E402
 import check_layers  # noqa: E402
+import check_policy  # noqa: E402
 import check_style  # noqa: E402
 import check_symbols  # noqa: E402
 
@@ -69,6 +70,70 @@ class Layers(Tree):
     def test_downwards(self):
         self.assertEqual(self.complaints("src/cli/a.c", '#include "linux/linux.h"'), [])
         self.assertEqual(self.complaints("src/core/a.c", "#include <sublet/types.h>"), [])
+
+
+class Policy(Tree):
+    POLICY = HEAD + """static const struct part parts[] = {
+	[PART_NVME] = { "nvme", "as direct" },
+	[PART_AIO] = { "aio", "as direct" },
+};
+static const struct rule rules[] = {
+	REFUSE(AIO, io_setup, ENOSYS, { 0 }),
+	REFUSE_IOCTL(NVME, POLICY_NVME_CMD),
+};
+"""
+    HAZARDS = """# Hazards
+
+## Refused by the seccomp policy
+
+| part | what | answer |
+| --- | --- | --- |
+| `aio` | `io_setup` | ENOSYS |
+| `nvme` | NVME_RESET | EINVAL |
+| | NVME_CMD | EOPNOTSUPP |
+
+## What remains
+"""
+    PINNING = "- **policy: NAME**\n| fs/aio.c | files | policy: aio, nvme; hazard |\n"
+    MANUAL = ".TH SUBLET\n.SH NOTES\nlifts it:\n.TP\n.B aio\nfiles\n.TP\n.B nvme\ndisks\n.PP\nRoot\n"
+    TEST = HEAD + 'IOCTL("nvme", "NVME_CMD", 1),\n'
+
+    def complaints(self, **changed):
+        for name in ("POLICY", "HAZARDS", "PINNING", "MANUAL", "TEST"):
+            old, new = changed.get(name, ("", ""))
+            text = getattr(self, name)
+            self.assertIn(old, text)
+            self.put(getattr(check_policy, name), text.replace(old, new) if old else text)
+        return check_policy.check(self.root)
+
+    def test_in_step(self):
+        self.assertEqual(self.complaints(), [])
+
+    def test_a_part_that_a_document_lacks(self):
+        for name, old, new in (("HAZARDS", "| `aio` | `io_setup` | ENOSYS |\n", ""), ("MANUAL", ".TP\n.B aio\nfiles\n", ""),
+                               ("PINNING", "aio, ", "")):
+            found = self.complaints(**{name: (old, new)})
+            self.assertTrue(any("part aio" in f and f.startswith(getattr(check_policy, name)) for f in found), found)
+
+    def test_a_part_that_is_none(self):
+        for name in ("HAZARDS", "MANUAL", "PINNING"):
+            found = self.complaints(**{name: ("nvme", "mvne")})
+            self.assertTrue(any("mvne is no part" in f for f in found), found)
+
+    def test_a_call_that_a_document_lacks(self):
+        found = self.complaints(HAZARDS=("NVME_CMD", "NVME_CMDS"))
+        self.assertEqual(found, ["src/cli/policy.c:9: NVME_CMD is not in the row of nvme in docs/hazards.md"])
+        self.assertEqual(len(self.complaints(HAZARDS=("`io_setup`", "`io_submit`"))), 1)
+
+    def test_a_call_in_the_row_of_another_part(self):
+        self.assertEqual(len(self.complaints(POLICY=("REFUSE_IOCTL(NVME", "REFUSE_IOCTL(AIO"))), 2)
+
+    def test_an_ioctl_that_is_not_tried(self):
+        self.assertEqual(len(self.complaints(TEST=("NVME_CMD", "NVME_COMMAND"))), 1)
+        self.assertEqual(len(self.complaints(TEST=('"nvme"', '"aio"'))), 1)
+
+    def test_a_policy_that_cannot_be_read(self):
+        self.assertTrue(self.complaints(POLICY=("[PART_", "[P_")))
 
 
 @unittest.skipUnless(check_format.formatter(), "no clang-format of that version")
