@@ -6,6 +6,8 @@
 #include "bridge/settings.h"
 #include "core/arena.h"
 
+#include <sublet/pin.h>
+
 #include <stdatomic.h>
 #include <sys/types.h>
 
@@ -74,6 +76,9 @@ int sublet__engine_decommit(void *addr, size_t bytes);
 int sublet__engine_unmap(void *addr, size_t bytes);
 /* True: sublet__linux_fork_again is wanted. */
 bool sublet__engine_note_protected(const void *addr, size_t bytes, bool is_protected);
+/* A short pin for a read or write of the memory. -EBUSY: a child of fork() shares it. Others as sublet_pin. */
+int sublet__engine_pin(const void *addr, size_t bytes, bool write, struct sublet_pin *pin);
+void sublet__engine_unpin(struct sublet_pin *pin);
 void sublet__engine_note_locked(const void *addr, size_t bytes, bool is_locked);
 
 /* real.c: look up what the interposers stand in front of; before, they make plain system calls. */

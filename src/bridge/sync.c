@@ -30,15 +30,16 @@ static bool is_refused(int shared, const void *object, size_t bytes)
 
 SUBLET__INTERPOSER int pthread_mutex_init(pthread_mutex_t *mutex, const pthread_mutexattr_t *attr)
 {
-	int shared = PTHREAD_PROCESS_PRIVATE, robust = PTHREAD_MUTEX_STALLED;
+	int shared = PTHREAD_PROCESS_PRIVATE, robust = PTHREAD_MUTEX_STALLED, protocol = PTHREAD_PRIO_NONE;
 
 	if (attr != NULL) {
 		(void)pthread_mutexattr_getpshared(attr, &shared);
 		(void)pthread_mutexattr_getrobust(attr, &robust);
+		(void)pthread_mutexattr_getprotocol(attr, &protocol);
 	}
 	if (is_refused(shared, mutex, sizeof(*mutex)))
 		return EINVAL;
-	if (robust == PTHREAD_MUTEX_ROBUST &&
+	if ((robust == PTHREAD_MUTEX_ROBUST || protocol == PTHREAD_PRIO_INHERIT) &&
 	    sublet__bridge_owner(mutex, sizeof(*mutex)) == SUBLET__OWNER_LENT)
 		sublet__sticky_add(mutex, sizeof(*mutex));
 	return SUBLET__REAL(pthread_mutex_init)(mutex, attr);
