@@ -54,6 +54,8 @@ void *sublet__addresses_reserve(uint64_t bytes)
 	if (head)
 		munmap(p, head);
 	munmap(p + head + bytes, HUGE_BYTES - head);
+	/* A debugger that writes a core writes all of what it may read, and takes this for readable. */
+	(void)madvise(p + head, bytes, MADV_DONTDUMP);
 	return p + head;
 }
 

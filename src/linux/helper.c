@@ -65,6 +65,7 @@
 #define WAITV_PRIVATE  128u
 
 #define NAME            "sublet-helper"
+#define STATUS_FD       (STDERR_FILENO + 1)
 #define BETWEEN_BYTES   ((size_t)16 << 10) /* stack of the intermediate process */
 #define LOOK_NS         SUBLET_SEC         /* the first task looks after the program at least so often */
 #define LOOK_OLD_NS     (10 * SUBLET_MS)   /* and so often on a kernel without futex_waitv (before 5.16) */
@@ -93,7 +94,8 @@ static struct {
 	sublet__a32 own_word; /* instead, where libc's cannot be found */
 	pid_t program_pid;
 	struct sublet__thread_memory memory; /* of the first task */
-	int program_pidfd;                   /* in the helper's table, like stderr_fd */
+	int program_pidfd;                   /* in the helper's table, like the next */
+	int status_fd;                       /* /proc/PID/status of the program; -1: there is none */
 	struct sublet__order order;
 	/* The first task's own: */
 	bool is_confined;
@@ -102,7 +104,7 @@ static struct {
 	struct sublet__thread
 		*waiting; /* tasks that start when the helper has been confined, the newest first */
 	uint32_t looks;   /* after the main thread had gone */
-} helper = { .program_pidfd = -1, .unlink_dir = -1 };
+} helper = { .program_pidfd = -1, .status_fd = -1, .unlink_dir = -1 };
 
 static __thread bool is_task __attribute__((tls_model("initial-exec")));
 static __thread struct sublet__order *doing __attribute__((tls_model("initial-exec")));
@@ -122,6 +124,13 @@ bool sublet__helper_is_here(void)
 pid_t sublet__program_pid(void)
 {
 	return is_task ? helper.program_pid : getpid();
+}
+
+int sublet__helper_status_fd(void)
+{
+	return is_task && helper.status_fd >= 0
+		       ? (int)syscall(SYS_fcntl, helper.status_fd, F_DUPFD_CLOEXEC, 0)
+		       : -1;
 }
 
 bool sublet__helper_is_gone(void)
@@ -193,8 +202,13 @@ static void descriptors_close(void)
 	struct stat st;
 	bool keep = !fstat(STDERR_FILENO, &st) && (S_ISREG(st.st_mode) || S_ISCHR(st.st_mode));
 
+	/* It becomes the first one after standard error, so that all others can go at once. */
+	if (helper.status_fd >= 0 && helper.status_fd != STATUS_FD)
+		helper.status_fd = (int)syscall(SYS_dup3, helper.status_fd, STATUS_FD, O_CLOEXEC);
 	(void)syscall(SYS_close_range, 0u, (unsigned int)STDERR_FILENO - 1, 0);
-	(void)syscall(SYS_close_range, (unsigned int)STDERR_FILENO + keep, UINT_MAX, 0);
+	if (!keep)
+		sublet__raw_close(STDERR_FILENO);
+	(void)syscall(SYS_close_range, (unsigned int)STATUS_FD + (helper.status_fd >= 0), UINT_MAX, 0);
 	/* The low numbers stay taken: a message must not be written into a file of the arena. */
 	long fd;
 	do
@@ -301,9 +315,13 @@ int sublet__helper_start(void)
 	if (err)
 		return err;
 	a32_store_release(&helper.exists, 1);
+	/* Opened here, where `self` is the program; the helper has a copy. */
+	int status_fd = helper.status_fd = sublet__raw_open(AT_FDCWD, "/proc/self/status", O_RDONLY);
 	sublet__signals_block();
 	err = is_reaper() ? -clone_first(NULL) : clone_as_orphan();
 	sublet__signals_unblock();
+	if (status_fd >= 0)
+		sublet__raw_close(status_fd);
 	if (err) {
 		a32_store_release(&helper.exists, 0);
 		sublet__thread_memory_destroy(helper.memory.map);

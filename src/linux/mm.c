@@ -24,6 +24,9 @@
  * From block to wake or unblock the calling thread takes no signal: a handler that touched the range
  * would sleep on the very thread that is to wake it.
  *
+ * While a debugger is attached, every technique blocks by write-protection, and while the kernel writes a core nothing moves
+ * (observer.c).
+ *
  * Valgrind runs one thread at a time, and waits for a thread that sleeps on a page as if it were computing: a thread
  * that touched a blocked range would stop the one that is to wake it, for ever. So nothing is blocked there; whatever
  * needs it is refused, as by a kernel that cannot do it.
@@ -40,6 +43,7 @@
 #include "linux/helper.h"
 #include "linux/linux.h"
 #include "linux/memcheck.h"
+#include "linux/observer.h"
 #include "linux/platform.h"
 #include "linux/proc.h"
 #include "linux/raw.h"
@@ -96,7 +100,12 @@ static int map_fixed(uintptr_t addr, size_t bytes, int prot, int flags, int fd, 
 
 int sublet__mm_map_nothing(uintptr_t addr, size_t bytes)
 {
-	return map_fixed(addr, bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+	int err = map_fixed(addr, bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+
+	/* As the rest of the window, with which it merges. */
+	if (!err)
+		(void)sublet__raw_madvise((void *)addr, bytes, MADV_DONTDUMP);
+	return err;
 }
 
 void sublet__mm_relock(uintptr_t addr, size_t bytes, uint32_t flags)
@@ -263,6 +272,8 @@ static int mm_track(void *ctx, uint32_t vpn, uint32_t pages)
 
 	if (mm->in_child || mm->is_checked)
 		return mm->in_child ? -EPERM : -EOPNOTSUPP;
+	if (sublet__observer_now(mm->status) != SUBLET__OBSERVER_NONE)
+		return 0; /* blocked by write-protection later, all of it counts as written */
 	err = sublet__uffd_register(mm->uffd_move, addr, bytes, UFFDIO_REGISTER_MODE_WP);
 	if (err)
 		return err;
@@ -272,14 +283,38 @@ static int mm_track(void *ctx, uint32_t vpn, uint32_t pages)
 	return err;
 }
 
+/*
+ * Of the run that the calling thread has blocked: by write-protection, though the technique is another. A debugger reads
+ * what is write-protected, and of what is zapped it reads an error.
+ */
+static __thread bool is_held __attribute__((tls_model("initial-exec")));
+
+static int block_observed(const struct sublet__linux_mm *mm, uintptr_t addr, size_t bytes,
+			  enum sublet__observer observer)
+{
+	if (observer == SUBLET__OBSERVER_DUMPING)
+		return -EAGAIN;
+	/* What mm_track registered before the debugger came. */
+	if (mm->uffd_hold != mm->uffd_move)
+		sublet__uffd_unregister(mm->uffd_move, addr, bytes);
+	int err = sublet__mm_hold(mm, addr, bytes);
+	is_held = !err;
+	return err;
+}
+
 static int mm_block(void *ctx, uint32_t vpn, uint32_t pages)
 {
 	const struct sublet__linux_mm *mm = ctx;
+	uintptr_t addr = sublet__mm_addr(mm, vpn);
+	size_t bytes = sublet__mm_bytes(mm, pages);
 
 	if (mm->in_child || mm->is_checked)
 		return mm->in_child ? -EPERM : -EOPNOTSUPP;
+	enum sublet__observer observer = sublet__observer_now(mm->status);
+	is_held = false;
 	sublet__signals_block();
-	int err = block_range(mm, sublet__mm_addr(mm, vpn), sublet__mm_bytes(mm, pages));
+	int err = observer == SUBLET__OBSERVER_NONE ? block_range(mm, addr, bytes)
+						    : block_observed(mm, addr, bytes, observer);
 	if (err)
 		sublet__signals_unblock();
 	return err;
@@ -307,7 +342,7 @@ static void mm_dirty(void *ctx, uint32_t vpn, uint32_t pages, uint64_t *bitmap)
 		.category_mask = SUBLET__PAGE_IS_SWAPPED,
 		.return_mask = SUBLET__PAGE_IS_SWAPPED,
 	};
-	int n = ioctl(mm->pagemap, SUBLET__PAGEMAP_SCAN, &scan);
+	int n = is_held ? -1 : ioctl(mm->pagemap, SUBLET__PAGEMAP_SCAN, &scan);
 
 	if (n < 0 || scan.walk_end < scan.end) {
 		set_bits(bitmap, 0, pages);
@@ -319,11 +354,19 @@ static void mm_dirty(void *ctx, uint32_t vpn, uint32_t pages, uint64_t *bitmap)
 	}
 }
 
+/* A remap that was rolled back blocks by the technique again: so both. */
+static void wake(const struct sublet__linux_mm *mm, uintptr_t addr, size_t bytes)
+{
+	if (is_held && mm->uffd_hold != mm->uffd_move)
+		sublet__uffd_wake(mm->uffd_hold, addr, bytes);
+	sublet__uffd_wake(mm->uffd_move, addr, bytes);
+}
+
 static void mm_wake(void *ctx, uint32_t vpn, uint32_t pages)
 {
 	const struct sublet__linux_mm *mm = ctx;
 
-	sublet__uffd_wake(mm->uffd_move, sublet__mm_addr(mm, vpn), sublet__mm_bytes(mm, pages));
+	wake(mm, sublet__mm_addr(mm, vpn), sublet__mm_bytes(mm, pages));
 	sublet__signals_unblock();
 }
 
@@ -333,9 +376,11 @@ static void mm_unblock(void *ctx, uint32_t vpn, uint32_t pages)
 	uintptr_t addr = sublet__mm_addr(mm, vpn);
 	size_t bytes = sublet__mm_bytes(mm, pages);
 
+	if (is_held && mm->uffd_hold != mm->uffd_move)
+		sublet__uffd_unregister(mm->uffd_hold, addr, bytes);
 	sublet__uffd_unregister(mm->uffd_move, addr, bytes);
 	/* Unregistering wakes only where something was registered: not after a remap that was rolled back. */
-	sublet__uffd_wake(mm->uffd_move, addr, bytes);
+	wake(mm, addr, bytes);
 	/* Nothing to undo after track alone. */
 	sublet__signals_unblock();
 }
@@ -545,6 +590,7 @@ static int open_descriptors(struct sublet__linux_mm *mm, enum sublet_technique w
 		return err == -ENOSYS ? -EOPNOTSUPP : err == -EACCES ? -EPERM : err;
 	mm->pagemap = sublet__linux_fd_high(sublet__raw_open(AT_FDCWD, "/proc/self/pagemap", O_RDONLY));
 	mm->maps = sublet__linux_fd_high(sublet__raw_open(AT_FDCWD, "/proc/self/maps", O_RDONLY));
+	mm->status = sublet__observer_open();
 	mm->technique = wanted == SUBLET_TECHNIQUE_AUTO ? choose(mm, features) : wanted;
 	needed = features_needed(mm);
 	if ((features & needed) != needed)
@@ -568,7 +614,8 @@ static void close_descriptors(struct sublet__linux_mm *mm)
 	sublet__fd_drop(mm->uffd_move);
 	sublet__fd_drop(mm->pagemap);
 	sublet__fd_drop(mm->maps);
-	mm->uffd_hold = mm->uffd_move = mm->pagemap = mm->maps = -1;
+	sublet__fd_drop(mm->status);
+	mm->uffd_hold = mm->uffd_move = mm->pagemap = mm->maps = mm->status = -1;
 }
 
 int sublet__linux_mm_open(struct sublet__linux_mm *mm, const struct sublet__backing *b,
@@ -585,6 +632,7 @@ int sublet__linux_mm_open(struct sublet__linux_mm *mm, const struct sublet__back
 					 .uffd_move = -1,
 					 .uffd_hold = -1,
 					 .pagemap = -1,
+					 .status = -1,
 					 .maps = -1 };
 	int err = open_descriptors(mm, technique);
 

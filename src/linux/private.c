@@ -36,8 +36,7 @@
 #define SPARE_BYTES (64 * SUBLET_MIB)
 #define BASE_BYTES  ((size_t)4096)
 
-/* Keep writers out until the range is remapped or unregistered. Readers go on. */
-static int hold(const struct sublet__linux_mm *mm, uintptr_t addr, size_t bytes)
+int sublet__mm_hold(const struct sublet__linux_mm *mm, uintptr_t addr, size_t bytes)
 {
 	int err = sublet__uffd_register(mm->uffd_hold, addr, bytes, UFFDIO_REGISTER_MODE_WP);
 
@@ -115,7 +114,7 @@ static int privatize_one(const struct sublet__linux_mm *mm, const struct sublet_
 	if (!mm->is_hugetlb)
 		return sublet__mm_map_frames(mm, seg, seg->dst_pfn, flags | SUBLET__MAP_PRIVATE, prot);
 	sublet__signals_block();
-	err = hold(mm, addr, bytes);
+	err = sublet__mm_hold(mm, addr, bytes);
 	if (!err) {
 		err = sublet__mm_map_frames(mm, seg, seg->dst_pfn, flags | SUBLET__MAP_PRIVATE, prot);
 		if (err)
@@ -349,7 +348,7 @@ int sublet__mm_restore(void *ctx, const struct sublet__segment *segs, uint32_t c
 	sublet__signals_block();
 	/* Holes of ordinary memory cannot be protected before 6.4, so there are none. */
 	(void)sublet__raw_madvise((void *)addr, bytes, SUBLET__MADV_POPULATE_READ);
-	err = hold(mm, addr, bytes);
+	err = sublet__mm_hold(mm, addr, bytes);
 	if (err) {
 		sublet__signals_unblock();
 		return -ENOMEM;
