@@ -42,6 +42,7 @@
 #include "linux/platform.h"
 #include "linux/proc.h"
 #include "linux/raw.h"
+#include "linux/spare.h"
 #include "linux/uapi.h"
 #include "linux/uffd.h"
 
@@ -60,6 +61,8 @@ bool sublet__mm_must_wait(int *tries)
 {
 	if (++*tries > SUBLET__MUST_TRIES)
 		return false;
+	if (sublet__spare_use())
+		return true;
 	sublet__raw_sleep_ns(SUBLET__MUST_PAUSE_NS);
 	return true;
 }
@@ -70,10 +73,18 @@ _Noreturn void sublet__mm_give_up(const char *what, int err)
 	abort();
 }
 
+bool sublet__mm_is_mapped(uintptr_t addr, size_t bytes)
+{
+	/* Mappings of ours have no advice of this family, so nothing changes, nothing is split and no memory is needed:
+	   ENOMEM has one cause. */
+	return !sublet__raw_madvise((void *)addr, bytes, MADV_NORMAL) || errno != ENOMEM;
+}
+
 /*
  * Replace a mapping. Before Linux 6.12 an mmap that fails may have unmapped what was there first. Then the old
- * mapping is gone for good, so the new one must do: there is room for it now. NOREPLACE tells the two apart: where
- * the old mapping still stands it is refused with EEXIST, and changes nothing.
+ * mapping is gone for good, so the new one must do: there is room for it now. Which of the two it is, the addresses
+ * themselves tell; the error does not, since ENOMEM may be a lack of memory, of mappings or of limits. NOREPLACE:
+ * another thread of the program may have got addresses that are gone.
  */
 static int map_fixed(uintptr_t addr, size_t bytes, int prot, int flags, int fd, uint64_t offset)
 {
@@ -81,16 +92,18 @@ static int map_fixed(uintptr_t addr, size_t bytes, int prot, int flags, int fd, 
 
 	if (sublet__raw_mmap((void *)addr, bytes, prot, flags | MAP_FIXED, fd, offset) != MAP_FAILED)
 		return 0;
-	err = -errno;
+	/* EAGAIN: after mlockall(MCL_FUTURE), the limit of locked memory. Nothing that passes by waiting. */
+	err = errno == EAGAIN ? -ENOMEM : -errno;
+	if (sublet__mm_is_mapped(addr, bytes))
+		return err;
 	do {
 		if (sublet__raw_mmap((void *)addr, bytes, prot, flags | MAP_FIXED_NOREPLACE, fd, offset) !=
 		    MAP_FAILED)
 			return 0;
-		if (errno == EEXIST)
-			return err;
 	} while (sublet__mm_must_wait(&tries));
 	sublet__mm_give_up(
-		"the kernel took memory away and refuses to map it again; stopping before data is lost", err);
+		"the kernel took memory away and refuses to map it again; stopping before data is lost",
+		-errno);
 }
 
 int sublet__mm_map_nothing(uintptr_t addr, size_t bytes)
@@ -285,7 +298,7 @@ static int mm_map(void *ctx, const struct sublet__segment *segs, uint32_t count,
 		int err = sublet__mm_map_frames(mm, &segs[i], segs[i].dst_pfn, flags, PROT_READ | PROT_WRITE);
 		if (err) {
 			map_undo(mm, segs, i);
-			return err == -EAGAIN ? -ENOMEM : err;
+			return err;
 		}
 	}
 	sublet__mm_relock(sublet__mm_addr(mm, segs[0].vpn),
@@ -311,7 +324,10 @@ static int mm_unmap(void *ctx, uint32_t vpn, uint32_t pages)
 
 	if (mm->in_child)
 		return -EPERM;
-	return sublet__mm_map_nothing(sublet__mm_addr(mm, vpn), sublet__mm_bytes(mm, pages));
+	int err = sublet__mm_map_nothing(sublet__mm_addr(mm, vpn), sublet__mm_bytes(mm, pages));
+	if (!err)
+		sublet__spare_renew();
+	return err;
 }
 
 static void mm_clear(void *ctx, uint32_t vpn, uint32_t pages)
@@ -509,6 +525,8 @@ int sublet__linux_mm_open(struct sublet__linux_mm *mm, const struct sublet__back
 	}
 	if (err)
 		close_descriptors(mm);
+	else
+		sublet__spare_open();
 	return err;
 }
 
@@ -516,6 +534,7 @@ void sublet__linux_mm_close(struct sublet__linux_mm *mm)
 {
 	close_descriptors(mm);
 	munmap((void *)mm->base, mm->bytes);
+	sublet__spare_close();
 }
 
 void sublet__linux_mm_fork_child(struct sublet__linux_mm *mm)

@@ -75,7 +75,9 @@ void sublet__mm_must_map(const struct sublet__linux_mm *mm, const struct sublet_
 			 uint32_t flags, int prot);
 /* The addresses go back to being reserved and inaccessible. -errno */
 int sublet__mm_map_nothing(uintptr_t addr, size_t bytes);
-/* Try again in a moment, in a loop that gives up after SUBLET__MUST_TRIES. */
+/* Whether every address of a range of ours belongs to a mapping: asked of the kernel, and without a descriptor. */
+bool sublet__mm_is_mapped(uintptr_t addr, size_t bytes);
+/* Try again in a moment, or at once with the reserve of mappings, in a loop that gives up after SUBLET__MUST_TRIES. */
 bool sublet__mm_must_wait(int *tries);
 /* Say why, and abort: to go on would lose data, or leave a thread asleep for ever. */
 _Noreturn void sublet__mm_give_up(const char *what, int err);
