@@ -24,6 +24,7 @@
 #include "bridge/bridge.h"
 
 #include "control/instance.h"
+#include "linux/limit.h"
 #include "linux/linux.h"
 
 #include <errno.h>
@@ -32,14 +33,13 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/resource.h>
 #include <unistd.h>
 
 struct sublet__bridge sublet__bridge;
 
 void sublet__bridge_say(const char *format, ...)
 {
-	char line[512] = "sublet: ";
+	char line[640] = "sublet: ";
 	size_t used = strlen(line);
 	va_list list;
 	int more;
@@ -82,25 +82,31 @@ static void in_child(void)
 
 /* ---- start ---- */
 
-static const char *why_no_arena(int err)
+static struct sublet_arena_options options_of(const struct sublet__settings *s)
 {
-	struct rlimit limit;
+	return (struct sublet_arena_options){
+		SUBLET_OPTIONS(sublet_arena_options),
+		.area_bytes = s->area_bytes,
+		.normal_bytes = s->normal_bytes,
+		.backing = s->backing,
+		.technique = s->technique,
+	};
+}
 
+/* The end of a line: what refused it, and what to do. */
+static const char *why_no_arena(int err, const struct sublet__settings *s,
+				char text[SUBLET__LIMIT_TEXT_BYTES])
+{
+	const struct sublet_arena_options options = options_of(s);
+
+	if (sublet__limit_explain(err, &options, text))
+		return text;
 	switch (err) {
 	case -EPERM:
 		return "no userfaultfd permission; `sublet doctor` says what to do";
 	case -ENOMEM:
-		if (getrlimit(RLIMIT_AS, &limit) == 0 && limit.rlim_cur != RLIM_INFINITY)
-			return "memory or addresses are not to be had, and the limit of addresses "
-			       "(RLIMIT_AS) may be "
-			       "the reason; lift it with `ulimit -v unlimited`, or try a smaller --area";
 		return "the memory for it is not to be had; try a smaller --area (`sublet doctor` shows how "
 		       "much there is)";
-	case -EFBIG:
-		return "the limit of file sizes (RLIMIT_FSIZE) is below that; lift it with `ulimit -f "
-		       "unlimited`";
-	case -EMFILE:
-		return "there are too few descriptors for it (RLIMIT_NOFILE); allow more with `ulimit -n 64`";
 	case -EOPNOTSUPP:
 		return "this kernel lacks the --backing or --technique asked for; `sublet doctor` shows what "
 		       "there is";
@@ -112,20 +118,19 @@ static const char *why_no_arena(int err)
 static int create_arena(const struct sublet__settings *s)
 {
 	struct sublet_arena_info info = { SUBLET_OPTIONS(sublet_arena_info) };
-	const struct sublet_arena_options options = {
-		SUBLET_OPTIONS(sublet_arena_options),
-		.area_bytes = s->area_bytes,
-		.normal_bytes = s->normal_bytes,
-		.backing = s->backing,
-		.technique = s->technique,
-	};
-	int err = sublet_arena_create(&options, &sublet__bridge.arena);
+	const struct sublet_arena_options options = options_of(s);
+	char why[SUBLET__LIMIT_TEXT_BYTES];
+	/* Asked first: an arena that just fits would leave malloc nothing. */
+	int err = sublet__limit_explain(-ENOMEM, &options, why)
+			  ? -ENOMEM
+			  : sublet_arena_create(&options, &sublet__bridge.arena);
 
 	if (err == 0)
 		err = sublet_arena_info(sublet__bridge.arena, &info);
 	if (err != 0) {
 		sublet__bridge_say("cannot create an area of %llu MiB: %s",
-				   (unsigned long long)(s->area_bytes / SUBLET_MIB), why_no_arena(err));
+				   (unsigned long long)(s->area_bytes / SUBLET_MIB),
+				   why_no_arena(err, s, why));
 		return err;
 	}
 	sublet__bridge.frame_bytes = (size_t)info.frame_bytes;
@@ -135,13 +140,16 @@ static int create_arena(const struct sublet__settings *s)
 }
 
 /* Its directory is what the environment chooses, and the usual reason is that it is somebody else's. */
-static void say_no_socket(const char *name, int err)
+static void say_no_socket(const struct sublet__settings *s, int err)
 {
+	const char *name = s->name;
+	char why[SUBLET__LIMIT_TEXT_BYTES];
 	const char *chosen = getenv("XDG_RUNTIME_DIR");
 	char dir[SUBLET__DIR_BYTES];
 
-	if (err == -EMFILE)
-		sublet__bridge_say("cannot serve %s on its control socket: %s", name, why_no_arena(err));
+	if (err == -EMFILE || err == -EAGAIN || err == -ENOMEM)
+		sublet__bridge_say("cannot serve %s on its control socket: %s", name,
+				   why_no_arena(err, s, why));
 	else if (sublet__instance_dir_path(dir) != 0)
 		sublet__bridge_say(
 			"cannot serve %s on its control socket: the path in XDG_RUNTIME_DIR is too "
@@ -164,7 +172,7 @@ static int create_and_serve(const struct sublet__settings *s)
 		return err;
 	err = sublet_arena_serve(sublet__bridge.arena, s->name);
 	if (err != 0) {
-		say_no_socket(s->name, err);
+		say_no_socket(s, err);
 		sublet_arena_destroy(sublet__bridge.arena);
 	}
 	return err;
