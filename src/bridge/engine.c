@@ -110,8 +110,7 @@ static int do_unpin(struct call *c)
 
 int sublet__engine_pin(const void *addr, size_t bytes, bool write, struct sublet_pin *pin)
 {
-	return guarded(
-		&(struct call){ do_pin, (void *)(uintptr_t)addr, bytes, .flag = write, .pin = pin });
+	return guarded(&(struct call){ do_pin, (void *)(uintptr_t)addr, bytes, .flag = write, .pin = pin });
 }
 
 void sublet__engine_unpin(struct sublet_pin *pin)

@@ -147,7 +147,8 @@ static long refused(int error)
 static bool is_pi(long command)
 {
 	return command == FUTEX_LOCK_PI || command == COMMAND_LOCK_PI2 || command == FUTEX_TRYLOCK_PI ||
-	       command == FUTEX_UNLOCK_PI || command == FUTEX_WAIT_REQUEUE_PI || command == FUTEX_CMP_REQUEUE_PI;
+	       command == FUTEX_UNLOCK_PI || command == FUTEX_WAIT_REQUEUE_PI ||
+	       command == FUTEX_CMP_REQUEUE_PI;
 }
 
 /* After an EFAULT: wait until the program could write the word. False: it is not lent, or never will be there. */

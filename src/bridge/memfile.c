@@ -13,6 +13,9 @@
  *
  * What libc does inside (fread on such a file) does not come by here; docs/hazards.md says so.
  */
+/* With it the headers define inline functions of these names. */
+#undef _FORTIFY_SOURCE
+
 #include "bridge/bridge.h"
 
 #include "linux/platform.h"
@@ -96,9 +99,9 @@ static ssize_t mem_vector(int fd, const struct iovec *vector, int count, off64_t
 	ssize_t done = 0;
 
 	for (int i = 0; i < count; i++) {
-		ssize_t n = vector[i].iov_len == 0 ? 0
-						   : mem_io(fd, vector[i].iov_base, vector[i].iov_len,
-							    offset + done, write);
+		ssize_t n = vector[i].iov_len == 0
+				    ? 0
+				    : mem_io(fd, vector[i].iov_base, vector[i].iov_len, offset + done, write);
 
 		if (n < 0)
 			return done != 0 ? done : n;
@@ -164,14 +167,16 @@ SUBLET__INTERPOSER ssize_t readv(int fd, const struct iovec *vector, int count)
 {
 	off64_t at = lent_position(fd, 1);
 
-	return at < 0 ? SUBLET__REAL(readv)(fd, vector, count) : step(fd, mem_vector(fd, vector, count, at, false));
+	return at < 0 ? SUBLET__REAL(readv)(fd, vector, count)
+		      : step(fd, mem_vector(fd, vector, count, at, false));
 }
 
 SUBLET__INTERPOSER ssize_t writev(int fd, const struct iovec *vector, int count)
 {
 	off64_t at = lent_position(fd, 1);
 
-	return at < 0 ? SUBLET__REAL(writev)(fd, vector, count) : step(fd, mem_vector(fd, vector, count, at, true));
+	return at < 0 ? SUBLET__REAL(writev)(fd, vector, count)
+		      : step(fd, mem_vector(fd, vector, count, at, true));
 }
 
 /* ---- calls with an offset ---- */

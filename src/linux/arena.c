@@ -14,6 +14,7 @@
 #include "core/engine.h"
 #include "linux/fork.h"
 #include "linux/instance.h"
+#include "linux/limit.h"
 #include "linux/memcheck.h"
 #include "linux/proc.h"
 #include "linux/uapi.h"
@@ -30,7 +31,6 @@
 #define NORMAL_MIN_BYTES     (64 * SUBLET_MIB)
 #define WINDOW_MIN_BYTES     (64 * SUBLET_GIB)
 #define WINDOW_FACTOR        16u
-#define WINDOW_LEAST_FACTOR  4u                /* where addresses are limited (RLIMIT_AS) */
 #define WINDOW_CHECKED_BYTES (16 * SUBLET_GIB) /* valgrind has no more than 64 GiB in one piece */
 #define ARENA_MAX_BYTES      ((uint64_t)1 << 43)
 #define WINDOW_MAX_PAGES     ((uint64_t)1 << 31) /* the engine counts them, rounded up to blocks, in 32 bits */
@@ -172,19 +172,12 @@ fini:
 	return err;
 }
 
-/*
- * The size of the window, where that is ours to choose. Addresses may be limited: it leaves the program half of them, but
- * is at least a few times the area.
- */
+/* The size of the window, where that is ours to choose: addresses and private memory may be limited. */
 static uint64_t window_bytes_fitting(const struct sublet_arena_options *o)
 {
-	uint64_t least = WINDOW_LEAST_FACTOR * o->area_bytes, half = sublet__addresses_left() / 2;
-	uint64_t bytes = o->window_bytes < half ? o->window_bytes : half & ~(HUGE_BYTES - 1);
+	bool is_checked = SUBLET__UNDER_VALGRIND() && o->window_bytes > WINDOW_CHECKED_BYTES;
 
-	if (SUBLET__UNDER_VALGRIND() && bytes > WINDOW_CHECKED_BYTES)
-		bytes = WINDOW_CHECKED_BYTES;
-
-	return bytes > least ? bytes : least;
+	return sublet__limit_window(o->area_bytes, is_checked ? WINDOW_CHECKED_BYTES : o->window_bytes);
 }
 
 static int build(struct sublet__instance *in, const struct sublet_arena_options *o, bool window_is_given)

@@ -216,24 +216,29 @@ static void descriptors_close(void)
 	while (fd >= 0 && fd < STDERR_FILENO);
 }
 
-/* Limits of the program that would be met by what we do on its behalf. As far as that is allowed. */
-static void limits_lift(void)
+/* As far as that is allowed: to no limit, or to the hard one. */
+static void limit_lift(__rlimit_resource_t which)
 {
-	static const __rlimit_resource_t which[] = { RLIMIT_NOFILE, RLIMIT_FSIZE, RLIMIT_AS,
-						     RLIMIT_DATA,   RLIMIT_CPU,   RLIMIT_MEMLOCK };
-	struct rlimit limit = { 0, 0 };
+	struct rlimit limit = { RLIM_INFINITY, RLIM_INFINITY };
 
-	/* Its core would be all of the program's memory. */
-	(void)setrlimit(RLIMIT_CORE, &limit);
-	for (size_t i = 0; i < sizeof which / sizeof *which; i++) {
-		struct rlimit all = { RLIM_INFINITY, RLIM_INFINITY };
-		if (which[i] == RLIMIT_NOFILE || setrlimit(which[i], &all)) {
-			if (getrlimit(which[i], &limit))
-				continue;
-			limit.rlim_cur = limit.rlim_max;
-			(void)setrlimit(which[i], &limit);
-		}
+	if (which != RLIMIT_NOFILE && !setrlimit(which, &limit))
+		return;
+	if (!getrlimit(which, &limit)) {
+		limit.rlim_cur = limit.rlim_max;
+		(void)setrlimit(which, &limit);
 	}
+}
+
+/* Limits that are about this process alone. Those about memory stay the program's until its arena has been sized. */
+static void limits_own(void)
+{
+	static const struct rlimit none = { 0, 0 };
+
+	limit_lift(RLIMIT_NOFILE);
+	limit_lift(RLIMIT_FSIZE);
+	limit_lift(RLIMIT_CPU);
+	/* Its core would be all of the program's memory. */
+	(void)setrlimit(RLIMIT_CORE, &none);
 }
 
 /* What clone() starts, and never comes back from. */
@@ -245,7 +250,7 @@ static int first_task(void *arg)
 	(void)syscall(SYS_chdir, "/");
 	(void)prctl(PR_SET_NAME, NAME);
 	descriptors_close();
-	limits_lift();
+	limits_own();
 	helper.program_pidfd = (int)syscall(SYS_pidfd_open, helper.program_pid, 0);
 	while (true) {
 		uint32_t bell = a32_load_acquire(&helper.order.bell);
@@ -399,6 +404,10 @@ static int confine(void *arg)
 {
 	(void)arg;
 	bool can_remove = false;
+
+	limit_lift(RLIMIT_AS);
+	limit_lift(RLIMIT_DATA);
+	limit_lift(RLIMIT_MEMLOCK);
 	int err = sublet__confine(helper.program_pidfd, helper.unlink_dir, &can_remove);
 
 	helper.is_confined = true;

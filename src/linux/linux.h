@@ -26,8 +26,9 @@ struct sublet__linux_facts {
 	bool huge_tmpfs;           /* a private tmpfs with huge=always could be made */
 	int huge_tmpfs_error;
 	uint64_t hugetlb_free_pages;     /* of 2 MiB */
-	uint64_t memory_available_bytes; /* MemAvailable, or the cgroup's limit where that is lower */
-	uint64_t memlock_bytes;          /* soft limit; UINT64_MAX: unlimited */
+	uint64_t memory_available_bytes; /* MemAvailable, or what a control group leaves where that is less */
+	char memory_limit[256];          /* the file with that group's limit; empty: the machine decides */
+	uint64_t memlock_bytes;          /* soft limit; UINT64_MAX: none, or this process may exceed it */
 	uint64_t max_map_count;
 	bool seccomp_filter; /* filters are to be had without privilege */
 	uint32_t cpus;       /* this process may run on */

@@ -74,9 +74,13 @@ int sublet__mm_map_frames(const struct sublet__linux_mm *mm, const struct sublet
 /* The same where giving up would lose data. */
 void sublet__mm_must_map(const struct sublet__linux_mm *mm, const struct sublet__segment *seg, uint32_t pfn,
 			 uint32_t flags, int prot);
+/* Replace a mapping, by any other; what was there stays after an error. -errno */
+int sublet__mm_map_fixed(uintptr_t addr, size_t bytes, int prot, int flags, int fd, uint64_t offset);
 /* The addresses go back to being reserved and inaccessible. -errno */
 int sublet__mm_map_nothing(uintptr_t addr, size_t bytes);
-/* Try again in a moment, in a loop that gives up after SUBLET__MUST_TRIES. */
+/* Whether every address of a range of ours belongs to a mapping: asked of the kernel, and without a descriptor. */
+bool sublet__mm_is_mapped(uintptr_t addr, size_t bytes);
+/* Try again in a moment, or at once with the reserve of mappings, in a loop that gives up after SUBLET__MUST_TRIES. */
 bool sublet__mm_must_wait(int *tries);
 /* Say why, and abort: to go on would lose data, or leave a thread asleep for ever. */
 _Noreturn void sublet__mm_give_up(const char *what, int err);

@@ -1,19 +1,19 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * linux/proc.c: small facts from /proc, /sys and the cgroup tree.
+ * linux/proc.c: small facts from /proc and /sys.
  *
  * Everything here works on the caller's stack with bare system calls: these functions run inside
  * programs whose heap is the memory that is being lent, in atfork handlers and on threads that must
  * not wait for lent memory, so neither stdio nor malloc is at hand.
  *
  * Available memory is what a populate can take without the OOM killer: the kernel's own estimate
- * (MemAvailable) and, for each cgroup from ours up to the root, limit - usage + page cache, which
- * the kernel would reclaim first. Both cgroup versions are read where the usual mount points have
- * them; a limit that cannot be found is no limit. Rejected: sysinfo(2), which counts page cache as
+ * (MemAvailable), or what the control groups leave where that is less (cgroup.c); a limit that
+ * cannot be found is no limit. Rejected: sysinfo(2), which counts page cache as
  * used, and trusting allocation errors, which shmem reports by killing somebody.
  */
 #include "linux/proc.h"
 
+#include "linux/cgroup.h"
 #include "linux/helper.h"
 #include "linux/linux.h"
 #include "linux/raw.h"
@@ -216,114 +216,11 @@ bool sublet__map_line_parse(const char *line, struct sublet__map_line *map)
 
 /* ---- memory ---- */
 
-/* How one version of the cgroup memory controller names its files. */
-struct cgroup_names {
-	const char *mount;
-	const char *limit;
-	const char *usage;
-};
-
-static bool cgroup_number(const char *mount, const char *group, const char *file, uint64_t *value)
-{
-	struct sublet__text path;
-	char data[64];
-
-	sublet__text_start(&path, mount);
-	sublet__text_add(&path, group);
-	sublet__text_add(&path, file);
-	return sublet__proc_read(path.data, data, sizeof data) > 0 && sublet__proc_number(data, NULL, value);
-}
-
-/* Page cache of one group, which the kernel gives up before it refuses anything. */
-static uint64_t cgroup_cache(const char *mount, const char *group)
-{
-	struct sublet__text path;
-	char data[4096];
-	uint64_t active = 0, inactive = 0;
-
-	sublet__text_start(&path, mount);
-	sublet__text_add(&path, group);
-	sublet__text_add(&path, "/memory.stat");
-	if (sublet__proc_read(path.data, data, sizeof data) <= 0)
-		return 0;
-	if (!sublet__proc_number(data, "total_active_file", &active))
-		(void)sublet__proc_number(data, "active_file", &active);
-	if (!sublet__proc_number(data, "total_inactive_file", &inactive))
-		(void)sublet__proc_number(data, "inactive_file", &inactive);
-	return active + inactive;
-}
-
-/* The least that any group from `group` up to the root has left. `group` is consumed. */
-static uint64_t cgroup_left(const struct cgroup_names *names, char *group)
-{
-	uint64_t left = UINT64_MAX;
-
-	for (;;) {
-		uint64_t limit, usage;
-		if (cgroup_number(names->mount, group, names->limit, &limit) &&
-		    cgroup_number(names->mount, group, names->usage, &usage)) {
-			uint64_t room = limit + cgroup_cache(names->mount, group);
-			room = room > usage ? room - usage : 0;
-			left = room < left ? room : left;
-		}
-		char *slash = strrchr(group, '/');
-		if (!slash)
-			return left;
-		*slash = 0;
-	}
-}
-
-/* The path part of one line of /proc/self/cgroup, or NULL where it is not about memory. */
-static char *cgroup_path(char *line, bool *is_v2)
-{
-	char *controllers = strchr(line, ':');
-	char *path = controllers ? strchr(controllers + 1, ':') : NULL;
-
-	if (!path)
-		return NULL;
-	*path++ = 0;
-	controllers++;
-	*is_v2 = !*controllers;
-	if (!*is_v2 && !strstr(controllers, "memory"))
-		return NULL;
-	return strcmp(path, "/") ? path : path + 1;
-}
-
-static uint64_t cgroups_left(void)
-{
-	static const struct cgroup_names v2[] = {
-		{ "/sys/fs/cgroup", "/memory.max", "/memory.current" },
-		{ "/sys/fs/cgroup/unified", "/memory.max", "/memory.current" },
-	};
-	static const struct cgroup_names v1 = { "/sys/fs/cgroup/memory", "/memory.limit_in_bytes",
-						"/memory.usage_in_bytes" };
-	char data[2048], group[SUBLET__PATH_BYTES];
-	uint64_t left = UINT64_MAX;
-
-	if (sublet__proc_read("/proc/self/cgroup", data, sizeof data) <= 0)
-		return left;
-	for (char *line = data, *next; line && *line; line = next) {
-		bool is_v2;
-		next = strchr(line, '\n');
-		if (next)
-			*next++ = 0;
-		char *path = cgroup_path(line, &is_v2);
-		if (!path || strlen(path) >= sizeof group)
-			continue;
-		for (size_t i = 0; i < (is_v2 ? 2 : 1); i++) {
-			memcpy(group, path, strlen(path) + 1);
-			uint64_t room = cgroup_left(is_v2 ? &v2[i] : &v1, group);
-			left = room < left ? room : left;
-		}
-	}
-	return left;
-}
-
 uint64_t sublet__memory_available(void)
 {
 	char data[4096];
 	uint64_t kib = UINT64_MAX >> 10;
-	uint64_t left = cgroups_left();
+	uint64_t left = sublet__cgroup_memory_left("", NULL);
 
 	if (sublet__proc_read("/proc/meminfo", data, sizeof data) > 0)
 		(void)sublet__proc_number(data, "MemAvailable", &kib);
@@ -344,6 +241,19 @@ uint64_t sublet__addresses_left(void)
 	if (getrlimit(RLIMIT_AS, &limit) || limit.rlim_cur == RLIM_INFINITY)
 		return UINT64_MAX;
 	return limit.rlim_cur > used ? limit.rlim_cur - used : 0;
+}
+
+uint64_t sublet__data_left(void)
+{
+	char data[4096];
+	uint64_t kib = 0;
+	struct rlimit limit;
+
+	if (getrlimit(RLIMIT_DATA, &limit) || limit.rlim_cur == RLIM_INFINITY)
+		return UINT64_MAX;
+	if (sublet__proc_read("/proc/self/status", data, sizeof data) > 0)
+		(void)sublet__proc_number(data, "VmData", &kib);
+	return limit.rlim_cur > kib << 10 ? limit.rlim_cur - (kib << 10) : 0;
 }
 
 uint64_t sublet__hugetlb_free_pages(void)

@@ -147,7 +147,8 @@ static void test_kernel_writes(void **context)
 			assert_int_equal(kept, cases[i].keep ? 3 : 0);
 			/* Not lent: the program's own mistake. */
 			away = 1;
-			assert_int_equal(syscall(SYS_futex, other, cases[i].op | PRIVATE, 1, 0, other, 0), -1);
+			assert_int_equal(syscall(SYS_futex, other, cases[i].op | PRIVATE, 1, 0, other, 0),
+					 -1);
 			assert_int_equal(errno, EFAULT);
 		}
 	/* A word that the kernel clears at the end of a thread stays too, and waits for it stay process-shared. */
