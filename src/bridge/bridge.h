@@ -80,8 +80,25 @@ void *sublet__real_find(_Atomic(void *) *slot, const char *name);
 		(__typeof__(&name))sublet__real_find(&slot_, #name); \
 	}))
 
+/*
+ * redirect.c: what is looked up in libc's own symbol tables leads here as well. -ENOENT: the bridge or jemalloc is
+ * not where it was; otherwise what mprotect answered. original: what a function of ours stands in front of.
+ */
+int sublet__redirect_install(void);
+void *sublet__redirect_original(void *found);
+
+/* malloc.c: whether it defines this function. */
+bool sublet__malloc_has(const char *name);
+
 /* A definition that the program shall find instead of libc's; listed in bridge.map. */
 #define SUBLET__INTERPOSER __attribute__((visibility("default")))
+/* Another name that libc has for it. */
+#if defined(__has_attribute) && __has_attribute(copy)
+#define SUBLET__ALIAS(name, of) \
+	SUBLET__INTERPOSER extern __typeof__(of) name __attribute__((alias(#of), copy(of)))
+#else
+#define SUBLET__ALIAS(name, of) SUBLET__INTERPOSER extern __typeof__(of) name __attribute__((alias(#of)))
+#endif
 
 struct sublet__real {
 	void *(*mmap)(void *addr, size_t bytes, int protection, int flags, int fd, off_t offset);

@@ -149,6 +149,7 @@ SUBLET__INTERPOSER int close(int fd)
 	}
 	return SUBLET__REAL(close)(fd);
 }
+SUBLET__ALIAS(__close, close);
 
 SUBLET__INTERPOSER int dup2(int old, int fd)
 {
@@ -158,6 +159,7 @@ SUBLET__INTERPOSER int dup2(int old, int fd)
 	}
 	return SUBLET__REAL(dup2)(old, fd);
 }
+SUBLET__ALIAS(__dup2, dup2);
 
 SUBLET__INTERPOSER int dup3(int old, int fd, int flags)
 {

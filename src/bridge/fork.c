@@ -42,6 +42,7 @@ SUBLET__INTERPOSER pid_t fork(void)
 	}
 	return real();
 }
+SUBLET__ALIAS(__fork, fork);
 
 SUBLET__INTERPOSER pid_t _Fork(void)
 {
@@ -79,3 +80,4 @@ SUBLET__INTERPOSER int clone(int (*fn)(void *), void *stack, int flags, void *ar
 	}
 	return real(fn, stack, flags, arg, parent_tid, tls, child_tid);
 }
+SUBLET__ALIAS(__clone, clone);
