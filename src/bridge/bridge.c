@@ -5,7 +5,7 @@
  * `sublet run` preloads this library, and libjemalloc behind it. The constructor below runs before
  * main() in the process that the settings name (settings.c), and in no other:
  *
- *   1. looks up what the interposers stand in front of (real.c);
+ *   1. looks up what the interposers stand in front of (real.c), and leads here what would go past them (redirect.c);
  *   2. starts the helper process, which has all descriptors and threads (linux/helper.h);
  *   3. has it create an arena and serve it on the control socket, and confines it;
  *   4. sets jemalloc's extent hooks (hooks.c): from here on malloc's memory is lent.
@@ -235,7 +235,7 @@ static int start_lending(const struct sublet__settings *s)
 
 static int start(const struct sublet__settings *s)
 {
-	int err = sublet__hooks_find();
+	int err = sublet__hooks_find(), past;
 
 	if (err != 0) {
 		sublet__bridge_say(
@@ -244,6 +244,11 @@ static int start(const struct sublet__settings *s)
 				       : "its jemalloc is not version 5");
 		return err;
 	}
+	past = sublet__redirect_install();
+	if (past != 0) /* most programs never make such a call */
+		sublet__bridge_say("libc's symbol tables cannot be changed (%s): plugins of %s that use "
+				   "RTLD_DEEPBIND may abort it",
+				   strerror(-past), s->name);
 	sublet__bridge.pid = getpid();
 	sublet__bridge.settings = *s;
 	/* before the arena's own: children run them in this order */

@@ -81,6 +81,9 @@ int sublet__engine_pin(const void *addr, size_t bytes, bool write, struct sublet
 void sublet__engine_unpin(struct sublet_pin *pin);
 void sublet__engine_note_locked(const void *addr, size_t bytes, bool is_locked);
 
+/* memfile.c: look up what stands behind it. */
+void sublet__memfile_resolve(void);
+
 /* real.c: look up what the interposers stand in front of; before, they make plain system calls. */
 void sublet__real_resolve(void);
 /* The definition that the program would have without the bridge; NULL: none. Remembered in *slot. */
@@ -92,8 +95,25 @@ void *sublet__real_find(_Atomic(void *) *slot, const char *name);
 		(__typeof__(&name))sublet__real_find(&slot_, #name); \
 	}))
 
+/*
+ * redirect.c: what is looked up in libc's own symbol tables leads here as well. -ENOENT: the bridge or jemalloc is
+ * not where it was; otherwise what mprotect answered. original: what a function of ours stands in front of.
+ */
+int sublet__redirect_install(void);
+void *sublet__redirect_original(void *found);
+
+/* malloc.c: whether it defines this function. */
+bool sublet__malloc_has(const char *name);
+
 /* A definition that the program shall find instead of libc's; listed in bridge.map. */
 #define SUBLET__INTERPOSER __attribute__((visibility("default")))
+/* Another name that libc has for it. */
+#if defined(__has_attribute) && __has_attribute(copy)
+#define SUBLET__ALIAS(name, of) \
+	SUBLET__INTERPOSER extern __typeof__(of) name __attribute__((alias(#of), copy(of)))
+#else
+#define SUBLET__ALIAS(name, of) SUBLET__INTERPOSER extern __typeof__(of) name __attribute__((alias(#of)))
+#endif
 
 struct sublet__real {
 	void *(*mmap)(void *addr, size_t bytes, int protection, int flags, int fd, off_t offset);

@@ -15,7 +15,8 @@
  *   mprotect, pkey_mprotect        set; a range that is not plainly readable and writable does not move;
  *                                  once it is it may again, but for what is to stay (sticky.c)
  *   mlock, mlock2, mlockall        locked, and locked again after each move
- *   munmap, mremap, mmap FIXED     EINVAL: those addresses belong to malloc
+ *   munmap, mremap, mmap FIXED, remap_file_pages, shmat REMAP
+ *                                  EINVAL: those addresses belong to malloc
  *
  * Anything that does not touch lent memory goes on unchanged. In a child of fork() the memory is an
  * ordinary private mapping of a file; there only DONTNEED and its kin need help, because the kernel
@@ -29,6 +30,7 @@
 #include <stdarg.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/shm.h>
 
 /* Newer than the headers this may be built with. */
 #ifndef MADV_POPULATE_WRITE
@@ -261,4 +263,23 @@ SUBLET__INTERPOSER void *mremap(void *addr, size_t bytes, size_t new_bytes, int 
 	if (is_refused(addr, bytes) || ((flags & MREMAP_FIXED) != 0 && is_refused(new_addr, new_bytes)))
 		return MAP_FAILED;
 	return sublet__real.mremap(addr, bytes, new_bytes, flags, new_addr);
+}
+
+/* On ordinary memory it is an error; on a shared mapping it would exchange the program's pages. */
+SUBLET__INTERPOSER int remap_file_pages(void *addr, size_t bytes, int protection, size_t page, int flags)
+{
+	if (is_refused(addr, bytes))
+		return -1;
+	return SUBLET__REAL(remap_file_pages)(addr, bytes, protection, page, flags);
+}
+
+SUBLET__INTERPOSER void *shmat(int segment, const void *addr, int flags)
+{
+	struct shmid_ds info;
+
+	/* SHM_RND moves the start down to a page. */
+	if ((flags & SHM_REMAP) != 0 && addr != NULL && shmctl(segment, IPC_STAT, &info) == 0 &&
+	    is_refused((const void *)((uintptr_t)addr & ~(PAGE_BYTES - 1)), info.shm_segsz))
+		return (void *)-1;
+	return SUBLET__REAL(shmat)(segment, addr, flags);
 }

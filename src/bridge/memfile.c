@@ -29,10 +29,25 @@
 #define TRIES       5000
 #define PAUSE_NS    (200 * SUBLET_US)
 
+off_t __lseek(int fd, off_t offset, int whence);
+off64_t llseek(int fd, off64_t offset, int whence);
 ssize_t __read_chk(int fd, void *data, size_t bytes, size_t room);
 ssize_t __pread_chk(int fd, void *data, size_t bytes, off_t offset, size_t room);
 ssize_t __pread64_chk(int fd, void *data, size_t bytes, off64_t offset, size_t room);
 _Noreturn void __chk_fail(void);
+
+/* One for each call: looked up by the constructor, because a handler of a signal may be the first to call it. */
+#define CALLS(_) \
+	_(lseek64) _(pread64) _(preadv64) _(pwrite64) _(pwritev64) _(read) _(readv) _(write) _(writev)
+#define SLOT(name) static _Atomic(void *) slot_##name;
+CALLS(SLOT)
+#define REAL(name) (__extension__(__typeof__(&name)) sublet__real_find(&slot_##name, #name))
+
+void sublet__memfile_resolve(void)
+{
+#define FIND(name) (void)sublet__real_find(&slot_##name, #name);
+	CALLS(FIND)
+}
 
 /* Relaxed: a thread that uses a file learned of it from the thread that set its offset, or set it itself. */
 static _Atomic bool is_used;
@@ -47,8 +62,7 @@ static bool is_lent(off64_t offset, size_t bytes)
 
 static ssize_t real_io(int fd, void *data, size_t bytes, off64_t offset, bool write)
 {
-	return write ? SUBLET__REAL(pwrite64)(fd, data, bytes, offset)
-		     : SUBLET__REAL(pread64)(fd, data, bytes, offset);
+	return write ? REAL(pwrite64)(fd, data, bytes, offset) : REAL(pread64)(fd, data, bytes, offset);
 }
 
 /* What cannot be pinned does not move (a child of fork() shares it), or is ordinary memory; a rare EIO is met again. */
@@ -122,7 +136,7 @@ static off64_t lent_position(int fd, size_t bytes)
 
 	if (!atomic_load_explicit(&is_used, memory_order_relaxed))
 		return -1;
-	at = SUBLET__REAL(lseek64)(fd, 0, SEEK_CUR);
+	at = REAL(lseek64)(fd, 0, SEEK_CUR);
 	errno = saved;
 	return is_lent(at, bytes) ? at : -1;
 }
@@ -130,13 +144,13 @@ static off64_t lent_position(int fd, size_t bytes)
 static ssize_t step(int fd, ssize_t done)
 {
 	if (done > 0)
-		(void)SUBLET__REAL(lseek64)(fd, done, SEEK_CUR);
+		(void)REAL(lseek64)(fd, done, SEEK_CUR);
 	return done;
 }
 
 SUBLET__INTERPOSER off64_t lseek64(int fd, off64_t offset, int whence)
 {
-	off64_t at = SUBLET__REAL(lseek64)(fd, offset, whence);
+	off64_t at = REAL(lseek64)(fd, offset, whence);
 
 	if (is_lent(at, 1))
 		atomic_store_explicit(&is_used, true, memory_order_relaxed);
@@ -148,18 +162,28 @@ SUBLET__INTERPOSER off_t lseek(int fd, off_t offset, int whence)
 	return lseek64(fd, offset, whence);
 }
 
+SUBLET__INTERPOSER off_t __lseek(int fd, off_t offset, int whence)
+{
+	return lseek64(fd, offset, whence);
+}
+
+SUBLET__INTERPOSER off64_t llseek(int fd, off64_t offset, int whence)
+{
+	return lseek64(fd, offset, whence);
+}
+
 SUBLET__INTERPOSER ssize_t read(int fd, void *data, size_t bytes)
 {
 	off64_t at = lent_position(fd, bytes);
 
-	return at < 0 ? SUBLET__REAL(read)(fd, data, bytes) : step(fd, mem_io(fd, data, bytes, at, false));
+	return at < 0 ? REAL(read)(fd, data, bytes) : step(fd, mem_io(fd, data, bytes, at, false));
 }
 
 SUBLET__INTERPOSER ssize_t write(int fd, const void *data, size_t bytes)
 {
 	off64_t at = lent_position(fd, bytes);
 
-	return at < 0 ? SUBLET__REAL(write)(fd, data, bytes)
+	return at < 0 ? REAL(write)(fd, data, bytes)
 		      : step(fd, mem_io(fd, (void *)(uintptr_t)data, bytes, at, true));
 }
 
@@ -167,16 +191,14 @@ SUBLET__INTERPOSER ssize_t readv(int fd, const struct iovec *vector, int count)
 {
 	off64_t at = lent_position(fd, 1);
 
-	return at < 0 ? SUBLET__REAL(readv)(fd, vector, count)
-		      : step(fd, mem_vector(fd, vector, count, at, false));
+	return at < 0 ? REAL(readv)(fd, vector, count) : step(fd, mem_vector(fd, vector, count, at, false));
 }
 
 SUBLET__INTERPOSER ssize_t writev(int fd, const struct iovec *vector, int count)
 {
 	off64_t at = lent_position(fd, 1);
 
-	return at < 0 ? SUBLET__REAL(writev)(fd, vector, count)
-		      : step(fd, mem_vector(fd, vector, count, at, true));
+	return at < 0 ? REAL(writev)(fd, vector, count) : step(fd, mem_vector(fd, vector, count, at, true));
 }
 
 /* ---- calls with an offset ---- */
@@ -184,7 +206,7 @@ SUBLET__INTERPOSER ssize_t writev(int fd, const struct iovec *vector, int count)
 SUBLET__INTERPOSER ssize_t pread64(int fd, void *data, size_t bytes, off64_t offset)
 {
 	return is_lent(offset, bytes) ? mem_io(fd, data, bytes, offset, false)
-				      : SUBLET__REAL(pread64)(fd, data, bytes, offset);
+				      : REAL(pread64)(fd, data, bytes, offset);
 }
 
 SUBLET__INTERPOSER ssize_t pread(int fd, void *data, size_t bytes, off_t offset)
@@ -195,7 +217,7 @@ SUBLET__INTERPOSER ssize_t pread(int fd, void *data, size_t bytes, off_t offset)
 SUBLET__INTERPOSER ssize_t pwrite64(int fd, const void *data, size_t bytes, off64_t offset)
 {
 	return is_lent(offset, bytes) ? mem_io(fd, (void *)(uintptr_t)data, bytes, offset, true)
-				      : SUBLET__REAL(pwrite64)(fd, data, bytes, offset);
+				      : REAL(pwrite64)(fd, data, bytes, offset);
 }
 
 SUBLET__INTERPOSER ssize_t pwrite(int fd, const void *data, size_t bytes, off_t offset)
@@ -206,7 +228,7 @@ SUBLET__INTERPOSER ssize_t pwrite(int fd, const void *data, size_t bytes, off_t 
 SUBLET__INTERPOSER ssize_t preadv64(int fd, const struct iovec *vector, int count, off64_t offset)
 {
 	return is_lent(offset, 1) ? mem_vector(fd, vector, count, offset, false)
-				  : SUBLET__REAL(preadv64)(fd, vector, count, offset);
+				  : REAL(preadv64)(fd, vector, count, offset);
 }
 
 SUBLET__INTERPOSER ssize_t preadv(int fd, const struct iovec *vector, int count, off_t offset)
@@ -217,7 +239,7 @@ SUBLET__INTERPOSER ssize_t preadv(int fd, const struct iovec *vector, int count,
 SUBLET__INTERPOSER ssize_t pwritev64(int fd, const struct iovec *vector, int count, off64_t offset)
 {
 	return is_lent(offset, 1) ? mem_vector(fd, vector, count, offset, true)
-				  : SUBLET__REAL(pwritev64)(fd, vector, count, offset);
+				  : REAL(pwritev64)(fd, vector, count, offset);
 }
 
 SUBLET__INTERPOSER ssize_t pwritev(int fd, const struct iovec *vector, int count, off_t offset)
@@ -245,3 +267,11 @@ SUBLET__INTERPOSER ssize_t __pread_chk(int fd, void *data, size_t bytes, off_t o
 {
 	return __pread64_chk(fd, data, bytes, offset, room);
 }
+
+/* ---- other names of the same functions ---- */
+
+#define ALIAS(name, of) SUBLET__INTERPOSER __typeof__(of) name __attribute__((alias(#of)))
+ALIAS(__read, read);
+ALIAS(__write, write);
+ALIAS(__pread64, pread64);
+ALIAS(__pwrite64, pwrite64);
