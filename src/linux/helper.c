@@ -30,6 +30,7 @@
 #include "linux/helper.h"
 
 #include "linux/platform.h"
+#include "linux/proc.h"
 #include "linux/raw.h"
 
 #include <sublet/types.h>
@@ -405,6 +406,8 @@ static int confine(void *arg)
 	(void)arg;
 	bool can_remove = false;
 
+	/* For its files, which a fork on huge pages will want to read (private.c). */
+	(void)sublet__memory_available();
 	limit_lift(RLIMIT_AS);
 	limit_lift(RLIMIT_DATA);
 	limit_lift(RLIMIT_MEMLOCK);

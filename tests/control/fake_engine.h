@@ -83,16 +83,6 @@ int sublet__linux_companion_add(struct sublet_arena *arena, const struct sublet_
 	return 0;
 }
 
-int sublet__linux_fd_high(int fd)
-{
-	int high = fcntl(fd, F_DUPFD_CLOEXEC, 512);
-
-	if (high < 0)
-		return fd;
-	close(fd);
-	return high;
-}
-
 /* Of its own, with nothing closed: enough for a process that is only this test. */
 int sublet__linux_fds_apart(struct sublet_arena *arena, const int *fds, uint32_t count)
 {
