@@ -106,9 +106,21 @@ static int map_fixed(uintptr_t addr, size_t bytes, int prot, int flags, int fd, 
 		-errno);
 }
 
+/* mlockall(MCL_FUTURE) is in force; of the process, as that is. Relaxed: one call more or less unlocks nothing. */
+static sublet__a32 locks_future;
+
+void sublet__linux_lock_future(bool locks)
+{
+	a32_store_relaxed(&locks_future, locks);
+}
+
 int sublet__mm_map_nothing(uintptr_t addr, size_t bytes)
 {
-	return map_fixed(addr, bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+	int err = map_fixed(addr, bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+
+	if (!err && a32_load_relaxed(&locks_future))
+		(void)sublet__raw_munlock((void *)addr, bytes);
+	return err;
 }
 
 void sublet__mm_relock(uintptr_t addr, size_t bytes, uint32_t flags)
