@@ -56,6 +56,9 @@ void sublet__sticky_add(const void *addr, size_t bytes);
 bool sublet__sticky_unprotect(const void *addr, size_t bytes);
 void sublet__sticky_forget(const void *addr, size_t bytes);
 
+/* lockall.c: note what malloc and the arena have mapped by now; the end of the constructor's work. */
+void sublet__lockall_prepare(void);
+
 /*
  * futex.c: a word of lent memory that the kernel wakes by itself, as process-shared. False: there are too many.
  * forget: malloc gives the memory back.

@@ -118,15 +118,14 @@ static bool explain_bytes(struct sublet__text *text, const char *name, const cha
 static bool explain_memory(struct sublet__text *text, uint64_t need)
 {
 	struct sublet__text by;
-	uint64_t left = sublet__memory_available();
-	bool is_group = sublet__cgroup_memory_left("", &by) <= left;
+	uint64_t left = sublet__memory_left(&by);
 
 	if (left >= need)
 		return false;
 	add_kib(text, "it takes ", need, " KiB, and ");
 	add_kib(text, "", left, " KiB are left ");
-	sublet__text_add(text, is_group ? "under the limit in " : "on this machine");
-	sublet__text_add(text, is_group ? by.data : "");
+	sublet__text_add(text, by.data[0] ? "under the limit in " : "on this machine");
+	sublet__text_add(text, by.data);
 	sublet__text_add(text, "; try a smaller --area and --normal");
 	return true;
 }

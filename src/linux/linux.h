@@ -80,6 +80,12 @@ void sublet__linux_fork_cancel(void);
 void sublet__linux_fork_again(struct sublet_arena *arena);
 
 /*
+ * Whether the program has asked the kernel to lock what it maps from now on, mlockall(MCL_FUTURE): addresses that lent
+ * memory leaves behind are unlocked then, or they would count as locked. Any thread, any time.
+ */
+void sublet__linux_lock_future(bool locks);
+
+/*
  * Whether this process is a child of fork() of the one that created the arena: its lent memory is
  * ordinary copy-on-write memory here, at the same addresses, and no call may be made on the arena
  * but this one and sublet_arena_destroy, which does nothing. Cheap: one load.

@@ -260,15 +260,24 @@ bool sublet__map_line_parse(const char *line, struct sublet__map_line *map)
 
 /* ---- memory ---- */
 
-uint64_t sublet__memory_available(void)
+uint64_t sublet__memory_left(struct sublet__text *by)
 {
 	char data[4096];
 	uint64_t kib = UINT64_MAX >> 10;
-	uint64_t left = sublet__cgroup_memory_left("", NULL);
+	uint64_t left = sublet__cgroup_memory_left("", by);
 
 	if (sublet__proc_read("/proc/meminfo", data, sizeof data) > 0)
 		(void)sublet__proc_number(data, "MemAvailable", &kib);
-	return kib << 10 < left ? kib << 10 : left;
+	if (left < kib << 10)
+		return left;
+	if (by)
+		sublet__text_start(by, "");
+	return kib << 10;
+}
+
+uint64_t sublet__memory_available(void)
+{
+	return sublet__memory_left(NULL);
 }
 
 uint64_t sublet__max_map_count(void)

@@ -24,7 +24,7 @@ SANITIZERS = ["-fsanitize=fuzzer,address,undefined", "-fno-sanitize-recover=all"
 TARGETS = {
     "sizes": (["src/cli/parse.c", "src/cli/format.c"], ["-lm"]),
     "settings": (["src/bridge/settings.c"], []),
-    "proc": (["src/linux/cgroup.c", "src/linux/confine.c", "src/linux/helper.c", "src/linux/thread.c",
+    "proc": (["src/linux/confine.c", "src/linux/helper.c", "src/linux/thread.c",
               "src/linux/thread_memory.c", "src/linux/wait.c"], ["-lpthread"]),
     "names": (["src/control/owner.c", "src/control/wire.c"], ["-lcjson"]),
     "server": (["src/control/connection.c", "src/control/owner.c", "src/control/wire.c", "src/control/server.c",
