@@ -172,10 +172,12 @@ struct sublet_mm {
 	struct sublet__lock va_lock; /* protects va_used, va_low; nests in nothing, holds nothing */
 	uint64_t *va_used;           /* a bit a unit of addresses */
 	uint32_t va_units;
-	uint32_t va_low;            /* all units below are in use */
-	sublet__a32 blocks_used;    /* blocks from here on were never mapped */
-	sublet__a32 mapping_count;  /* kernel mappings: sum of block_mappings */
-	sublet__a32 calm;           /* runs to move without pre-copy; a guess, so relaxed (move.c) */
+	uint32_t va_low;           /* all units below are in use */
+	sublet__a32 blocks_used;   /* blocks from here on were never mapped */
+	sublet__a32 mapping_count; /* kernel mappings: sum of block_mappings */
+	sublet__a32
+		has_unlocked; /* 1: discardable memory was unlocked once; a hint for who counts mappings */
+	sublet__a32 calm;     /* runs to move without pre-copy; a guess, so relaxed (move.c) */
 	sublet__a32 fork_pending;   /* fork_begin without fork_end */
 	sublet__a32 fork_epoch;     /* changes when a fork begins, and when it ends */
 	sublet__a32 restored_epoch; /* as of which no child shares anything */
@@ -485,6 +487,9 @@ int sublet__mm_give(struct sublet_mm *mm, uint32_t vpn, uint32_t pages, uint32_t
    False: something is pinned, and nothing is frozen. */
 bool sublet__mm_freeze(struct sublet_mm *mm, uint32_t vpn, uint32_t pages);
 void sublet__mm_unfreeze(struct sublet_mm *mm, uint32_t vpn, uint32_t pages);
+/* Cut the folio of pages [first, end) where it crosses an end of [vpn, vpn + pages), so that what lies inside can be
+   treated alone; block lock held. False: it is pinned, and whole. */
+bool sublet__mm_cut(struct sublet_mm *mm, uint32_t first, uint32_t end, uint32_t vpn, uint32_t pages);
 /* A frozen range of one block, made inaccessible already, gives up its memory; entries become `entry`.
    Block lock held. */
 void sublet__mm_strip(struct sublet_mm *mm, uint32_t vpn, uint32_t pages, uint32_t entry);

@@ -34,19 +34,6 @@
 
 /* ---- moving out; block lock held ---- */
 
-/* Cut the folio at both ends of [vpn, vpn + pages), so that what lies inside can move alone. */
-static bool folio_cut(struct sublet_mm *mm, uint32_t first, uint32_t end, uint32_t vpn, uint32_t pages)
-{
-	uint32_t low = max_u32(first, vpn), high = min_u32(end, vpn + pages);
-
-	if (low == first && high == end)
-		return true;
-	if (!sublet__mm_freeze(mm, low, high - low))
-		return false;
-	sublet__mm_unfreeze(mm, low, high - low);
-	return true;
-}
-
 /*
  * The folio of page `at`, and its pages; false: no memory there. A decommitted page has its memory for as long as a pin
  * holds it.
@@ -96,7 +83,7 @@ static int block_out(struct sublet_mm *mm, uint32_t vpn, uint32_t pages)
 			return err;
 		/* One that is long-term pinned already cannot be cut; all of it is where it should be. */
 		bool pinned = a32_load_relaxed(&arena->frames[head].ref) & REF_LONG_MASK;
-		if (!pinned && !folio_cut(mm, first, end, vpn, pages))
+		if (!pinned && !sublet__mm_cut(mm, first, end, vpn, pages))
 			return -EAGAIN;
 		if (zone_of(arena, head) == &arena->zone[ZONE_NORMAL]) {
 			at = min_u32(end, vpn + pages);

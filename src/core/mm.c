@@ -115,18 +115,41 @@ static bool pte_continues(uint32_t before, uint32_t pte)
 	return pte_is_plain(pte) == pte_is_plain(before);
 }
 
+/* What the kernel has at the page: nothing, too, where its discardable memory is unlocked. */
+static uint32_t pte_visible(const struct sublet_mm *mm, uint32_t pte)
+{
+	if (!(pte & PTE_PRESENT) || !a32_load_relaxed(&mm->has_unlocked))
+		return pte;
+	uint32_t head = sublet__frame_head(mm->arena, pte_pfn(pte));
+	bool hidden = head != ENGINE_NONE &&
+		      word_state(a32_load_relaxed(&mm->arena->frames[head].word)) == FRAME_DISCARDABLE;
+	return hidden ? 0 : pte;
+}
+
+/* Kernel mappings that begin in [vpn, end). */
+static uint32_t mappings_begin(const struct sublet_mm *mm, uint32_t vpn, uint32_t end)
+{
+	uint32_t raw = vpn ? a32_load_relaxed(&mm->pte[vpn - 1]) : 0, before = pte_visible(mm, raw),
+		 count = 0;
+
+	for (uint32_t at = vpn; at < end; at++) {
+		uint32_t pte = a32_load_relaxed(&mm->pte[at]);
+		/* A frame that is no head belongs to the folio of the one before it. */
+		bool goes_on = (pte & raw & PTE_PRESENT) && pte_pfn(pte) == pte_pfn(raw) + 1 &&
+			       !(a32_load_relaxed(&mm->arena->frames[pte_pfn(pte)].word) & FRAME_HEAD);
+		uint32_t visible = goes_on ? (before ? pte : 0) : pte_visible(mm, pte);
+		count += !pte_continues(before, visible);
+		before = visible;
+		raw = pte;
+	}
+	return count;
+}
+
 uint32_t sublet__mm_mappings_recount(struct sublet_mm *mm, uint32_t block)
 {
-	uint32_t first = block * ENGINE_BLOCK_PAGES;
-	uint32_t end = min_u32(first + ENGINE_BLOCK_PAGES, mm->config.pages);
-	uint32_t before = first ? a32_load_relaxed(&mm->pte[first - 1]) : 0;
-	uint32_t count = 0, old = a32_load_relaxed(&mm->block_mappings[block]);
+	uint32_t first = block * ENGINE_BLOCK_PAGES, old = a32_load_relaxed(&mm->block_mappings[block]);
+	uint32_t count = mappings_begin(mm, first, min_u32(first + ENGINE_BLOCK_PAGES, mm->config.pages));
 
-	for (uint32_t vpn = first; vpn < end; vpn++) {
-		uint32_t pte = a32_load_relaxed(&mm->pte[vpn]);
-		count += !pte_continues(before, pte);
-		before = pte;
-	}
 	a32_store_relaxed(&mm->block_mappings[block], count);
 	a32_add_relaxed(&mm->mapping_count, count - old); /* relaxed: a budget, checked with a margin */
 	return count;
@@ -135,16 +158,9 @@ uint32_t sublet__mm_mappings_recount(struct sublet_mm *mm, uint32_t block)
 uint32_t sublet__mm_mappings_of(const struct sublet_mm *mm, uint32_t vpn, uint32_t pages)
 {
 	/* The page behind the range may stop or start continuing it, unless it is another block's. */
-	uint32_t end = vpn + pages,
-		 last = min_u32((vpn / ENGINE_BLOCK_PAGES + 1) * ENGINE_BLOCK_PAGES, mm->config.pages);
-	uint32_t before = vpn ? a32_load_relaxed(&mm->pte[vpn - 1]) : 0, count = 0;
+	uint32_t last = min_u32((vpn / ENGINE_BLOCK_PAGES + 1) * ENGINE_BLOCK_PAGES, mm->config.pages);
 
-	for (uint32_t at = vpn; at < min_u32(end + 1, last); at++) {
-		uint32_t pte = a32_load_relaxed(&mm->pte[at]);
-		count += !pte_continues(before, pte);
-		before = pte;
-	}
-	return count;
+	return mappings_begin(mm, vpn, min_u32(vpn + pages + 1, last));
 }
 
 void sublet__mm_mappings_changed(struct sublet_mm *mm, uint32_t vpn, uint32_t pages, uint32_t before)
@@ -337,6 +353,18 @@ void sublet__mm_unfreeze(struct sublet_mm *mm, uint32_t vpn, uint32_t pages)
 		}
 		at += step;
 	}
+}
+
+bool sublet__mm_cut(struct sublet_mm *mm, uint32_t first, uint32_t end, uint32_t vpn, uint32_t pages)
+{
+	uint32_t low = max_u32(first, vpn), high = min_u32(end, vpn + pages);
+
+	if (low == first && high == end)
+		return true;
+	if (!sublet__mm_freeze(mm, low, high - low))
+		return false;
+	sublet__mm_unfreeze(mm, low, high - low);
+	return true;
 }
 
 /* Folios that leave together, contiguous and accounted alike: one visit to the zone for all of them. */
