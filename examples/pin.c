@@ -64,6 +64,8 @@ int main(void)
 	if (err)
 		return fail("pin", err);
 	int count = sublet_pin_extents(&pin, 0, extents, 8);
+	if (count <= 0)
+		return fail("extents", count);
 	printf("short pin: %d extents, the first at offset %llu\n", count,
 	       (unsigned long long)extents[0].offset_bytes);
 	err = claim_all(arena);
@@ -85,6 +87,9 @@ int main(void)
 	if (count <= 0)
 		return fail("extents", count);
 	/* A device is given these: offsets in the backing, which it has registered once. */
+	for (int i = 0; i < count; i++)
+		if (extents[i].offset_bytes < AREA)
+			return fail("a long-term pin in the area", -EIO);
 	for (int i = 0; i < count; i++)
 		printf("long-term pin: %llu KiB at offset %llu MiB\n",
 		       (unsigned long long)(extents[i].bytes / SUBLET_KIB),
