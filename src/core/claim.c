@@ -240,7 +240,7 @@ static int claim_try(struct sublet__claim_job *job)
 	struct sublet_arena *arena = job->arena;
 	const struct sublet__platform *p = &arena->platform;
 
-	for (uint64_t wait_ns = CLAIM_WAIT_FIRST_NS;;) {
+	for (struct sublet__backoff backoff = { 0 };;) {
 		for (uint32_t i = 0; i < a32_load_acquire(&arena->mm_count); i++)
 			sublet__mm_relieve(arena->mm[i]);
 		int err = room_is_enough(job) ? windows_try(job) : noroom(job);
@@ -249,12 +249,10 @@ static int claim_try(struct sublet__claim_job *job)
 		if (err != -EBUSY || (job->flags & SUBLET_CLAIM_NOWAIT) || now >= job->deadline_ns ||
 		    !sublet__blockers_pass(job))
 			return err;
-		wait_ns = wait_ns < job->deadline_ns - now ? wait_ns : job->deadline_ns - now;
-		p->ops->sleep_ns(p->ctx, wait_ns);
+		backoff_sleep(p, &backoff, now, job->deadline_ns);
 		job->claim->waits++;
 		job->claim->waited_ns += engine_now(arena) - now;
 		job->claim->blocker_count = 0; /* what is in the way is seen anew */
-		wait_ns = 2 * wait_ns < CLAIM_WAIT_MOST_NS ? 2 * wait_ns : CLAIM_WAIT_MOST_NS;
 	}
 }
 

@@ -11,9 +11,7 @@
 
 #include "core/engine.h"
 
-#define CLAIM_WINDOWS_MAX   8u               /* tried by one claim */
-#define CLAIM_WAIT_FIRST_NS (20 * SUBLET_US) /* between looks at what is stuck; doubles up to */
-#define CLAIM_WAIT_MOST_NS  (1 * SUBLET_MS)
+#define CLAIM_WINDOWS_MAX 8u /* tried by one claim */
 
 /* On the stack of whoever claims. */
 struct sublet__claim_job {

@@ -12,6 +12,7 @@
 
 #include "core/arena.h"
 #include "core/atomic.h"
+#include "core/backoff.h"
 #include "core/frame.h"
 #include "core/lock.h"
 #include "core/notifier.h"
@@ -31,8 +32,7 @@
 #define ENGINE_CACHE_FOLIOS  13u                /* one cache is 64 bytes */
 #define ENGINE_DEADLINE_NS   (1000 * SUBLET_MS) /* where the caller gives none */
 #define ENGINE_CHILD_NS      (300 * SUBLET_MS)  /* a child of fork() that shares memory may exec or end */
-#define ENGINE_CHILD_LOOK_NS (200 * SUBLET_US)
-#define ENGINE_GATE_NS       (250 * SUBLET_MS) /* pins are held off for so long, then let in for as long */
+#define ENGINE_GATE_NS       (250 * SUBLET_MS)  /* pins are held off for so long, then let in for as long */
 #define ENGINE_SHARED        (-EALREADY) /* inside the engine: shared with a child; -EBUSY for whoever called */
 
 /* ---- page-table entries ---- */

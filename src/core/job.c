@@ -21,8 +21,9 @@
 
 #include <errno.h>
 
-#define TIMEOUT_NS (5 * SUBLET_SEC) /* where the job names none */
-#define AGAIN_NS   (20 * SUBLET_US) /* before another look at what was just being changed */
+#define TIMEOUT_NS (5 * SUBLET_SEC)  /* where the job names none */
+#define AGAIN_NS   (20 * SUBLET_US)  /* before another look at what was just being changed */
+#define SHARED_NS  (200 * SUBLET_US) /* and at what a child of fork() shares */
 
 /* A job on its way in. */
 struct request {
@@ -142,7 +143,7 @@ static uint64_t bind_again_ns(struct request *rq, int err, uint64_t now_ns)
 	}
 	if (!rq->shared_ns)
 		rq->shared_ns = time_after(now_ns, ENGINE_CHILD_NS);
-	return now_ns < rq->shared_ns ? ENGINE_CHILD_LOOK_NS : 0;
+	return now_ns < rq->shared_ns ? SHARED_NS : 0;
 }
 
 /* One look. 0: all is ready. -EAGAIN: look again, later or at once; what was to be done for it is done. */

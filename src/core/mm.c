@@ -19,8 +19,7 @@
 #include <errno.h>
 #include <string.h>
 
-#define UNMAP_RETRIES 15u
-#define UNMAP_WAIT_NS (10 * SUBLET_US) /* doubles: 330 ms all together */
+#define UNMAP_NS (330 * SUBLET_MS) /* pins are waited for */
 
 /* ---- addresses ---- */
 
@@ -549,10 +548,17 @@ static bool range_unmap_once(struct sublet_mm *mm, uint32_t vpn, uint32_t pages,
 static int range_unmap(struct sublet_mm *mm, uint32_t vpn, uint32_t pages)
 {
 	const struct sublet__platform *p = &mm->arena->platform;
+	struct sublet__backoff backoff = { 0 };
+	uint64_t until_ns = 0;
 	int err = -EBUSY;
 
-	for (uint32_t i = 0; !range_unmap_once(mm, vpn, pages, &err) && i < UNMAP_RETRIES; i++)
-		p->ops->sleep_ns(p->ctx, UNMAP_WAIT_NS << i);
+	while (!range_unmap_once(mm, vpn, pages, &err)) {
+		uint64_t now = engine_now(mm->arena);
+		until_ns = until_ns ? until_ns : now + UNMAP_NS;
+		if (now >= until_ns)
+			break;
+		backoff_sleep(p, &backoff, now, until_ns);
+	}
 	return err;
 }
 

@@ -155,13 +155,15 @@ static int pin_beside_child(struct sublet_pin *pin, struct sublet_mm *mm, const 
 			    uint64_t until_ns)
 {
 	const struct sublet__platform *p = &mm->arena->platform;
+	struct sublet__backoff backoff = { 0 };
 	int err = ENGINE_SHARED;
+	uint64_t now = engine_now(mm->arena);
 
 	if (!until_ns)
-		until_ns = engine_now(mm->arena) + ENGINE_CHILD_NS;
-	while (err == ENGINE_SHARED && !(pin->flags & SUBLET_PIN_NOWAIT) &&
-	       engine_now(mm->arena) < until_ns) {
-		p->ops->sleep_ns(p->ctx, ENGINE_CHILD_LOOK_NS);
+		until_ns = now + ENGINE_CHILD_NS;
+	for (; err == ENGINE_SHARED && !(pin->flags & SUBLET_PIN_NOWAIT) && now < until_ns;
+	     now = engine_now(mm->arena)) {
+		backoff_sleep(p, &backoff, now, until_ns);
 		err = pin_try(pin, mm, owner);
 	}
 	return err == ENGINE_SHARED ? -EBUSY : err;
@@ -206,10 +208,12 @@ static int pin_at_gate(const struct sublet_pin *pin, const struct sublet_mm *mm,
 
 	if (pin->flags & SUBLET_PIN_NOWAIT)
 		return -EAGAIN;
-	*until_ns = engine_now(mm->arena) + ENGINE_CHILD_NS;
-	while (gate_is_closed(mm, (uint32_t)pin->first, (uint32_t)pin->pages) &&
-	       engine_now(mm->arena) < *until_ns)
-		p->ops->sleep_ns(p->ctx, ENGINE_CHILD_LOOK_NS);
+	struct sublet__backoff backoff = { 0 };
+	uint64_t now = engine_now(mm->arena);
+	*until_ns = now + ENGINE_CHILD_NS;
+	for (; gate_is_closed(mm, (uint32_t)pin->first, (uint32_t)pin->pages) && now < *until_ns;
+	     now = engine_now(mm->arena))
+		backoff_sleep(p, &backoff, now, *until_ns);
 	return 0;
 }
 
