@@ -71,7 +71,9 @@ struct sublet_pin {
  *          with a userfaultfd)
  * -ENOMEM  LONGTERM: over the limit of the mm (see the two members of *pin), or the normal zone is full
  * -EAGAIN  NOWAIT, and the range is being moved, or pins are held off, or LONGTERM would have to wait
- * -ENOSPC  LONGTERM: more pins at once than can be listed (65,536 in an arena)
+ * -ENOSPC  LONGTERM: more pins at once than can be listed (65,536 in an arena). A short pin with an owner tag is held all
+ *          the same, and is not listed then
+ * -EOPNOTSUPP  LONGTERM: under valgrind memory does not move, and this lies in the area
  */
 SUBLET_API SUBLET_NODISCARD int sublet_pin(struct sublet_mm *mm, const void *addr, uint64_t bytes,
 					   uint32_t flags, const char *owner, struct sublet_pin *pin);

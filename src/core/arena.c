@@ -158,6 +158,9 @@ int sublet__mm_create(struct sublet_arena *arena, const struct sublet__mm_config
 		err = -ENOMEM;
 	} else {
 		arena->mm[mm->index] = mm;
+		if (config->features & SUBLET__MM_STAYS)
+			a32_store_relaxed(&arena->stays,
+					  1); /* nothing is mapped yet that a claim could meet */
 		a32_store_release(&arena->mm_count, mm->index + 1); /* pairs with folio_lock_block */
 	}
 	engine_unlock(arena, &arena->mm_lock);

@@ -48,7 +48,7 @@ static bool scan_avoids(const struct sublet_arena *arena, uint32_t pfn, uint32_t
 {
 	enum sublet__frame_state state = word_state(word);
 
-	if (word_blocks(word))
+	if (word_blocks(arena, word))
 		return true;
 	if (scan == SCAN_FREE)
 		return state != FRAME_FREE && state != FRAME_CACHED;
@@ -243,6 +243,9 @@ static int claim_try(struct sublet__claim_job *job)
 	for (struct sublet__backoff backoff = { 0 };;) {
 		for (uint32_t i = 0; i < a32_load_acquire(&arena->mm_count); i++)
 			sublet__mm_relieve(arena->mm[i]);
+		if (a32_load_relaxed(&arena->stays))
+			sublet__cache_drain(
+				arena); /* what is cached looks like what is mapped, until it is recalled */
 		int err = room_is_enough(job) ? windows_try(job) : noroom(job);
 		uint64_t now = engine_now(arena);
 		stuck_unmark(job);

@@ -274,6 +274,8 @@ struct sublet_arena {
 	struct sublet__lock mm_lock; /* protects mm[] growing */
 	sublet__a32 mm_count;
 	struct sublet_mm *mm[ENGINE_MMS_MAX];
+	sublet__a32
+		stays; /* 1: memory of an mm does not move (SUBLET__MM_STAYS), and is in the way of a claim for good */
 
 	struct sublet__lock device_lock; /* protects device[] and each one's users; holds nothing */
 	struct sublet_device *device[ENGINE_DEVICES_MAX];

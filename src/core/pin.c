@@ -32,8 +32,8 @@
 #define PIN_SLOW  1 /* the fast path could not decide */
 
 /*
- * Try to pin the folio under vpn; *next becomes the first page after it. 0, PIN_SLOW, -EFAULT, -EBUSY, ENGINE_SHARED. What
- * the program protected stays private when the child is gone, and is -EBUSY for good.
+ * Try to pin the folio under vpn; *next becomes the first page after it. 0, PIN_NONE, PIN_SLOW, -EFAULT, -EBUSY,
+ * ENGINE_SHARED. What the program protected stays private when the child is gone, and is -EBUSY for good.
  */
 static int folio_pin(struct sublet_mm *mm, uint32_t vpn, uint32_t write, uint32_t *next)
 {

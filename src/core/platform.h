@@ -169,6 +169,7 @@ struct sublet__mm_ops {
 
 enum sublet__mm_features {
 	SUBLET__MM_TRACK = 1u << 0, /* track and dirty are there: pre-copy is possible */
+	SUBLET__MM_STAYS = 1u << 1, /* block and track answer -EOPNOTSUPP, for good: nothing of it moves */
 };
 
 /* Facts about the platform, fixed while the arena lives. */
