@@ -146,6 +146,6 @@ int main(void)
 	if (err)
 		return fail("release", err);
 	sublet_device_close(device); /* and its buffers */
-	sublet_arena_destroy(arena);
-	return 0;
+	err = sublet_arena_destroy(arena);
+	return err ? fail("destroy the arena", err) : 0;
 }

@@ -154,6 +154,6 @@ int main(void)
 	printf("%llu jobs, %llu evictions\n", (unsigned long long)info.jobs,
 	       (unsigned long long)info.evictions);
 	sublet_device_close(engine.device);
-	sublet_arena_destroy(arena);
-	return 0;
+	err = sublet_arena_destroy(arena);
+	return err ? fail("destroy the arena", err) : 0;
 }

@@ -87,6 +87,6 @@ int main(void)
 	       (unsigned long long)(stats.area_discardable_bytes / SUBLET_MIB));
 	if (stats.area_discardable_bytes != SLOTS * SLOT_BYTES)
 		return fail("some of the cache cannot be dropped any more", -EIO);
-	sublet_arena_destroy(arena);
-	return 0;
+	err = sublet_arena_destroy(arena);
+	return err ? fail("destroy the arena", err) : 0;
 }

@@ -116,6 +116,6 @@ int main(void)
 	err = sublet_release(arena, &claim);
 	if (err)
 		return fail("release", err);
-	sublet_arena_destroy(arena);
-	return 0;
+	err = sublet_arena_destroy(arena);
+	return err ? fail("destroy the arena", err) : 0;
 }

@@ -114,6 +114,8 @@ int main(void)
 		return 1;
 	}
 	printf("10 writes by the device, %u evictions, no pin, nothing lost\n", d.evictions);
-	sublet_arena_destroy(arena);
-	return 0;
+	err = sublet_arena_destroy(arena);
+	if (err)
+		fprintf(stderr, "destroy the arena: %s\n", strerror(-err));
+	return err != 0;
 }

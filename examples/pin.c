@@ -100,6 +100,6 @@ int main(void)
 	err = sublet_unpin(&pin);
 	if (err)
 		return fail("unpin", err);
-	sublet_arena_destroy(arena);
-	return 0;
+	err = sublet_arena_destroy(arena);
+	return err ? fail("destroy the arena", err) : 0;
 }

@@ -165,6 +165,6 @@ int main(void)
 	if (err)
 		return fail("release", err);
 	sublet_device_close(device); /* and the other buffer */
-	sublet_arena_destroy(arena);
-	return 0;
+	err = sublet_arena_destroy(arena);
+	return err ? fail("destroy the arena", err) : 0;
 }

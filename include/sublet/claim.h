@@ -87,8 +87,8 @@ struct sublet_claim {
  * May be called from any thread with 32 KiB of stack left that is not lent memory itself, and not from
  * a signal handler. Signals are held back on the calling thread while a run is blocked.
  *
- * -EINVAL  bytes is 0, align_bytes is no power of two or above 1 GiB, unknown flags
- * -E2BIG   bytes is more than the area has
+ * -EINVAL  bytes is 0, align_bytes is no power of two or above 1 GiB, unknown flags, or as for every struct
+ * -E2BIG   bytes is more than the area has; or as for every struct (sublet/types.h)
  * -EDEADLK the calling thread's stack lies in lent memory
  * -ENOMEM  shortfall_bytes have nowhere to go
  * -EBUSY   somebody holds memory in every window that was tried: see blockers. What will not go by itself (its protection

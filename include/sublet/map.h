@@ -52,7 +52,7 @@ SUBLET_API SUBLET_NODISCARD int sublet_map_aligned(struct sublet_mm *mm, uint64_
 
 /*
  * Give back addresses and memory. Any part of a mapping, in whole units of 64 KiB (of frames, where
- * they are larger) but for the end of the mapping.
+ * they are larger) but for the end of the mapping. Frames that a child of fork() shares return when it has ended.
  * Where a device works on it (a tracked bo), waits for those jobs, each up to its timeout; who maps or unmaps memory in the
  * same 2 MiB, or forks, waits as well.
  * -EINVAL  the range is not mapped as a whole, or is not aligned
@@ -64,8 +64,11 @@ SUBLET_API SUBLET_NODISCARD int sublet_unmap(struct sublet_mm *mm, void *addr, u
 
 /*
  * Give back the memory of a range, and keep its addresses; until sublet_commit the range must not be
- * touched (it may fault, or not). Any page-aligned part; frames return once a whole 64 KiB unit is
- * decommitted, but for those that a pin holds. Movable memory only.
+ * touched (it may fault, or not). Any page-aligned part. Movable memory only.
+ * Frames return by units of 64 KiB (frames, where they are larger), when the last page of one is decommitted. 0 is the answer
+ * also where none returned yet: to a part of a unit; where a pin, a device that cannot be stopped or a child of fork()
+ * holds them; or where the kernel has no mapping to spare. The first come back with the rest of the unit, the others when
+ * the range is decommitted once more, or unmapped; lent_bytes of sublet_arena_stats has them until then.
  * -EINVAL  the range is not mapped as a whole, or is not page-aligned
  */
 SUBLET_API SUBLET_NODISCARD int sublet_decommit(struct sublet_mm *mm, void *addr, uint64_t bytes);

@@ -24,9 +24,6 @@
  * Conventions of the whole library:
  *   - every call that can fail returns 0 or -errno, and refuses before its first visible change;
  *   - units stand last in a name (_bytes, _ns, _pfn, _frames);
- *   - option structs begin with their own size, so that a program built against an older header
- *     keeps working: write { SUBLET_OPTIONS(sublet_claim_options), .deadline_ns = ... };
- *     a member that is 0 has its default;
  *   - every call is thread-safe unless its comment says otherwise;
  *   - C++: some structs are named like a function (as stat is), so write `struct sublet_pin`; SUBLET_OPTIONS needs C++20,
  *     before it set size_bytes by hand.

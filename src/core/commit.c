@@ -24,7 +24,7 @@
  * Unlock takes the units that lie in the range as a whole, lock those that it touches, so that neither ever gives up a
  * byte that somebody counts on. To the kernel unlocked memory is nothing, and its edges are counted as mappings.
  */
-#include "core/engine.h"
+#include "core/call.h"
 
 #include <errno.h>
 
@@ -204,8 +204,10 @@ static void range_decommit(struct sublet_mm *mm, uint32_t vpn, uint32_t end)
 int sublet_decommit(struct sublet_mm *mm, void *addr, uint64_t bytes)
 {
 	uint32_t vpn, pages;
-	int err = movable_range(mm, addr, bytes, &vpn, &pages);
+	int err = call_mm(mm);
 
+	if (!err)
+		err = movable_range(mm, addr, bytes, &vpn, &pages);
 	if (err)
 		return err;
 	range_decommit(mm, vpn, vpn + pages);
@@ -300,10 +302,14 @@ static bool range_is_holes(struct sublet_mm *mm, uint32_t vpn, uint32_t pages)
 int sublet_commit(struct sublet_mm *mm, void *addr, uint64_t bytes, uint32_t flags)
 {
 	uint32_t vpn, pages;
-	int err = movable_range(mm, addr, bytes, &vpn, &pages);
+	int err = call_mm(mm);
 
+	if (!err)
+		err = movable_range(mm, addr, bytes, &vpn, &pages);
+	if (err)
+		return err;
 	/* All holes, or a failure half way could not tell what to undo. */
-	if (err || (flags & ~(uint32_t)SUBLET_PLAIN_OK) || !range_is_holes(mm, vpn, pages))
+	if ((flags & ~(uint32_t)SUBLET_PLAIN_OK) || !range_is_holes(mm, vpn, pages))
 		return -EINVAL;
 	uint32_t end = vpn + pages, ahead = ahead_end(mm, vpn, end);
 	for_each_block(at, count, vpn, end) {
@@ -551,21 +557,22 @@ static int droppable_range(struct sublet_mm *mm, const void *addr, uint64_t byte
 }
 
 /*
- * The units that lie in [addr, addr + bytes) as a whole; the last one of a mapping may be short. False: there is none. The
- * range is mapped.
+ * The units that lie in [addr, addr + bytes) as a whole; the last one of a mapping may be short, and of its last page a part
+ * will do, for sublet_map rounds up. False: there is none. The range is mapped.
  */
-static bool units_inside(const struct sublet_mm *mm, const void *addr, uint64_t bytes, uint32_t *vpn,
+static bool units_inside(struct sublet_mm *mm, const void *addr, uint64_t bytes, uint32_t *vpn,
 			 uint32_t *pages)
 {
 	uint32_t shift = frames_bytes_shift(mm->arena), unit = unit_pages(mm->arena);
 	uint64_t unit_bytes = (uint64_t)unit << shift, from = (uint64_t)(uintptr_t)addr - mm->config.base;
 	uint64_t first = (from + unit_bytes - 1) & ~(unit_bytes - 1),
 		 end = (from + bytes) & ~(unit_bytes - 1);
-	uint64_t end_page = (from + bytes + (1ull << shift) - 1) >> shift;
+	uint32_t end_page = (uint32_t)((from + bytes + (1ull << shift) - 1) >> shift);
 
 	/* What is mapped of a unit are its first pages (unit_mapped_pages). */
-	if (end_page % unit && !a32_load_relaxed(&mm->pte[end_page]))
-		end = end_page << shift;
+	if (end_page % unit ? !a32_load_relaxed(&mm->pte[end_page])
+			    : end < (uint64_t)end_page << shift && sublet__mm_ends_at(mm, end_page))
+		end = (uint64_t)end_page << shift;
 	*vpn = (uint32_t)(first >> shift);
 	*pages = (uint32_t)((end - first) >> shift);
 	return first < end;
@@ -586,20 +593,27 @@ static bool range_unlock(struct sublet_mm *mm, uint32_t vpn, uint32_t pages)
 int sublet_unlock(struct sublet_mm *mm, void *addr, uint64_t bytes)
 {
 	uint32_t vpn, pages;
-	int err = droppable_range(mm, addr, bytes, &vpn, &pages);
+	int err = call_mm(mm);
 
-	if (err || !units_inside(mm, addr, bytes, &vpn, &pages))
+	if (!err)
+		err = droppable_range(mm, addr, bytes, &vpn, &pages);
+	if (err)
+		return err;
+	if (!units_inside(mm, addr, bytes, &vpn, &pages))
 		return -EINVAL;
 	return range_unlock(mm, vpn, pages) ? SUBLET_UNLOCKED : SUBLET_KEPT;
 }
 
 int sublet_lock(struct sublet_mm *mm, void *addr, uint64_t bytes)
 {
-	uint32_t vpn, pages, unit = unit_pages(mm->arena), undo_vpn, undo_pages;
-	int err = droppable_range(mm, addr, bytes, &vpn, &pages);
+	uint32_t vpn, pages, undo_vpn, undo_pages;
+	int err = call_mm(mm);
 
+	if (!err)
+		err = droppable_range(mm, addr, bytes, &vpn, &pages);
 	if (err)
 		return err;
+	uint32_t unit = unit_pages(mm->arena);
 	uint32_t first = vpn & ~(unit - 1),
 		 end = min_u32((vpn + pages + unit - 1) & ~(unit - 1), mm->config.pages);
 	for_each_block(at, count, first, end) {

@@ -14,7 +14,7 @@
  * other (the next frame, or nothing after nothing) share one. The sum is the budget that moves
  * are charged against.
  */
-#include "core/engine.h"
+#include "core/call.h"
 
 #include <errno.h>
 #include <string.h>
@@ -28,13 +28,36 @@ static bool unit_used(const struct sublet_mm *mm, uint32_t unit)
 	return mm->va_used[unit / 64] >> (unit % 64) & 1;
 }
 
+static void unit_set(uint64_t *bits, uint32_t unit, bool set)
+{
+	if (set)
+		bits[unit / 64] |= 1ull << (unit % 64);
+	else
+		bits[unit / 64] &= ~(1ull << (unit % 64));
+}
+
+/* What is left of a mapping behind a part that goes is one of its own. */
 static void units_mark(struct sublet_mm *mm, uint32_t unit, uint32_t count, bool used)
 {
-	for (uint32_t u = unit; u < unit + count; u++)
-		if (used)
-			mm->va_used[u / 64] |= 1ull << (u % 64);
-		else
-			mm->va_used[u / 64] &= ~(1ull << (u % 64));
+	uint32_t end = unit + count;
+
+	for (uint32_t u = unit; u < end; u++) {
+		unit_set(mm->va_used, u, used);
+		unit_set(mm->va_first, u, used && u == unit);
+	}
+	if (!used && end < mm->va_units && unit_used(mm, end))
+		unit_set(mm->va_first, end, true);
+}
+
+bool sublet__mm_ends_at(struct sublet_mm *mm, uint32_t vpn)
+{
+	uint32_t unit = vpn >> mm->arena->unit_order;
+
+	engine_lock(mm->arena, &mm->va_lock);
+	bool ends = unit >= mm->va_units || !unit_used(mm, unit) ||
+		    (mm->va_first[unit / 64] >> (unit % 64) & 1);
+	engine_unlock(mm->arena, &mm->va_lock);
+	return ends;
 }
 
 static uint32_t units_of(const struct sublet_arena *arena, uint32_t pages)
@@ -587,14 +610,17 @@ static int addresses_take(struct sublet_mm *mm, uint64_t bytes, uint64_t align_b
 int sublet_map_aligned(struct sublet_mm *mm, uint64_t bytes, uint64_t align_bytes, uint32_t flags,
 		       void **addr)
 {
-	struct sublet_arena *arena = mm->arena;
 	uint32_t kind = flags & (SUBLET_MOVABLE | SUBLET_DISCARDABLE), vpn, pages;
+	int err = addr ? call_mm(mm) : -EINVAL;
 
+	if (err)
+		return err;
+	struct sublet_arena *arena = mm->arena;
 	if ((kind != SUBLET_MOVABLE && kind != SUBLET_DISCARDABLE) ||
 	    (flags & ~(uint32_t)(SUBLET_MOVABLE | SUBLET_DISCARDABLE | SUBLET_PLAIN_OK)) ||
 	    (kind == SUBLET_DISCARDABLE && (flags & SUBLET_PLAIN_OK)))
 		return -EINVAL;
-	int err = addresses_take(mm, bytes, align_bytes, &vpn, &pages);
+	err = addresses_take(mm, bytes, align_bytes, &vpn, &pages);
 	if (err)
 		return err;
 	for_each_block(at, count, vpn, vpn + pages) {
@@ -654,10 +680,13 @@ static bool range_is_unmappable(const struct sublet_mm *mm, uint32_t vpn, uint32
 
 int sublet_unmap(struct sublet_mm *mm, void *addr, uint64_t bytes)
 {
-	struct sublet_arena *arena = mm->arena;
 	uint32_t vpn, pages;
-	int err = sublet__mm_range(mm, addr, bytes, &vpn, &pages);
+	int err = call_mm(mm);
 
+	if (err)
+		return err;
+	struct sublet_arena *arena = mm->arena;
+	err = sublet__mm_range(mm, addr, bytes, &vpn, &pages);
 	if (err || (uintptr_t)addr % (1ull << frames_bytes_shift(arena)) ||
 	    !range_is_unmappable(mm, vpn, pages))
 		return -EINVAL;

@@ -179,6 +179,8 @@ struct sublet__platform {
 	uint32_t frame_shift;   /* log2 of the frame size in bytes: 12 or 21 */
 	uint32_t run_pages_max; /* largest run to block at once, a power of two <= SUBLET__RUN_PAGES_MAX */
 	uint32_t workers;       /* most threads that parallel() uses, the caller included */
+	/* 1 as long as the arena lives, in the process that made it; 0 in a child of fork(). NULL: there are none. */
+	const uint32_t *here;
 };
 
 /* One address space, as announced to sublet__mm_create. */

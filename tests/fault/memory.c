@@ -71,7 +71,7 @@ static void created(struct world *w)
 	memset(memory, 1, SUBLET_MIB);
 	must(!sublet_claim(other.arena, SUBLET_MIB, NULL, &other.claim));
 	must(!sublet_release(other.arena, &other.claim));
-	sublet_arena_destroy(w->arena2);
+	must(!sublet_arena_destroy(w->arena2));
 }
 
 static int mm_add(struct world *w)
@@ -114,7 +114,7 @@ static void other_arena(struct world *w)
 
 static int destroy(struct world *w)
 {
-	sublet_arena_destroy(w->arena2);
+	must(!sublet_arena_destroy(w->arena2));
 	return 0;
 }
 

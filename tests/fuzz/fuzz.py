@@ -29,7 +29,8 @@ TARGETS = {
     "server": (["src/control/connection.c", "src/control/owner.c", "src/control/wire.c", "src/control/server.c",
                 "src/control/instance.c"],
                ["-Wl,--wrap=sublet__wire_send", "-Wl,--wrap=nanosleep", "-lpthread"]),
-    "client": (["src/control/instance.c", "src/control/owner.c", "src/control/wire.c"], []),
+    "client": (["src/control/instance.c", "src/control/owner.c", "src/control/wire.c", "src/core/struct.c",
+                "src/linux/here.c"], []),
 }
 
 

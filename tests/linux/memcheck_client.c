@@ -186,6 +186,6 @@ int main(int argc, char **argv)
 		must(!sublet_unlock(mm, heap, BYTES));
 	if (strcmp(mode, "clean") && strcmp(mode, "done"))
 		sink = heap[4100];
-	sublet_arena_destroy(arena);
+	must(!sublet_arena_destroy(arena));
 	return 0;
 }

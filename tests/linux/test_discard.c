@@ -85,7 +85,7 @@ static void test_pieces(void **unused)
 			for (uint64_t i = 0; i < some; i += 511)
 				assert_int_equal(cache[at + i], kept ? 'c' : 0);
 		}
-		sublet_arena_destroy(arena);
+		assert_int_equal(sublet_arena_destroy(arena), 0);
 	}
 }
 
@@ -107,7 +107,7 @@ static void test_what_is_kept(void **unused)
 	assert_int_equal(sublet_unpin(&pin), 0);
 	assert_int_equal(sublet_unlock(mm, cache, CACHE), SUBLET_UNLOCKED);
 	assert_int_equal(discardable(), CACHE);
-	sublet_arena_destroy(arena);
+	assert_int_equal(sublet_arena_destroy(arena), 0);
 
 	/* So many pieces take more kernel mappings than may be used. */
 	uint64_t kept = 0;
@@ -121,7 +121,7 @@ static void test_what_is_kept(void **unused)
 	}
 	assert_in_range(kept, 1, CACHE / UNIT / 2 - 10);
 	assert_int_equal(discardable(), CACHE / 2 - kept * UNIT);
-	sublet_arena_destroy(arena);
+	assert_int_equal(sublet_arena_destroy(arena), 0);
 }
 
 static atomic_bool stop;
@@ -175,7 +175,7 @@ static void test_cache_under_claims(void **unused)
 	pthread_join(thread, NULL);
 	print_message("%u times a slot had been dropped\n", lost);
 	assert_true(lost);
-	sublet_arena_destroy(arena);
+	assert_int_equal(sublet_arena_destroy(arena), 0);
 }
 
 int main(void)

@@ -144,6 +144,19 @@ static void discard_parts(void **unused)
 	assert_int_equal(stats_of(&f).area_discardable_bytes, 0);
 	assert_int_equal(sublet_unlock(f.engine_mm[0], at + 1, 2 * UNIT), SUBLET_UNLOCKED);
 	assert_int_equal(stats_of(&f).area_discardable_bytes, UNIT);
+	/* A mapping's own size is all of it, though it is no number of pages, whatever is mapped behind it. */
+	for (uint32_t bytes = 4097; bytes < 40 * PAGE; bytes += 4099) {
+		void *small[3];
+		for (uint32_t i = 0; i < 3; i++)
+			assert_int_equal(sublet_map(f.engine_mm[0], bytes, SUBLET_DISCARDABLE, &small[i]), 0);
+		uint64_t before = stats_of(&f).area_discardable_bytes;
+		for (uint32_t i = 0; i < 3; i++)
+			assert_int_equal(sublet_unlock(f.engine_mm[0], small[i], bytes), SUBLET_UNLOCKED);
+		assert_int_equal(stats_of(&f).area_discardable_bytes - before,
+				 3 * ((bytes + PAGE - 1) / PAGE) * PAGE);
+		for (uint32_t i = 0; i < 3; i++)
+			assert_int_equal(sublet_unmap(f.engine_mm[0], small[(i + 1) % 3], bytes), 0);
+	}
 	assert_int_equal(unlock_range(&f, vpn + 1000, 1), -EINVAL);
 	assert_int_equal(lock_range(&f, vpn, 65), -EINVAL);
 	uint32_t movable = map_pages(&f, 16, SUBLET_MOVABLE);
