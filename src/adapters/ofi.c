@@ -203,7 +203,7 @@ int sublet_ofi_watch(struct sublet_ofi *ofi, struct sublet_mm *mm, const void *a
 {
 	uint64_t first = (uintptr_t)addr;
 
-	if (!ofi || !watch || first + bytes <= first)
+	if (!ofi || !mm || !watch || first + bytes <= first)
 		return -EINVAL;
 	struct sublet_ofi_watch *w = malloc(sizeof *w);
 	if (!w)
