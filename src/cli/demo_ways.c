@@ -398,7 +398,11 @@ int sublet__ways_run(const struct sublet__ways_options *options, struct sublet__
 	err = run(&w, options);
 	for (uint32_t way = 0; way < SUBLET__WAYS; way++)
 		sublet_device_close(w.device[way]);
-	sublet_arena_destroy(w.arena); /* claims and mappings with it */
+	for (uint32_t i = 0; i < SUBLET__WAYS_BUFFERS; i++)
+		(void)!sublet_release(w.arena,
+				      &w.buffer[SUBLET__WAY_CLAIMED][i].claim); /* -EINVAL: was never held */
+	if (sublet_arena_destroy(w.arena))                                      /* and what is mapped */
+		demo_error("the arena cannot be destroyed: something is held that was given back");
 	if (w.file >= 0)
 		close(w.file);
 	for (uint32_t way = 0; way < SUBLET__WAYS; way++) {

@@ -93,6 +93,13 @@ void sublet__linux_lock_future(bool locks);
 bool sublet__linux_in_child(struct sublet_arena *arena);
 
 /*
+ * A word that is 1 here, and 0 in every child that this process forks, by whatever call: the kernel clears it there. It has a
+ * page of its own. -errno of the mapping
+ */
+int sublet__here_open(uint32_t **here);
+void sublet__here_close(uint32_t *here);
+
+/*
  * Move a new descriptor of ours out of the low numbers: programs choose those by number, and daemons
  * close everything from 3 on. Returns the number to use from here on, close-on-exec; the same one
  * where there is no higher, or fd is negative.

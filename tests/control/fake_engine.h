@@ -10,6 +10,7 @@
 #ifndef SUBLET_TESTS_FAKE_ENGINE_H
 #define SUBLET_TESTS_FAKE_ENGINE_H
 
+#include "core/arena.h"
 #include "linux/linux.h"
 
 #include <sublet/bo.h>
@@ -251,8 +252,13 @@ static inline int fake_crowded(struct sublet_claim *claim)
 	return -EBUSY;
 }
 
-int sublet_claim(struct sublet_arena *arena, uint64_t bytes, const struct sublet_claim_options *options,
-		 struct sublet_claim *claim)
+int sublet__arena_call(const struct sublet_arena *arena)
+{
+	return arena ? 0 : -EINVAL;
+}
+
+int sublet__claim_for_guest(struct sublet_arena *arena, uint64_t bytes,
+			    const struct sublet_claim_options *options, struct sublet_claim *claim)
 {
 	arena->claims++;
 	arena->last_deadline_ns = options->deadline_ns;

@@ -31,7 +31,8 @@ TARGETS = {
                 "src/control/instance.c", "src/linux/cgroup.c", "src/linux/confine.c", "src/linux/helper.c",
                 "src/linux/proc.c", "src/linux/thread.c", "src/linux/thread_memory.c", "src/linux/wait.c"],
                ["-Wl,--wrap=sublet__wire_send", "-Wl,--wrap=nanosleep", "-lpthread"]),
-    "client": (["src/control/instance.c", "src/control/owner.c", "src/control/wire.c"], []),
+    "client": (["src/control/instance.c", "src/control/owner.c", "src/control/wire.c", "src/core/struct.c",
+                "src/linux/here.c"], []),
 }
 
 
