@@ -200,8 +200,7 @@ static int start_helper(const struct sublet__settings *s)
 
 	if (err != 0) {
 		sublet__bridge_say("cannot start the helper process of %s: %s", s->name,
-				   err == -EAGAIN ? "there are too many processes (RLIMIT_NPROC, pids.max)"
-						  : strerror(-err));
+				   why_no_arena(err, s, why));
 		return err;
 	}
 	err = sublet__helper_call(create_and_serve, &creation);
@@ -211,9 +210,8 @@ static int start_helper(const struct sublet__settings *s)
 	}
 	err = sublet__helper_confine();
 	if (err != 0)
-		sublet__bridge_say("cannot confine the helper process of %s: %s", s->name,
-				   err == -EAGAIN ? "there are too many processes (RLIMIT_NPROC, pids.max)"
-						  : strerror(-err));
+		sublet__bridge_say("cannot start the tasks of the helper process of %s: %s", s->name,
+				   why_no_arena(err, s, why));
 	return err;
 }
 
