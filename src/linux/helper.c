@@ -17,8 +17,10 @@
  * When does it end? With the program: at exit, at a signal's, at exec. Nothing signals exec to another process. But the
  * kernel clears the word of set_tid_address when the main thread leaves its address space, by exec or by its end, if
  * somebody else uses that address space, and wakes a futex there; libc has one for the main thread. The helper's first
- * task waits on it. A main thread that ended alone (pthread_exit) looks the same: then the pidfd of the program tells
- * whether it lives, and kcmp whether its address space still is this one.
+ * task waits on it. The kernel wakes one waiter, which may be the wrong one: somebody may join the main thread. So the task
+ * passes the wake on. A main thread that ended alone (pthread_exit) looks the same: then the pidfd of the program tells
+ * whether it lives, and kcmp whether its address space still is this one. A main thread that has ended has none, which
+ * /proc/PID/statm says; where there is no /proc, the helper ends with the main thread.
  *
  * How does a thread of the program have something done by a task? By an order: one slot, two futex words, and the same
  * calls that any lock of libc makes. The first task takes orders and never takes a lock of the engine, so a caller
@@ -93,7 +95,8 @@ static struct {
 	sublet__a32 own_word; /* instead, where libc's cannot be found */
 	pid_t program_pid;
 	struct sublet__thread_memory memory; /* of the first task */
-	int program_pidfd;                   /* in the helper's table, like stderr_fd */
+	int program_pidfd;                   /* in the helper's table, like the next one */
+	int program_statm;                   /* /proc/PID/statm; -1: there is no /proc */
 	struct sublet__order order;
 	/* The first task's own: */
 	bool is_confined;
@@ -102,7 +105,7 @@ static struct {
 	struct sublet__thread
 		*waiting; /* tasks that start when the helper has been confined, the newest first */
 	uint32_t looks;   /* after the main thread had gone */
-} helper = { .program_pidfd = -1, .unlink_dir = -1 };
+} helper = { .program_pidfd = -1, .program_statm = -1, .unlink_dir = -1 };
 
 static __thread bool is_task __attribute__((tls_model("initial-exec")));
 static __thread struct sublet__order *doing __attribute__((tls_model("initial-exec")));
@@ -139,10 +142,20 @@ static bool program_has_ended(void)
 	return helper.program_pidfd >= 0 && sublet__raw_poll(&p, 1, 0) > 0;
 }
 
+/* The main thread has no address space: it has ended, and did not call exec. Its pid stays the program's. */
+static bool main_thread_has_ended(void)
+{
+	char first = 0;
+
+	return sublet__raw_pread(helper.program_statm, &first, 1, 0) == 1 && first == '0';
+}
+
 /* Whether the program still runs in this address space. The main thread has left it. */
 static bool program_is_here(void)
 {
-	return !program_has_ended() &&
+	if (program_has_ended())
+		return false;
+	return main_thread_has_ended() ||
 	       syscall(SYS_kcmp, helper.program_pid, syscall(SYS_getpid), KCMP_VM, 0, 0) == 0;
 }
 
@@ -165,6 +178,9 @@ static uint64_t look_after_program(void)
 	}
 	if (!program_is_here())
 		end();
+	/* For a thread that joins the main thread. */
+	if (!helper.looks)
+		(void)syscall(SYS_futex, helper.alive, FUTEX_WAKE, INT_MAX, NULL, NULL, 0);
 	/* An exec clears the word before it changes the address space. */
 	return helper.looks++ < CLOSELY_TIMES ? LOOK_CLOSELY_NS : LOOK_GONE_NS;
 }
@@ -187,14 +203,23 @@ static void wait_for_both(uint32_t bell, uint64_t ns)
 		sublet__futex_wait(&helper.order.bell, bell, ns < LOOK_OLD_NS ? ns : LOOK_OLD_NS);
 }
 
+static void close_between(int first, int last)
+{
+	if (first <= last)
+		(void)syscall(SYS_close_range, (unsigned int)first, (unsigned int)last, 0);
+}
+
 /* Standard error is kept under its number where nobody waits for its end. */
 static void descriptors_close(void)
 {
 	struct stat st;
 	bool keep = !fstat(STDERR_FILENO, &st) && (S_ISREG(st.st_mode) || S_ISCHR(st.st_mode));
+	int first = STDERR_FILENO + keep, statm = helper.program_statm;
 
-	(void)syscall(SYS_close_range, 0u, (unsigned int)STDERR_FILENO - 1, 0);
-	(void)syscall(SYS_close_range, (unsigned int)STDERR_FILENO + keep, UINT_MAX, 0);
+	close_between(0, STDERR_FILENO - 1);
+	close_between(first, statm < first ? INT_MAX : statm - 1);
+	if (statm >= first)
+		close_between(statm + 1, INT_MAX);
 	/* The low numbers stay taken: a message must not be written into a file of the arena. */
 	long fd;
 	do
@@ -282,6 +307,16 @@ static int clone_as_orphan(void)
 	return err ? err : -WEXITSTATUS(status);
 }
 
+/* Of this process, whatever its number is where /proc comes from. Above the standard ones; -1: there is no /proc. */
+static int statm_open(void)
+{
+	int fd = sublet__raw_open(AT_FDCWD, "/proc/self/statm", O_RDONLY);
+	long high = fd < 0 ? -1 : syscall(SYS_fcntl, fd, F_DUPFD_CLOEXEC, STDERR_FILENO + 1);
+
+	sublet__raw_close(fd);
+	return (int)high;
+}
+
 int sublet__helper_start(void)
 {
 	void *word = NULL;
@@ -300,10 +335,12 @@ int sublet__helper_start(void)
 	err = sublet__thread_memory_create(&helper.memory);
 	if (err)
 		return err;
+	helper.program_statm = statm_open();
 	a32_store_release(&helper.exists, 1);
 	sublet__signals_block();
 	err = is_reaper() ? -clone_first(NULL) : clone_as_orphan();
 	sublet__signals_unblock();
+	sublet__raw_close(helper.program_statm); /* of this table; the helper has its own */
 	if (err) {
 		a32_store_release(&helper.exists, 0);
 		sublet__thread_memory_destroy(helper.memory.map);
