@@ -66,7 +66,10 @@ enum sublet__owner sublet__bridge_state(void)
 	/* Relaxed: nobody writes it while this address space has threads. */
 	if (!atomic_load_explicit(sublet__bridge.is_here, memory_order_relaxed))
 		return SUBLET__OWNER_UNKNOWN;
-	return sublet__helper_is_gone() ? SUBLET__OWNER_STUCK : SUBLET__OWNER_LENT;
+	if (!sublet__helper_is_gone())
+		return SUBLET__OWNER_LENT;
+	sublet__engine_say_gone();
+	return SUBLET__OWNER_STUCK;
 }
 
 enum sublet__owner sublet__bridge_owner(const void *addr, size_t bytes)
@@ -286,6 +289,14 @@ __attribute__((constructor)) static void bridge_constructor(void)
 	if (sublet__settings_preloads("/vgpreload_")) {
 		sublet__bridge_say("%s runs under valgrind, and on its own heap",
 				   program_invocation_short_name);
+		sublet__settings_forget(&settings);
+		return;
+	}
+	if (!sublet__helper_is_possible()) {
+		sublet__bridge_say(
+			"%s runs in ordinary memory: its children are to be in another pid namespace "
+			"(unshare --pid without --fork)",
+			program_invocation_short_name);
 		sublet__settings_forget(&settings);
 		return;
 	}

@@ -77,6 +77,8 @@ int sublet__engine_unmap(void *addr, size_t bytes);
 /* True: sublet__linux_fork_again is wanted. */
 bool sublet__engine_note_protected(const void *addr, size_t bytes, bool is_protected);
 void sublet__engine_note_locked(const void *addr, size_t bytes, bool is_locked);
+/* That the helper process has ended, on stderr, the first time. */
+void sublet__engine_say_gone(void);
 
 /* real.c: look up what the interposers stand in front of; before, they make plain system calls. */
 void sublet__real_resolve(void);

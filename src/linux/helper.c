@@ -268,6 +268,17 @@ static int first_task(void *arg)
 
 /* ---- start ---- */
 
+bool sublet__helper_is_possible(void)
+{
+	char own[64], of_children[64];
+	long n = syscall(SYS_readlinkat, AT_FDCWD, "/proc/self/ns/pid", own, sizeof own);
+
+	/* Without /proc it is not known, and rare. A namespace without an init yet has no name. */
+	return n <= 0 || (syscall(SYS_readlinkat, AT_FDCWD, "/proc/self/ns/pid_for_children", of_children,
+				  sizeof of_children) == n &&
+			  !memcmp(own, of_children, (size_t)n));
+}
+
 /* With every signal blocked, which the helper inherits. */
 static int clone_first(void *arg)
 {

@@ -175,29 +175,6 @@ static struct sock_filter minimal[] = {
 	ALL(SECCOMP_RET_KILL_PROCESS),
 };
 
-/* The same, for a program that handles signals. */
-static struct sock_filter signals[] = {
-	LOAD_NUMBER,
-	ALLOW(SYS_mmap),
-	ALLOW(SYS_munmap),
-	ALLOW(SYS_mremap),
-	ALLOW(SYS_madvise),
-	ALLOW(SYS_mprotect),
-	ALLOW(SYS_brk),
-	ALLOW(SYS_futex),
-	ALLOW(SYS_write),
-	ALLOW(SYS_exit),
-	ALLOW(SYS_exit_group),
-	ALLOW(SYS_clock_gettime),
-	ALLOW(SYS_nanosleep),
-	ALLOW(SYS_clock_nanosleep),
-	ALLOW(SYS_sched_yield),
-	ALLOW(SYS_rt_sigreturn),
-	ALLOW(SYS_gettid),
-	ALLOW(SYS_rt_sigprocmask),
-	ALL(SECCOMP_RET_KILL_PROCESS),
-};
-
 static const struct {
 	const char *name;
 	struct sock_fprog program;
@@ -205,7 +182,6 @@ static const struct {
 	{ "resource", { sizeof resource / sizeof *resource, resource } },
 	{ "files", { sizeof files / sizeof *files, files } },
 	{ "minimal", { sizeof minimal / sizeof *minimal, minimal } },
-	{ "signals", { sizeof signals / sizeof *signals, signals } },
 };
 
 static const struct sock_fprog *filter_named(const char *name)
