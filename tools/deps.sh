@@ -18,7 +18,7 @@ set -eu
 build="gcc libc6-dev make meson ninja-build pkg-config python3 libjemalloc-dev libjemalloc2 libseccomp-dev
 	liburing-dev libcjson-dev libcmocka-dev"
 run="redis-server redis-tools"
-test="binutils clang gdb libclang-rt-dev g++ git libcap2-bin memcached memtester openssl socat sqlite3 spin stress-ng
+test="binutils clang gdb libclang-rt-dev g++ git libcap2-bin memcached memtester openssl php-cli socat sqlite3 spin stress-ng
 	valgrind xz-utils"
 test_optional="clang-format-14 gcc-aarch64-linux-gnu gcovr libc6-dev-arm64-cross libfabric-dev libibverbs-dev libucx-dev qemu-user"
 

@@ -57,8 +57,10 @@ struct sublet_pin {
  * moves what lies in an area, and waits up to a second for short pins in its way. Where somebody unmaps memory in the same
  * 2 MiB that a device's job is on, a short pin of what is being changed there waits as long as that, but with NOWAIT:
  * up to the job's timeout.
- * owner is copied; it names the pin in sublet_pin_list, `sublet pins` and to claims that it blocks. NULL: a short
- * pin is counted but not listed, which is cheaper; a long-term one is listed as "pin".
+ * Plain memory (SUBLET_PLAIN_OK) never moves: a short pin of it succeeds, and holds no frames; it does not keep it from being
+ * unmapped or decommitted.
+ * owner is copied, up to 31 bytes; it names the pin in sublet_pin_list, `sublet pins` and to claims that it blocks. NULL: a
+ * short pin is counted but not listed, which is cheaper; a long-term one is listed as "pin".
  * May be called from any thread; not from a signal handler, nor from a notifier's callback if LONGTERM; there with NOWAIT.
  *
  * -EINVAL  the range wraps, is empty, is not of this mm, or flags make no sense
@@ -71,7 +73,9 @@ struct sublet_pin {
  *          with a userfaultfd)
  * -ENOMEM  LONGTERM: over the limit of the mm (see the two members of *pin), or the normal zone is full
  * -EAGAIN  NOWAIT, and the range is being moved, or pins are held off, or LONGTERM would have to wait
- * -ENOSPC  LONGTERM: more pins at once than can be listed (65,536 in an arena)
+ * -ENOSPC  LONGTERM: more pins at once than can be listed (65,536 in an arena). A short pin with an owner tag is held all
+ *          the same, and is not listed then
+ * -EOPNOTSUPP  LONGTERM: under valgrind memory does not move, and this lies in the area
  */
 SUBLET_API SUBLET_NODISCARD int sublet_pin(struct sublet_mm *mm, const void *addr, uint64_t bytes,
 					   uint32_t flags, const char *owner, struct sublet_pin *pin);
@@ -95,7 +99,7 @@ SUBLET_API SUBLET_NODISCARD int sublet_pin_extents(const struct sublet_pin *pin,
 
 /*
  * Limit of all long-term pins of the mm together, rounded down to frames; 0: none at all. Until it is called the limit is
- * half of the normal zone. Pins that are held already stay.
+ * half of the normal zone. Pins that are held already stay, and above the limit.
  */
 SUBLET_API void sublet_pin_limit(struct sublet_mm *mm, uint64_t bytes);
 

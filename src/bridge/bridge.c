@@ -5,7 +5,7 @@
  * `sublet run` preloads this library, and libjemalloc behind it. The constructor below runs before
  * main() in the process that the settings name (settings.c), and in no other:
  *
- *   1. looks up what the interposers stand in front of (real.c);
+ *   1. looks up what the interposers stand in front of (real.c), and leads here what would go past them (redirect.c);
  *   2. starts the helper process, which has all descriptors and threads (linux/helper.h);
  *   3. has it create an arena and serve it on the control socket, and confines it;
  *   4. sets jemalloc's extent hooks (hooks.c): from here on malloc's memory is lent.
@@ -24,6 +24,7 @@
 
 #include "control/instance.h"
 #include "linux/helper.h"
+#include "linux/limit.h"
 #include "linux/linux.h"
 
 #include <errno.h>
@@ -33,14 +34,13 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
-#include <sys/resource.h>
 #include <unistd.h>
 
 struct sublet__bridge sublet__bridge;
 
 void sublet__bridge_say(const char *format, ...)
 {
-	char line[512] = "sublet: ";
+	char line[640] = "sublet: ";
 	size_t used = strlen(line);
 	va_list list;
 	int more;
@@ -104,25 +104,31 @@ static int mark_address_space(void)
 	return 0;
 }
 
-static const char *why_no_arena(int err)
+static struct sublet_arena_options options_of(const struct sublet__settings *s)
 {
-	struct rlimit limit;
+	return (struct sublet_arena_options){
+		SUBLET_OPTIONS(sublet_arena_options),
+		.area_bytes = s->area_bytes,
+		.normal_bytes = s->normal_bytes,
+		.backing = s->backing,
+		.technique = s->technique,
+	};
+}
 
+/* The end of a line: what refused it, and what to do. */
+static const char *why_no_arena(int err, const struct sublet__settings *s,
+				char text[SUBLET__LIMIT_TEXT_BYTES])
+{
+	const struct sublet_arena_options options = options_of(s);
+
+	if (sublet__limit_explain(err, &options, text))
+		return text;
 	switch (err) {
 	case -EPERM:
 		return "no userfaultfd permission; `sublet doctor` says what to do";
 	case -ENOMEM:
-		if (getrlimit(RLIMIT_AS, &limit) == 0 && limit.rlim_cur != RLIM_INFINITY)
-			return "memory or addresses are not to be had, and the limit of addresses "
-			       "(RLIMIT_AS) may be "
-			       "the reason; lift it with `ulimit -v unlimited`, or try a smaller --area";
 		return "the memory for it is not to be had; try a smaller --area (`sublet doctor` shows how "
 		       "much there is)";
-	case -EFBIG:
-		return "the limit of file sizes (RLIMIT_FSIZE) is below that; lift it with `ulimit -f "
-		       "unlimited`";
-	case -EMFILE:
-		return "there are too few descriptors for it (RLIMIT_NOFILE); allow more with `ulimit -n 64`";
 	case -EOPNOTSUPP:
 		return "this kernel lacks the --backing or --technique asked for; `sublet doctor` shows what "
 		       "there is";
@@ -140,11 +146,7 @@ struct creation {
 static int create_arena(struct creation *c)
 {
 	struct sublet_arena_info info = { SUBLET_OPTIONS(sublet_arena_info) };
-	const struct sublet_arena_options options = {
-		SUBLET_OPTIONS(sublet_arena_options),      .area_bytes = c->settings->area_bytes,
-		.normal_bytes = c->settings->normal_bytes, .backing = c->settings->backing,
-		.technique = c->settings->technique,
-	};
+	const struct sublet_arena_options options = options_of(c->settings);
 	int err = sublet_arena_create(&options, &sublet__bridge.arena);
 
 	if (err != 0)
@@ -166,13 +168,16 @@ static int create_and_serve(void *arg)
 }
 
 /* Its directory is what the environment chooses, and the usual reason is that it is somebody else's. */
-static void say_no_socket(const char *name, int err)
+static void say_no_socket(const struct sublet__settings *s, int err)
 {
+	const char *name = s->name;
+	char why[SUBLET__LIMIT_TEXT_BYTES];
 	const char *chosen = getenv("XDG_RUNTIME_DIR");
 	char dir[SUBLET__DIR_BYTES];
 
-	if (err == -EMFILE)
-		sublet__bridge_say("cannot serve %s on its control socket: %s", name, why_no_arena(err));
+	if (err == -EMFILE || err == -EAGAIN || err == -ENOMEM)
+		sublet__bridge_say("cannot serve %s on its control socket: %s", name,
+				   why_no_arena(err, s, why));
 	else if (sublet__instance_dir_path(dir) != 0)
 		sublet__bridge_say(
 			"cannot serve %s on its control socket: the path in XDG_RUNTIME_DIR is too "
@@ -189,24 +194,34 @@ static void say_no_socket(const char *name, int err)
 
 static void say_no_arena(const struct creation *c, int err)
 {
+	char why[SUBLET__LIMIT_TEXT_BYTES];
+
 	if (c->has_arena)
-		say_no_socket(c->settings->name, err);
+		say_no_socket(c->settings, err);
 	else
 		sublet__bridge_say("cannot create an area of %llu MiB: %s",
 				   (unsigned long long)(c->settings->area_bytes / SUBLET_MIB),
-				   why_no_arena(err));
+				   why_no_arena(err, c->settings, why));
 }
 
 /* The helper process, and in it the arena and its server. It lives as long as the program, or until it is stopped. */
 static int start_helper(const struct sublet__settings *s)
 {
+	const struct sublet_arena_options options = options_of(s);
 	struct creation creation = { .settings = s };
-	int err = sublet__helper_start();
+	char why[SUBLET__LIMIT_TEXT_BYTES];
+	int err;
+
+	/* Asked first, and here, where the limits are the program's: an arena that just fits would leave malloc nothing. */
+	if (sublet__limit_explain(-ENOMEM, &options, why)) {
+		say_no_arena(&creation, -ENOMEM);
+		return -ENOMEM;
+	}
+	err = sublet__helper_start();
 
 	if (err != 0) {
 		sublet__bridge_say("cannot start the helper process of %s: %s", s->name,
-				   err == -EAGAIN ? "there are too many processes (RLIMIT_NPROC, pids.max)"
-						  : strerror(-err));
+				   why_no_arena(err, s, why));
 		return err;
 	}
 	err = sublet__helper_call(create_and_serve, &creation);
@@ -216,9 +231,8 @@ static int start_helper(const struct sublet__settings *s)
 	}
 	err = sublet__helper_confine();
 	if (err != 0)
-		sublet__bridge_say("cannot confine the helper process of %s: %s", s->name,
-				   err == -EAGAIN ? "there are too many processes (RLIMIT_NPROC, pids.max)"
-						  : strerror(-err));
+		sublet__bridge_say("cannot start the tasks of the helper process of %s: %s", s->name,
+				   why_no_arena(err, s, why));
 	return err;
 }
 
@@ -240,7 +254,7 @@ static int start_lending(const struct sublet__settings *s)
 
 static int start(const struct sublet__settings *s)
 {
-	int err = sublet__hooks_find();
+	int err = sublet__hooks_find(), past;
 
 	if (err != 0) {
 		sublet__bridge_say(
@@ -249,6 +263,11 @@ static int start(const struct sublet__settings *s)
 				       : "its jemalloc is not version 5");
 		return err;
 	}
+	past = sublet__redirect_install();
+	if (past != 0) /* most programs never make such a call */
+		sublet__bridge_say("libc's symbol tables cannot be changed (%s): plugins of %s that use "
+				   "RTLD_DEEPBIND may abort it",
+				   strerror(-past), s->name);
 	sublet__bridge.pid = getpid();
 	sublet__bridge.settings = *s;
 	/* before the arena's own: children run them in this order */

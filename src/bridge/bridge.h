@@ -6,6 +6,8 @@
 #include "bridge/settings.h"
 #include "core/arena.h"
 
+#include <sublet/pin.h>
+
 #include <stdatomic.h>
 #include <sys/types.h>
 
@@ -56,6 +58,9 @@ void sublet__sticky_add(const void *addr, size_t bytes);
 bool sublet__sticky_unprotect(const void *addr, size_t bytes);
 void sublet__sticky_forget(const void *addr, size_t bytes);
 
+/* lockall.c: note what malloc and the arena have mapped by now; the end of the constructor's work. */
+void sublet__lockall_prepare(void);
+
 /*
  * futex.c: a word of lent memory that the kernel wakes by itself, as process-shared. False: there are too many.
  * forget: malloc gives the memory back.
@@ -76,9 +81,15 @@ int sublet__engine_decommit(void *addr, size_t bytes);
 int sublet__engine_unmap(void *addr, size_t bytes);
 /* True: sublet__linux_fork_again is wanted. */
 bool sublet__engine_note_protected(const void *addr, size_t bytes, bool is_protected);
+/* A short pin for a read or write of the memory. -EBUSY: a child of fork() shares it. Others as sublet_pin. */
+int sublet__engine_pin(const void *addr, size_t bytes, bool write, struct sublet_pin *pin);
+void sublet__engine_unpin(struct sublet_pin *pin);
 void sublet__engine_note_locked(const void *addr, size_t bytes, bool is_locked);
 /* That the helper process has ended, on stderr, the first time. */
 void sublet__engine_say_gone(void);
+
+/* memfile.c: look up what stands behind it. */
+void sublet__memfile_resolve(void);
 
 /* real.c: look up what the interposers stand in front of; before, they make plain system calls. */
 void sublet__real_resolve(void);
@@ -91,8 +102,25 @@ void *sublet__real_find(_Atomic(void *) *slot, const char *name);
 		(__typeof__(&name))sublet__real_find(&slot_, #name); \
 	}))
 
+/*
+ * redirect.c: what is looked up in libc's own symbol tables leads here as well. -ENOENT: the bridge or jemalloc is
+ * not where it was; otherwise what mprotect answered. original: what a function of ours stands in front of.
+ */
+int sublet__redirect_install(void);
+void *sublet__redirect_original(void *found);
+
+/* malloc.c: whether it defines this function. */
+bool sublet__malloc_has(const char *name);
+
 /* A definition that the program shall find instead of libc's; listed in bridge.map. */
 #define SUBLET__INTERPOSER __attribute__((visibility("default")))
+/* Another name that libc has for it. */
+#if defined(__has_attribute) && __has_attribute(copy)
+#define SUBLET__ALIAS(name, of) \
+	SUBLET__INTERPOSER extern __typeof__(of) name __attribute__((alias(#of), copy(of)))
+#else
+#define SUBLET__ALIAS(name, of) SUBLET__INTERPOSER extern __typeof__(of) name __attribute__((alias(#of)))
+#endif
 
 struct sublet__real {
 	void *(*mmap)(void *addr, size_t bytes, int protection, int flags, int fd, off_t offset);

@@ -22,6 +22,7 @@ struct call {
 	size_t bytes;
 	size_t align_bytes;
 	bool flag;
+	struct sublet_pin *pin;
 	int result;
 };
 
@@ -91,6 +92,30 @@ static int do_note_locked(struct call *c)
 {
 	sublet__mm_note_locked(engine(), c->addr, c->bytes, c->flag);
 	return 0;
+}
+
+/* A child that shares the memory is not waited for: what is shared does not move. What moves now is. */
+static int do_pin(struct call *c)
+{
+	uint32_t flags = c->flag ? SUBLET_PIN_WRITE : SUBLET_PIN_READ;
+	int err = sublet_pin(engine(), c->addr, c->bytes, flags | SUBLET_PIN_NOWAIT, NULL, c->pin);
+
+	return err == -EAGAIN ? sublet_pin(engine(), c->addr, c->bytes, flags, NULL, c->pin) : err;
+}
+
+static int do_unpin(struct call *c)
+{
+	return sublet_unpin(c->pin);
+}
+
+int sublet__engine_pin(const void *addr, size_t bytes, bool write, struct sublet_pin *pin)
+{
+	return guarded(&(struct call){ do_pin, (void *)(uintptr_t)addr, bytes, .flag = write, .pin = pin });
+}
+
+void sublet__engine_unpin(struct sublet_pin *pin)
+{
+	(void)guarded(&(struct call){ do_unpin, .pin = pin });
 }
 
 int sublet__engine_reserve(size_t bytes, size_t align_bytes, void **addr)

@@ -45,6 +45,7 @@ SUBLET__INTERPOSER pid_t fork(void)
 	}
 	return real();
 }
+SUBLET__ALIAS(__fork, fork);
 
 /* Whether a child that came without handlers would share memory with us. */
 static bool is_shared(void)
@@ -90,3 +91,4 @@ SUBLET__INTERPOSER int clone(int (*fn)(void *), void *stack, int flags, void *ar
 	}
 	return real(fn, stack, flags, arg, parent_tid, tls, child_tid);
 }
+SUBLET__ALIAS(__clone, clone);

@@ -21,6 +21,9 @@
  *   futex_waitv etc.     have a flag for each address, in the program's own array: a copy is given to the kernel
  *   PI, bitset           are keyed like the rest
  *   FUTEX_FD             is gone from the kernel, and passed on as it is
+ *   the kernel writes    PI operations and wake-op change the word from within the kernel, which does not wait for a page
+ *                        that is being moved and answers EFAULT. Such a call is made again when the page is there; and a PI
+ *                        word does not move from then on, because its waiters are in the kernel for long
  *   the tid of a thread  is the one word that the kernel itself wakes, and always as process-shared: where a program
  *                        gave its own to clone(), the word stays as it is, and its memory does not move (fork.c)
  *
@@ -37,6 +40,7 @@
 #include <limits.h>
 #include <linux/futex.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -47,6 +51,12 @@
 #define CALL_FUTEX_REQUEUE 456
 #define COMMAND_LOCK_PI2   13
 #define WAITV_MAX          128
+#define TRIES              1000 /* of a call that answers EFAULT though the page was just there */
+#define PAGE_BYTES         ((uintptr_t)4096)
+
+#ifndef MADV_POPULATE_WRITE
+#define MADV_POPULATE_WRITE 23
+#endif
 
 #define KERNEL_WORDS_MAX 64u
 
@@ -132,6 +142,42 @@ static long refused(int error)
 	return -1;
 }
 
+/* ---- words that the kernel writes ---- */
+
+static bool is_pi(long command)
+{
+	return command == FUTEX_LOCK_PI || command == COMMAND_LOCK_PI2 || command == FUTEX_TRYLOCK_PI ||
+	       command == FUTEX_UNLOCK_PI || command == FUTEX_WAIT_REQUEUE_PI ||
+	       command == FUTEX_CMP_REQUEUE_PI;
+}
+
+/* After an EFAULT: wait until the program could write the word. False: it is not lent, or never will be there. */
+static bool settle(long word, bool keep)
+{
+	void *addr = (void *)(uintptr_t)word, *page = (void *)((uintptr_t)word & ~(PAGE_BYTES - 1));
+
+	if (sublet__bridge_owner(addr, sizeof(uint32_t)) != SUBLET__OWNER_LENT)
+		return false;
+	if (keep)
+		sublet__sticky_add(addr, sizeof(uint32_t));
+	/* Of all ways to touch a page this one gives an error, and no signal, where the program may not write. */
+	return sublet__real.madvise(page, PAGE_BYTES, MADV_POPULATE_WRITE) == 0;
+}
+
+static long futex_call(long addr, long op, long val, long timeout, long addr2, long val3)
+{
+	long command = op & FUTEX_CMD_MASK, result;
+	bool pi = is_pi(command);
+
+	for (int tries = 0;; tries++) {
+		result = sublet__real.syscall(SYS_futex, addr, op, val, timeout, addr2, val3);
+		if (result != -1 || errno != EFAULT || !(pi || command == FUTEX_WAKE_OP) || tries == TRIES)
+			return result;
+		if (!settle(addr, pi) && !(has_two(command) && settle(addr2, pi)))
+			return refused(EFAULT);
+	}
+}
+
 /* Two addresses that need different flags: two calls, or one that needs no second address. */
 static long futex_mixed(long addr, long op, long val, long val2, long addr2, long val3)
 {
@@ -167,13 +213,12 @@ static long futex(long addr, long op, long val, long timeout, long addr2, long v
 	bool first, second;
 
 	if ((op & FUTEX_PRIVATE_FLAG) != 0)
-		return sublet__real.syscall(SYS_futex, addr, op, val, timeout, addr2, val3);
+		return futex_call(addr, op, val, timeout, addr2, val3);
 	first = becomes_private((uint64_t)addr);
 	second = two ? becomes_private((uint64_t)addr2) : first;
 	if (first != second)
 		return futex_mixed(addr, op, val, timeout, addr2, val3);
-	return sublet__real.syscall(SYS_futex, addr, first ? op | FUTEX_PRIVATE_FLAG : op, val, timeout,
-				    addr2, val3);
+	return futex_call(addr, first ? op | FUTEX_PRIVATE_FLAG : op, val, timeout, addr2, val3);
 }
 
 /* The calls that take an array: a copy of it where a flag is to be added. Else the program's own. */
@@ -193,9 +238,24 @@ static long futex_vector(long number, long array, long count, long b, long c, lo
 	return sublet__real.syscall(number, changed ? (long)copy : array, b, c, d, e, 0);
 }
 
+/*
+ * The kernel clears the tid from within the dying thread, and wakes it as process-shared: as with clone() (fork.c). Where
+ * there is no room for one more such word, the call goes on: the wake may come too late, after a move.
+ */
+static long set_tid_address(long word)
+{
+	void *addr = (void *)(uintptr_t)word;
+
+	if (sublet__bridge_owner(addr, sizeof(uint32_t)) == SUBLET__OWNER_LENT) {
+		sublet__sticky_add(addr, sizeof(uint32_t));
+		(void)sublet__futex_kernel_wakes(addr);
+	}
+	return sublet__real.syscall(SYS_set_tid_address, word, 0, 0, 0, 0, 0);
+}
+
 static bool is_futex(long number)
 {
-	return number == SYS_futex || number == CALL_FUTEX_WAITV ||
+	return number == SYS_futex || number == SYS_set_tid_address || number == CALL_FUTEX_WAITV ||
 	       (number >= CALL_FUTEX_WAKE && number <= CALL_FUTEX_REQUEUE);
 }
 
@@ -205,6 +265,8 @@ __attribute__((noinline)) static long any_futex(long number, long a, long b, lon
 	switch (number) {
 	case SYS_futex:
 		return futex(a, b, c, d, e, f);
+	case SYS_set_tid_address:
+		return set_tid_address(a);
 	case CALL_FUTEX_WAITV: /* programs ask with nothing whether it is there */
 		if (a == 0 || b < 1 || b > WAITV_MAX)
 			break;

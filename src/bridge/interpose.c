@@ -14,8 +14,9 @@
  *                                  EINVAL: fork() is the bridge's business
  *   mprotect, pkey_mprotect        set; a range that is not plainly readable and writable does not move;
  *                                  once it is it may again, but for what is to stay (sticky.c)
- *   mlock, mlock2, mlockall        locked, and locked again after each move
- *   munmap, mremap, mmap FIXED     EINVAL: those addresses belong to malloc
+ *   mlock, mlock2                  locked, and locked again after each move; mlockall: lockall.c
+ *   munmap, mremap, mmap FIXED, remap_file_pages, shmat REMAP
+ *                                  EINVAL: those addresses belong to malloc
  *
  * Anything that does not touch lent memory goes on unchanged. In a child of fork() the memory is an
  * ordinary private mapping of a file; there only DONTNEED and its kin need help, because the kernel
@@ -29,6 +30,7 @@
 #include <stdarg.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/shm.h>
 
 /* Newer than the headers this may be built with. */
 #ifndef MADV_POPULATE_WRITE
@@ -193,31 +195,6 @@ SUBLET__INTERPOSER int munlock(const void *addr, size_t bytes)
 	return sublet__real.munlock(addr, bytes);
 }
 
-static void note_all_locked(bool locked)
-{
-	uintptr_t low = atomic_load_explicit(&sublet__bridge.low, memory_order_relaxed);
-	uintptr_t high = atomic_load_explicit(&sublet__bridge.high, memory_order_relaxed);
-
-	if (low < high && sublet__bridge_state() == SUBLET__OWNER_LENT)
-		sublet__engine_note_locked((void *)low, high - low, locked);
-}
-
-/* What is mapped later under MCL_FUTURE, moved ranges included, the kernel locks by itself. */
-SUBLET__INTERPOSER int mlockall(int flags)
-{
-	int err = sublet__real.mlockall(flags);
-
-	if (err == 0 && (flags & MCL_CURRENT) != 0)
-		note_all_locked(true);
-	return err;
-}
-
-SUBLET__INTERPOSER int munlockall(void)
-{
-	note_all_locked(false);
-	return sublet__real.munlockall();
-}
-
 /* ---- mapping: malloc's addresses are not the program's to map ---- */
 
 /* In a child it may, as far as the kernel is concerned: the memory is its own. */
@@ -261,4 +238,23 @@ SUBLET__INTERPOSER void *mremap(void *addr, size_t bytes, size_t new_bytes, int 
 	if (is_refused(addr, bytes) || ((flags & MREMAP_FIXED) != 0 && is_refused(new_addr, new_bytes)))
 		return MAP_FAILED;
 	return sublet__real.mremap(addr, bytes, new_bytes, flags, new_addr);
+}
+
+/* On ordinary memory it is an error; on a shared mapping it would exchange the program's pages. */
+SUBLET__INTERPOSER int remap_file_pages(void *addr, size_t bytes, int protection, size_t page, int flags)
+{
+	if (is_refused(addr, bytes))
+		return -1;
+	return SUBLET__REAL(remap_file_pages)(addr, bytes, protection, page, flags);
+}
+
+SUBLET__INTERPOSER void *shmat(int segment, const void *addr, int flags)
+{
+	struct shmid_ds info;
+
+	/* SHM_RND moves the start down to a page. */
+	if ((flags & SHM_REMAP) != 0 && addr != NULL && shmctl(segment, IPC_STAT, &info) == 0 &&
+	    is_refused((const void *)((uintptr_t)addr & ~(PAGE_BYTES - 1)), info.shm_segsz))
+		return (void *)-1;
+	return SUBLET__REAL(shmat)(segment, addr, flags);
 }

@@ -132,7 +132,7 @@ void *sublet__real_find(_Atomic(void *) *slot, const char *name)
 	void *found = atomic_load_explicit(slot, memory_order_relaxed); /* the same value whoever stores it */
 
 	if (found == NULL) {
-		found = dlsym(RTLD_NEXT, name);
+		found = sublet__redirect_original(dlsym(RTLD_NEXT, name));
 		atomic_store_explicit(slot, found, memory_order_relaxed);
 	}
 	return found;
@@ -171,4 +171,5 @@ void sublet__real_resolve(void)
 	RESOLVE(mlockall);
 	RESOLVE(munlockall);
 	resolve_syscall();
+	sublet__memfile_resolve();
 }

@@ -114,19 +114,27 @@ static void forget_preload(const struct sublet__settings *settings)
 		remove_variable("LD_PRELOAD");
 }
 
+/* Whether `text` ends with `end`, which is cut off then. */
+static bool cut_end(char *text, const char *end)
+{
+	size_t length = strlen(text), mine = strlen(end);
+
+	if (length < mine || strcmp(text + length - mine, end) != 0)
+		return false;
+	length -= mine;
+	if (length > 0 && text[length - 1] == ',')
+		length--;
+	text[length] = '\0';
+	return true;
+}
+
 static void forget_malloc_conf(void)
 {
 	char *conf = value_of("MALLOC_CONF");
-	size_t mine = sizeof(SUBLET__MALLOC_CONF) - 1;
-	size_t length = conf ? strlen(conf) : 0;
 
-	if (length < mine || strcmp(conf + length - mine, SUBLET__MALLOC_CONF) != 0)
+	if (conf == NULL || !(cut_end(conf, SUBLET__MALLOC_CONF_TIGHT) || cut_end(conf, SUBLET__MALLOC_CONF)))
 		return;
-	length -= mine;
-	if (length > 0 && conf[length - 1] == ',')
-		length--;
-	conf[length] = '\0';
-	if (length == 0)
+	if (*conf == '\0')
 		remove_variable("MALLOC_CONF");
 }
 

@@ -30,19 +30,21 @@ static bool is_refused(int shared, const void *object, size_t bytes)
 
 SUBLET__INTERPOSER int pthread_mutex_init(pthread_mutex_t *mutex, const pthread_mutexattr_t *attr)
 {
-	int shared = PTHREAD_PROCESS_PRIVATE, robust = PTHREAD_MUTEX_STALLED;
+	int shared = PTHREAD_PROCESS_PRIVATE, robust = PTHREAD_MUTEX_STALLED, protocol = PTHREAD_PRIO_NONE;
 
 	if (attr != NULL) {
 		(void)pthread_mutexattr_getpshared(attr, &shared);
 		(void)pthread_mutexattr_getrobust(attr, &robust);
+		(void)pthread_mutexattr_getprotocol(attr, &protocol);
 	}
 	if (is_refused(shared, mutex, sizeof(*mutex)))
 		return EINVAL;
-	if (robust == PTHREAD_MUTEX_ROBUST &&
+	if ((robust == PTHREAD_MUTEX_ROBUST || protocol == PTHREAD_PRIO_INHERIT) &&
 	    sublet__bridge_owner(mutex, sizeof(*mutex)) == SUBLET__OWNER_LENT)
 		sublet__sticky_add(mutex, sizeof(*mutex));
 	return SUBLET__REAL(pthread_mutex_init)(mutex, attr);
 }
+SUBLET__ALIAS(__pthread_mutex_init, pthread_mutex_init);
 
 SUBLET__INTERPOSER int pthread_cond_init(pthread_cond_t *cond, const pthread_condattr_t *attr)
 {
@@ -65,6 +67,7 @@ SUBLET__INTERPOSER int pthread_rwlock_init(pthread_rwlock_t *lock, const pthread
 		return EINVAL;
 	return SUBLET__REAL(pthread_rwlock_init)(lock, attr);
 }
+SUBLET__ALIAS(__pthread_rwlock_init, pthread_rwlock_init);
 
 SUBLET__INTERPOSER int pthread_barrier_init(pthread_barrier_t *barrier, const pthread_barrierattr_t *attr,
 					    unsigned int count)
@@ -87,9 +90,53 @@ SUBLET__INTERPOSER int sem_init(sem_t *semaphore, int shared, unsigned int value
 	return SUBLET__REAL(sem_init)(semaphore, shared, value);
 }
 
-SUBLET__INTERPOSER int pthread_attr_setstack(pthread_attr_t *attr, void *stack, size_t bytes)
+/* ---- stacks ---- */
+
+static void keep_stack(void *stack, size_t bytes)
 {
 	if (sublet__bridge_owner(stack, bytes) == SUBLET__OWNER_LENT)
 		sublet__sticky_add(stack, bytes);
+}
+
+SUBLET__INTERPOSER int pthread_attr_setstack(pthread_attr_t *attr, void *stack, size_t bytes)
+{
+	keep_stack(stack, bytes);
 	return SUBLET__REAL(pthread_attr_setstack)(attr, stack, bytes);
+}
+
+/*
+ * The older way, in either order: the address of the stack's end, and its size. Before the size is set it is that
+ * of any thread, and what is kept from moving may be more than the stack. After pthread_attr_setstack() another size
+ * leaves the end where it is.
+ */
+static void keep_stack_of(const pthread_attr_t *attr)
+{
+	size_t bytes = 0;
+	void *stack = NULL;
+
+	/* Without an address the lowest is what lies a size below 0: not lent. */
+	if (pthread_attr_getstack(attr, &stack, &bytes) == 0)
+		keep_stack(stack, bytes);
+}
+
+/* Not in newer headers, and "deprecated" in others. */
+#pragma GCC diagnostic ignored "-Wdeprecated-declarations"
+int pthread_attr_setstackaddr(pthread_attr_t *attr, void *end);
+
+SUBLET__INTERPOSER int pthread_attr_setstackaddr(pthread_attr_t *attr, void *end)
+{
+	int err = SUBLET__REAL(pthread_attr_setstackaddr)(attr, end);
+
+	if (err == 0)
+		keep_stack_of(attr);
+	return err;
+}
+
+SUBLET__INTERPOSER int pthread_attr_setstacksize(pthread_attr_t *attr, size_t bytes)
+{
+	int err = SUBLET__REAL(pthread_attr_setstacksize)(attr, bytes);
+
+	if (err == 0)
+		keep_stack_of(attr);
+	return err;
 }

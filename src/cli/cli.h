@@ -85,10 +85,6 @@ int sublet__finish(int code);
 const char *sublet__backing_name(enum sublet_backing backing);
 const char *sublet__technique_name(enum sublet_technique technique);
 
-/* What `run` takes for the area where nothing is said (run.c). */
-struct sublet__linux_facts;
-uint64_t sublet__area_default_bytes(const struct sublet__linux_facts *facts);
-
 /* ---- instances (connect.c) ---- */
 
 /*

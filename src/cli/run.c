@@ -14,6 +14,7 @@
 #include "cli/cli.h"
 #include "cli/policy.h"
 #include "cli/program.h"
+#include "cli/sizes.h"
 
 #include "bridge/settings.h"
 #include "control/instance.h"
@@ -33,10 +34,8 @@
 #define EXIT_CANNOT_EXECUTE 126
 #define EXIT_NOT_FOUND      127
 
-#define AREA_DEFAULT_MAX   SUBLET_GIB
-#define NORMAL_DEFAULT_MIN (64 * SUBLET_MIB)
-#define PATH_BYTES         4096
-#define CHAOS_MIN_NS       SUBLET_US /* shorter than any move takes */
+#define PATH_BYTES   4096
+#define CHAOS_MIN_NS SUBLET_US /* shorter than any move takes */
 
 struct run {
 	struct sublet__settings settings;
@@ -53,10 +52,12 @@ static const char help[] =
 	"Start PROGRAM with its malloc heap in lent memory. Its pid, signals and exit code are its own.\n"
 	"\n"
 	"  -n, --name NAME       how other `sublet` commands call it (default: PROGRAM's file name)\n"
-	"      --area SIZE       the area that can be claimed (default: a quarter of the free memory, at "
-	"most 1G)\n"
-	"      --normal SIZE     the normal zone, where moved memory goes (default: a quarter of the area,\n"
-	"                        at least 64M)\n"
+	"      --area SIZE       the area that can be claimed (default: with the normal zone a quarter of "
+	"the\n"
+	"                        memory that is free, at most 1G)\n"
+	"      --normal SIZE     the normal zone, where moved memory goes (default: a quarter of the area; "
+	"up\n"
+	"                        to 64M where both stay within a quarter of the memory that is free)\n"
 	"      --backing KIND    auto, hugetlb, thp or memfd (default: auto)\n"
 	"      --technique KIND  how live memory is moved: auto, precopy, zap or writeprotect (default: "
 	"auto)\n"
@@ -217,26 +218,39 @@ static int parse(struct run *run, int argc, char **argv)
 
 /* ---- checks before the program starts ---- */
 
-static bool check_size(const struct run *run, const struct sublet__linux_facts *facts, uint64_t total)
+/* The huge pages that are there: of the arena, and none besides. */
+static bool check_huge_pages(const struct sublet__linux_facts *facts, uint64_t total)
 {
-	uint64_t pages = total / (2 * SUBLET_MIB);
+	uint64_t pages = total / SUBLET__UNIT_BYTES;
 
-	if (run->settings.backing == SUBLET_BACKING_HUGETLB) {
-		if (pages <= facts->hugetlb_free_pages)
-			return true;
-		sublet__error("run: --backing hugetlb needs %llu free huge pages of 2 MiB, there are %llu",
-			      (unsigned long long)pages, (unsigned long long)facts->hugetlb_free_pages);
-		sublet__advice("Reserve them (`sysctl vm.nr_hugepages`), or ask for less with --area; see "
-			       "`sublet doctor`.");
-		return false;
-	}
-	if (total <= facts->memory_available_bytes)
+	if (pages <= facts->hugetlb_free_pages)
 		return true;
-	sublet__error("run: an area of %s and a normal zone of %s are more than the %s of memory available",
-		      sublet__bytes(run->settings.area_bytes).text,
-		      sublet__bytes(total - run->settings.area_bytes).text,
-		      sublet__bytes(facts->memory_available_bytes).text);
-	sublet__advice("Ask for less with --area and --normal; `sublet doctor` shows what there is.");
+	sublet__error("run: --backing hugetlb needs %llu free huge pages of 2 MiB, there are %llu",
+		      (unsigned long long)pages, (unsigned long long)facts->hugetlb_free_pages);
+	sublet__advice("Reserve them (`sysctl vm.nr_hugepages`), or ask for less with --area; see "
+		       "`sublet doctor`.");
+	return false;
+}
+
+static bool check_size(const struct run *run, const struct sublet__linux_facts *facts,
+		       const struct sublet__sizes *fitting)
+{
+	const struct sublet__settings *s = &run->settings;
+	uint64_t total = s->area_bytes + s->normal_bytes;
+
+	if (s->backing == SUBLET_BACKING_HUGETLB)
+		return check_huge_pages(facts, total);
+	/* As the arena has it: page tables and the engine's own structures want a little too. */
+	if (total + total / 64 <= facts->memory_available_bytes)
+		return true;
+	sublet__error(
+		"run: an area of %s and a normal zone of %s are more than the %s of memory available%s%s",
+		sublet__bytes(s->area_bytes).text, sublet__bytes(s->normal_bytes).text,
+		sublet__bytes(facts->memory_available_bytes).text,
+		facts->memory_limit[0] ? " under the limit in " : "", facts->memory_limit);
+	sublet__advice("Ask for less, --area %lluM --normal %lluM say; `sublet doctor` shows what there is.",
+		       (unsigned long long)(fitting->area_bytes / SUBLET_MIB),
+		       (unsigned long long)(fitting->normal_bytes / SUBLET_MIB));
 	return false;
 }
 
@@ -251,46 +265,38 @@ static bool check_file_size(uint64_t total)
 	sublet__error(
 		"run: area and normal zone are a file of %s in memory, and files may have %s (ulimit -f)",
 		sublet__bytes(total).text, sublet__bytes(limit.rlim_cur).text);
-	sublet__advice(
-		"Lift the limit with `ulimit -f unlimited`, or ask for less with --area and --normal.");
+	sublet__advice("Lift the limit with `ulimit -f unlimited`, or to the least that works, `ulimit -f "
+		       "%llu`, or ask for less with --area and --normal.",
+		       (unsigned long long)((total + SUBLET_KIB - 1) / SUBLET_KIB));
 	return false;
 }
 
 /* Before anything is tried, because trying makes files too: the least that the sizes can come to. */
 static bool check_least_file_size(const struct run *run)
 {
-	uint64_t area = run->area_given ? run->settings.area_bytes : 2 * SUBLET_MIB;
-	uint64_t normal = run->normal_given ? run->settings.normal_bytes : NORMAL_DEFAULT_MIN;
+	uint64_t area = run->area_given ? run->settings.area_bytes : SUBLET__UNIT_BYTES;
+	uint64_t normal = run->normal_given ? run->settings.normal_bytes : SUBLET__UNIT_BYTES;
 
 	return check_file_size(area + normal);
-}
-
-uint64_t sublet__area_default_bytes(const struct sublet__linux_facts *facts)
-{
-	const uint64_t unit = 2 * SUBLET_MIB;
-	uint64_t area = facts->memory_available_bytes / 4 / unit * unit;
-
-	return area > AREA_DEFAULT_MAX ? AREA_DEFAULT_MAX : area ? area : unit;
 }
 
 /* The defaults of the sizes, here rather than in the engine so that the sum can be checked. */
 static bool settle_sizes(struct run *run, const struct sublet__linux_facts *facts)
 {
 	struct sublet__settings *s = &run->settings;
-	const uint64_t unit = 2 * SUBLET_MIB;
-	uint64_t normal;
+	const struct sublet__sizes given = { s->area_bytes, s->normal_bytes };
+	bool is_hugetlb = s->backing == SUBLET_BACKING_HUGETLB;
 
 	if (s->area_bytes > UINT64_MAX / 4 || s->normal_bytes > UINT64_MAX / 4) {
 		sublet__error("run: --area and --normal must be sizes that a machine can have");
 		return false;
 	}
-	if (!run->area_given)
-		s->area_bytes = sublet__area_default_bytes(facts);
-	s->area_bytes = (s->area_bytes + unit - 1) / unit * unit;
-	normal = s->normal_bytes;
-	if (!run->normal_given || normal == 0)
-		normal = s->area_bytes / 4 > NORMAL_DEFAULT_MIN ? s->area_bytes / 4 : NORMAL_DEFAULT_MIN;
-	return check_size(run, facts, s->area_bytes + normal) && check_file_size(s->area_bytes + normal);
+	struct sublet__sizes sizes =
+		sublet__sizes_choose(facts, &given, run->area_given, s->normal_bytes != 0, is_hugetlb);
+	struct sublet__sizes fitting = sublet__sizes_choose(facts, &given, false, false, is_hugetlb);
+	s->area_bytes = sizes.area_bytes;
+	s->normal_bytes = sizes.normal_bytes;
+	return check_size(run, facts, &fitting) && check_file_size(s->area_bytes + s->normal_bytes);
 }
 
 static bool check_abilities(const struct run *run, const struct sublet__linux_facts *facts)
@@ -442,6 +448,23 @@ static const char *variable_or_nothing(const char *variable)
 	return value ? value : "";
 }
 
+/* Whether a limit of the process is so low that malloc's own structures would take more than an eighth of it. */
+static bool is_tight(int resource)
+{
+	uint64_t structures = (uint64_t)sysconf(_SC_NPROCESSORS_ONLN) * 4 * 2 * SUBLET_MIB;
+	struct rlimit limit;
+
+	return getrlimit((__rlimit_resource_t)resource, &limit) == 0 && limit.rlim_cur / 8 < structures;
+}
+
+static const char *malloc_conf(void)
+{
+	const char *own = variable_or_nothing("MALLOC_CONF");
+	bool tight = (is_tight(RLIMIT_AS) || is_tight(RLIMIT_DATA)) && strstr(own, "narenas") == NULL;
+
+	return tight ? SUBLET__MALLOC_CONF_TIGHT : SUBLET__MALLOC_CONF;
+}
+
 static int set_environment(const struct run *run)
 {
 	const struct sublet__settings *s = &run->settings;
@@ -455,7 +478,7 @@ static int set_environment(const struct run *run)
 		       (unsigned int)s->follow, s->name);
 	err = set_joined("LD_PRELOAD", preload, ':', variable_or_nothing("LD_PRELOAD"));
 	if (err == 0)
-		err = set_joined("MALLOC_CONF", variable_or_nothing("MALLOC_CONF"), ',', SUBLET__MALLOC_CONF);
+		err = set_joined("MALLOC_CONF", variable_or_nothing("MALLOC_CONF"), ',', malloc_conf());
 	if (err == 0 && setenv(SUBLET__RUN_VARIABLE, settings, 1) != 0)
 		err = -errno;
 	return err;

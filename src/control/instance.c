@@ -301,7 +301,7 @@ static bool visit_list(void *arg, int dir, const struct dirent *entry)
 int sublet_instance_list(struct sublet_instance *instances, size_t count)
 {
 	struct listing l = { .instances = instances, .count = instances ? count : 0 };
-	int err, dir = sublet__instance_dir_open(false);
+	int err, dir = instances || !count ? sublet__instance_dir_open(false) : -EINVAL;
 
 	if (dir == -ENOENT)
 		return 0;

@@ -23,6 +23,13 @@ struct sublet__arena_config {
 
 /* Create an engine over the frames. -EINVAL: sizes that do not fit. -ENOMEM: no memory for metadata. */
 int sublet__arena_init(const struct sublet__arena_config *config, struct sublet_arena **arena);
+/* What each public call answers first (core/call.h), for layers that do not see the engine's structures. */
+int sublet__arena_call(const struct sublet_arena *arena);
+/*
+ * -EBUSY: a device, a page table of one, a claim of this process or a pin is left, and leads to the arena. Nobody else is in
+ * a call.
+ */
+int sublet__arena_busy(struct sublet_arena *arena);
 /* The address spaces are about to go: notifiers are told, and removed. While their memory is still mapped. */
 void sublet__arena_exit(struct sublet_arena *arena);
 /*
@@ -53,6 +60,13 @@ bool sublet__mm_contains(const struct sublet_mm *mm, const void *addr, uint64_t 
  * kernel mappings). That counts as lent, and goes when nothing of its 2 MiB is committed any more. -EINVAL, -ENOMEM
  */
 int sublet__mm_reserve(struct sublet_mm *mm, uint64_t bytes, uint64_t align_bytes, void **addr);
+
+/*
+ * As sublet_claim, for another process: its claim does not keep the arena from being destroyed, which that process is told
+ * in its own way.
+ */
+int sublet__claim_for_guest(struct sublet_arena *arena, uint64_t bytes,
+			    const struct sublet_claim_options *options, struct sublet_claim *claim);
 
 /* Bytes of the program's heap that lie outside every window: added to plain_bytes, each call on top of the last. */
 void sublet__arena_note_outside(struct sublet_arena *arena, uint64_t bytes);

@@ -26,7 +26,6 @@
 #include <errno.h>
 
 #define PIN_WAIT_NS  (1 * SUBLET_SEC) /* in one fork: a device write in flight must end before the snapshot */
-#define PIN_POLL_NS  (100 * SUBLET_US)
 #define RUN_SEGMENTS 64u /* of one call to the platform: small, for the stack of a thread that forks */
 
 struct fork_run {
@@ -172,16 +171,19 @@ static uint32_t used_pages(const struct sublet_mm *mm)
 static int block_begin(struct fork_run *run, uint32_t at, uint32_t count, uint64_t *waited_ns)
 {
 	const struct sublet__platform *p = &run->mm->arena->platform;
+	struct sublet__backoff backoff = { 0 };
 
-	for (;; *waited_ns += PIN_POLL_NS) {
+	for (;;) {
+		uint64_t now = engine_now(run->mm->arena);
 		engine_lock(run->mm->arena, block_lock_of(run->mm, at));
 		int err = block_runs(run, at, count, wanted_shared, run_privatize);
 		engine_unlock(run->mm->arena, block_lock_of(run->mm, at));
 		if (err != -EAGAIN || *waited_ns >= PIN_WAIT_NS)
 			return err;
-		p->ops->sleep_ns(p->ctx, PIN_POLL_NS);
+		backoff_sleep(p, &backoff, now, now + (PIN_WAIT_NS - *waited_ns));
 		sublet__pins_hold_off(run->mm, 0, run->mm->config.pages, *waited_ns);
 		sublet__devices_check(run->mm->arena); /* one that hangs declines until it is reset (G11) */
+		*waited_ns += engine_now(run->mm->arena) - now;
 	}
 }
 

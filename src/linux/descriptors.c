@@ -15,7 +15,7 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
-#define KEEP_MAX (16u + 3 * SUBLET__MMS_MAX)
+#define KEEP_MAX (16u + 4 * SUBLET__MMS_MAX)
 
 #ifndef CLOSE_RANGE_UNSHARE
 #define CLOSE_RANGE_UNSHARE (1u << 1)
@@ -49,6 +49,7 @@ int sublet__linux_fds_apart(struct sublet_arena *arena, const int *fds, uint32_t
 		keep_add(keep, &kept, in->mm[i].uffd_move);
 		keep_add(keep, &kept, in->mm[i].uffd_hold);
 		keep_add(keep, &kept, in->mm[i].pagemap);
+		keep_add(keep, &kept, in->mm[i].status);
 	}
 	keep_add(keep, &kept, in->platform.load_fd);
 

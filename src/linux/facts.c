@@ -5,8 +5,8 @@
  * Facts are found by trying the very calls that an arena would make: version numbers lie on
  * distribution kernels, and permissions depend on sandboxes that no file describes.
  */
-#include "linux/instance.h"
 #include "linux/copy.h"
+#include "linux/instance.h"
 #include "linux/proc.h"
 #include "linux/raw.h"
 #include "linux/uffd.h"
@@ -23,6 +23,7 @@
 #include <linux/seccomp.h>
 
 #define MEASUREMENTS 3
+#define PAGE_BYTES   ((size_t)4096)
 
 static bool scan_works(void)
 {
@@ -62,10 +63,39 @@ static bool can_filter(void)
 	return prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, NULL, 0, 0) && errno == EFAULT;
 }
 
+static void memory_facts(struct sublet__linux_facts *f)
+{
+	struct sublet__text by;
+
+	f->memory_available_bytes = sublet__memory_left(&by);
+	size_t bytes = by.bytes < sizeof f->memory_limit ? by.bytes : sizeof f->memory_limit - 1;
+	memcpy(f->memory_limit, by.data, bytes);
+	f->memory_limit[bytes] = 0;
+}
+
+/* What this process may lock; a privileged one more than its limit says, which only trying tells. */
+static uint64_t lockable_bytes(void)
+{
+	struct rlimit limit;
+
+	if (getrlimit(RLIMIT_MEMLOCK, &limit))
+		return 0;
+	size_t bytes = (limit.rlim_cur + 2 * PAGE_BYTES) & ~(size_t)(PAGE_BYTES - 1);
+	if (limit.rlim_cur == RLIM_INFINITY || bytes < limit.rlim_cur)
+		return UINT64_MAX;
+	/* Addresses alone, and on fault: nothing becomes resident. */
+	void *probe =
+		sublet__raw_mmap(NULL, bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+	if (probe == MAP_FAILED)
+		return limit.rlim_cur;
+	bool may = !syscall(SYS_mlock2, probe, bytes, MLOCK_ONFAULT);
+	sublet__raw_munmap(probe, bytes);
+	return may ? UINT64_MAX : limit.rlim_cur;
+}
+
 void sublet__linux_facts_get(struct sublet__linux_facts *facts)
 {
 	struct utsname name;
-	struct rlimit limit;
 	int cancel_state;
 
 	pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, &cancel_state);
@@ -77,9 +107,8 @@ void sublet__linux_facts_get(struct sublet__linux_facts *facts)
 	userfaultfd_facts(facts);
 	huge_tmpfs_facts(facts);
 	facts->hugetlb_free_pages = sublet__hugetlb_free_pages();
-	facts->memory_available_bytes = sublet__memory_available();
-	if (!getrlimit(RLIMIT_MEMLOCK, &limit))
-		facts->memlock_bytes = limit.rlim_cur == RLIM_INFINITY ? UINT64_MAX : limit.rlim_cur;
+	memory_facts(facts);
+	facts->memlock_bytes = lockable_bytes();
 	facts->max_map_count = sublet__max_map_count();
 	facts->seccomp_filter = can_filter();
 	facts->cpus = sublet__cpu_count();

@@ -360,9 +360,9 @@ static void tokens_look(void)
 	}
 	if (forks.spare.fd < 0)
 		(void)sublet__token_make(&forks.spare);
-	/* Also 0: a name that has died is not to stay. */
+	/* Also 0: a name that has died is not to stay. Of hugetlb memory a child has copies, and blocks nothing. */
 	for (struct sublet__instance *in = forks.first; in; in = in->next)
-		for (uint32_t i = 0; i < in->mms; i++)
+		for (uint32_t i = 0; i < in->mms && !in->backing.is_hugetlb; i++)
 			sublet__mm_fork_child(sublet__arena_mm(in->arena, i), pid);
 }
 

@@ -20,7 +20,7 @@
  * task waits on it. The kernel wakes one waiter, which may be the wrong one: somebody may join the main thread. So the task
  * passes the wake on. A main thread that ended alone (pthread_exit) looks the same: then the pidfd of the program tells
  * whether it lives, and kcmp whether its address space still is this one. A main thread that has ended has none, which
- * /proc/PID/statm says; where there is no /proc, the helper ends with the main thread.
+ * /proc/PID/status says; where there is no /proc, the helper ends with the main thread.
  *
  * How does a thread of the program have something done by a task? By an order: one slot, two futex words, and the same
  * calls that any lock of libc makes. The first task takes orders and never takes a lock of the engine, so a caller
@@ -32,6 +32,7 @@
 #include "linux/helper.h"
 
 #include "linux/platform.h"
+#include "linux/proc.h"
 #include "linux/raw.h"
 
 #include <sublet/types.h>
@@ -67,6 +68,7 @@
 #define WAITV_PRIVATE  128u
 
 #define NAME            "sublet-helper"
+#define STATUS_FD       (STDERR_FILENO + 1)
 #define BETWEEN_BYTES   ((size_t)16 << 10) /* stack of the intermediate process */
 #define LOOK_NS         SUBLET_SEC         /* the first task looks after the program at least so often */
 #define LOOK_OLD_NS     (10 * SUBLET_MS)   /* and so often on a kernel without futex_waitv (before 5.16) */
@@ -95,8 +97,8 @@ static struct {
 	sublet__a32 own_word; /* instead, where libc's cannot be found */
 	pid_t program_pid;
 	struct sublet__thread_memory memory; /* of the first task */
-	int program_pidfd;                   /* in the helper's table, like the next one */
-	int program_statm;                   /* /proc/PID/statm; -1: there is no /proc */
+	int program_pidfd;                   /* in the helper's table, like the next */
+	int status_fd;                       /* /proc/PID/status of the program; -1: there is none */
 	struct sublet__order order;
 	/* The first task's own: */
 	bool is_confined;
@@ -105,7 +107,7 @@ static struct {
 	struct sublet__thread
 		*waiting; /* tasks that start when the helper has been confined, the newest first */
 	uint32_t looks;   /* after the main thread had gone */
-} helper = { .program_pidfd = -1, .program_statm = -1, .unlink_dir = -1 };
+} helper = { .program_pidfd = -1, .status_fd = -1, .unlink_dir = -1 };
 
 static __thread bool is_task __attribute__((tls_model("initial-exec")));
 static __thread struct sublet__order *doing __attribute__((tls_model("initial-exec")));
@@ -127,6 +129,13 @@ pid_t sublet__program_pid(void)
 	return is_task ? helper.program_pid : getpid();
 }
 
+int sublet__helper_status_fd(void)
+{
+	return is_task && helper.status_fd >= 0
+		       ? (int)syscall(SYS_fcntl, helper.status_fd, F_DUPFD_CLOEXEC, 0)
+		       : -1;
+}
+
 bool sublet__helper_is_gone(void)
 {
 	/* Acquire: pairs with the kernel's store at the end of the task. */
@@ -142,12 +151,19 @@ static bool program_has_ended(void)
 	return helper.program_pidfd >= 0 && sublet__raw_poll(&p, 1, 0) > 0;
 }
 
-/* The main thread has no address space: it has ended, and did not call exec. Its pid stays the program's. */
-static bool main_thread_has_ended(void)
+/*
+ * The main thread has left its address space, and not for another one: it ends, and its pid stays the program's. Its state
+ * says so only later.
+ */
+static bool main_thread_has_no_memory(void)
 {
-	char first = 0;
+	char text[4096];
+	long n = sublet__raw_pread(helper.status_fd, text, sizeof text - 1, 0);
 
-	return sublet__raw_pread(helper.program_statm, &first, 1, 0) == 1 && first == '0';
+	if (n <= 0)
+		return false;
+	text[n] = 0;
+	return n < (long)sizeof text - 1 && !strstr(text, "\nVmSize:");
 }
 
 /* Whether the program still runs in this address space. The main thread has left it. */
@@ -155,7 +171,7 @@ static bool program_is_here(void)
 {
 	if (program_has_ended())
 		return false;
-	return main_thread_has_ended() ||
+	return main_thread_has_no_memory() ||
 	       syscall(SYS_kcmp, helper.program_pid, syscall(SYS_getpid), KCMP_VM, 0, 0) == 0;
 }
 
@@ -203,23 +219,19 @@ static void wait_for_both(uint32_t bell, uint64_t ns)
 		sublet__futex_wait(&helper.order.bell, bell, ns < LOOK_OLD_NS ? ns : LOOK_OLD_NS);
 }
 
-static void close_between(int first, int last)
-{
-	if (first <= last)
-		(void)syscall(SYS_close_range, (unsigned int)first, (unsigned int)last, 0);
-}
-
 /* Standard error is kept under its number where nobody waits for its end. */
 static void descriptors_close(void)
 {
 	struct stat st;
 	bool keep = !fstat(STDERR_FILENO, &st) && (S_ISREG(st.st_mode) || S_ISCHR(st.st_mode));
-	int first = STDERR_FILENO + keep, statm = helper.program_statm;
 
-	close_between(0, STDERR_FILENO - 1);
-	close_between(first, statm < first ? INT_MAX : statm - 1);
-	if (statm >= first)
-		close_between(statm + 1, INT_MAX);
+	/* It becomes the first one after standard error, so that all others can go at once. */
+	if (helper.status_fd >= 0 && helper.status_fd != STATUS_FD)
+		helper.status_fd = (int)syscall(SYS_dup3, helper.status_fd, STATUS_FD, O_CLOEXEC);
+	(void)syscall(SYS_close_range, 0u, (unsigned int)STDERR_FILENO - 1, 0);
+	if (!keep)
+		sublet__raw_close(STDERR_FILENO);
+	(void)syscall(SYS_close_range, (unsigned int)STATUS_FD + (helper.status_fd >= 0), UINT_MAX, 0);
 	/* The low numbers stay taken: a message must not be written into a file of the arena. */
 	long fd;
 	do
@@ -227,24 +239,29 @@ static void descriptors_close(void)
 	while (fd >= 0 && fd < STDERR_FILENO);
 }
 
-/* Limits of the program that would be met by what we do on its behalf. As far as that is allowed. */
-static void limits_lift(void)
+/* As far as that is allowed: to no limit, or to the hard one. */
+static void limit_lift(__rlimit_resource_t which)
 {
-	static const __rlimit_resource_t which[] = { RLIMIT_NOFILE, RLIMIT_FSIZE, RLIMIT_AS,
-						     RLIMIT_DATA,   RLIMIT_CPU,   RLIMIT_MEMLOCK };
-	struct rlimit limit = { 0, 0 };
+	struct rlimit limit = { RLIM_INFINITY, RLIM_INFINITY };
 
-	/* Its core would be all of the program's memory. */
-	(void)setrlimit(RLIMIT_CORE, &limit);
-	for (size_t i = 0; i < sizeof which / sizeof *which; i++) {
-		struct rlimit all = { RLIM_INFINITY, RLIM_INFINITY };
-		if (which[i] == RLIMIT_NOFILE || setrlimit(which[i], &all)) {
-			if (getrlimit(which[i], &limit))
-				continue;
-			limit.rlim_cur = limit.rlim_max;
-			(void)setrlimit(which[i], &limit);
-		}
+	if (which != RLIMIT_NOFILE && !setrlimit(which, &limit))
+		return;
+	if (!getrlimit(which, &limit)) {
+		limit.rlim_cur = limit.rlim_max;
+		(void)setrlimit(which, &limit);
 	}
+}
+
+/* Limits that are about this process alone. Those about memory stay the program's until its arena has been sized. */
+static void limits_own(void)
+{
+	static const struct rlimit none = { 0, 0 };
+
+	limit_lift(RLIMIT_NOFILE);
+	limit_lift(RLIMIT_FSIZE);
+	limit_lift(RLIMIT_CPU);
+	/* Its core would be all of the program's memory. */
+	(void)setrlimit(RLIMIT_CORE, &none);
 }
 
 /* What clone() starts, and never comes back from. */
@@ -256,7 +273,7 @@ static int first_task(void *arg)
 	(void)syscall(SYS_chdir, "/");
 	(void)prctl(PR_SET_NAME, NAME);
 	descriptors_close();
-	limits_lift();
+	limits_own();
 	helper.program_pidfd = (int)syscall(SYS_pidfd_open, helper.program_pid, 0);
 	while (true) {
 		uint32_t bell = a32_load_acquire(&helper.order.bell);
@@ -318,16 +335,6 @@ static int clone_as_orphan(void)
 	return err ? err : -WEXITSTATUS(status);
 }
 
-/* Of this process, whatever its number is where /proc comes from. Above the standard ones; -1: there is no /proc. */
-static int statm_open(void)
-{
-	int fd = sublet__raw_open(AT_FDCWD, "/proc/self/statm", O_RDONLY);
-	long high = fd < 0 ? -1 : syscall(SYS_fcntl, fd, F_DUPFD_CLOEXEC, STDERR_FILENO + 1);
-
-	sublet__raw_close(fd);
-	return (int)high;
-}
-
 int sublet__helper_start(void)
 {
 	void *word = NULL;
@@ -346,12 +353,14 @@ int sublet__helper_start(void)
 	err = sublet__thread_memory_create(&helper.memory);
 	if (err)
 		return err;
-	helper.program_statm = statm_open();
 	a32_store_release(&helper.exists, 1);
+	/* Opened here, where `self` is the program; the helper has a copy. */
+	int status_fd = helper.status_fd = sublet__raw_open(AT_FDCWD, "/proc/self/status", O_RDONLY);
 	sublet__signals_block();
 	err = is_reaper() ? -clone_first(NULL) : clone_as_orphan();
 	sublet__signals_unblock();
-	sublet__raw_close(helper.program_statm); /* of this table; the helper has its own */
+	if (status_fd >= 0)
+		sublet__raw_close(status_fd);
 	if (err) {
 		a32_store_release(&helper.exists, 0);
 		sublet__thread_memory_destroy(helper.memory.map);
@@ -429,6 +438,12 @@ static int confine(void *arg)
 {
 	(void)arg;
 	bool can_remove = false;
+
+	/* For its files, which a fork on huge pages will want to read (private.c). */
+	(void)sublet__memory_available();
+	limit_lift(RLIMIT_AS);
+	limit_lift(RLIMIT_DATA);
+	limit_lift(RLIMIT_MEMLOCK);
 	int err = sublet__confine(helper.program_pidfd, helper.unlink_dir, &can_remove);
 
 	helper.is_confined = true;

@@ -62,6 +62,9 @@ static inline void sublet__fd_drop(int fd)
 /* In a child of fork(), which has no helper. Descriptors are to be dropped before. */
 void sublet__helper_fork_child(void);
 
+/* On a task: the program's /proc/PID/status, a new number each time; -1: there is no /proc, or the thread is no task. */
+int sublet__helper_status_fd(void);
+
 /* The process that the memory belongs to. getpid() of a task is the helper's number. */
 pid_t sublet__program_pid(void);
 

@@ -26,8 +26,9 @@ struct sublet__linux_facts {
 	bool huge_tmpfs;           /* a private tmpfs with huge=always could be made */
 	int huge_tmpfs_error;
 	uint64_t hugetlb_free_pages;     /* of 2 MiB */
-	uint64_t memory_available_bytes; /* MemAvailable, or the cgroup's limit where that is lower */
-	uint64_t memlock_bytes;          /* soft limit; UINT64_MAX: unlimited */
+	uint64_t memory_available_bytes; /* MemAvailable, or what a control group leaves where that is less */
+	char memory_limit[256];          /* the file with that group's limit; empty: the machine decides */
+	uint64_t memlock_bytes;          /* soft limit; UINT64_MAX: none, or this process may exceed it */
 	uint64_t max_map_count;
 	bool seccomp_filter; /* filters are to be had without privilege */
 	uint32_t cpus;       /* this process may run on */
@@ -79,11 +80,24 @@ void sublet__linux_fork_cancel(void);
 void sublet__linux_fork_again(struct sublet_arena *arena);
 
 /*
+ * Whether the program has asked the kernel to lock what it maps from now on, mlockall(MCL_FUTURE): addresses that lent
+ * memory leaves behind are unlocked then, or they would count as locked. Any thread, any time.
+ */
+void sublet__linux_lock_future(bool locks);
+
+/*
  * Whether this process is a child of fork() of the one that created the arena: its lent memory is
  * ordinary copy-on-write memory here, at the same addresses, and no call may be made on the arena
  * but this one and sublet_arena_destroy, which does nothing. Cheap: one load.
  */
 bool sublet__linux_in_child(struct sublet_arena *arena);
+
+/*
+ * A word that is 1 here, and 0 in every child that this process forks, by whatever call: the kernel clears it there. It has a
+ * page of its own. -errno of the mapping
+ */
+int sublet__here_open(uint32_t **here);
+void sublet__here_close(uint32_t *here);
 
 /*
  * Move a new descriptor of ours out of the low numbers: programs choose those by number, and daemons

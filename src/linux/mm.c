@@ -24,6 +24,9 @@
  * From block to wake or unblock the calling thread takes no signal: a handler that touched the range
  * would sleep on the very thread that is to wake it.
  *
+ * While a debugger is attached, every technique blocks by write-protection, and while the kernel writes a core nothing moves
+ * (observer.c).
+ *
  * Valgrind runs one thread at a time, and waits for a thread that sleeps on a page as if it were computing: a thread
  * that touched a blocked range would stop the one that is to wake it, for ever. So nothing is blocked there; whatever
  * needs it is refused, as by a kernel that cannot do it.
@@ -40,190 +43,17 @@
 #include "linux/helper.h"
 #include "linux/linux.h"
 #include "linux/memcheck.h"
+#include "linux/observer.h"
 #include "linux/platform.h"
 #include "linux/proc.h"
 #include "linux/raw.h"
+#include "linux/spare.h"
 #include "linux/uapi.h"
 #include "linux/uffd.h"
 
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
-
-/* ---- kernel mappings ---- */
-
-uint32_t sublet__mm_pages(const struct sublet__segment *segs, uint32_t count)
-{
-	return segs[count - 1].vpn + segs[count - 1].pages - segs[0].vpn;
-}
-
-bool sublet__mm_must_wait(int *tries)
-{
-	if (++*tries > SUBLET__MUST_TRIES)
-		return false;
-	sublet__raw_sleep_ns(SUBLET__MUST_PAUSE_NS);
-	return true;
-}
-
-_Noreturn void sublet__mm_give_up(const char *what, int err)
-{
-	sublet__complain(what, err);
-	sublet__program_abort();
-}
-
-/*
- * Replace a mapping. Before Linux 6.12 an mmap that fails may have unmapped what was there first. Then the old
- * mapping is gone for good, so the new one must do: there is room for it now. NOREPLACE tells the two apart: where
- * the old mapping still stands it is refused with EEXIST, and changes nothing.
- */
-static int map_fixed(uintptr_t addr, size_t bytes, int prot, int flags, int fd, uint64_t offset)
-{
-	int err, tries = 0;
-
-	if (sublet__raw_mmap((void *)addr, bytes, prot, flags | MAP_FIXED, fd, offset) != MAP_FAILED)
-		return 0;
-	err = -errno;
-	do {
-		if (sublet__raw_mmap((void *)addr, bytes, prot, flags | MAP_FIXED_NOREPLACE, fd, offset) !=
-		    MAP_FAILED)
-			return 0;
-		if (errno == EEXIST)
-			return err;
-	} while (sublet__mm_must_wait(&tries));
-	sublet__mm_give_up(
-		"the kernel took memory away and refuses to map it again; stopping before data is lost", err);
-}
-
-int sublet__mm_map_nothing(uintptr_t addr, size_t bytes)
-{
-	return map_fixed(addr, bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-}
-
-void sublet__mm_relock(uintptr_t addr, size_t bytes, uint32_t flags)
-{
-	if (!(flags & SUBLET__MAP_LOCKED))
-		return;
-	/* Past RLIMIT_MEMLOCK the program loses its lock, not its data. */
-	if (syscall(SYS_mlock2, addr, bytes, MLOCK_ONFAULT))
-		(void)mlock((void *)addr, bytes);
-}
-
-/*
- * The same mapping without a descriptor, which a thread of the program does not have: mremap of no bytes makes a second
- * mapping of the linear map's pages. It has the linear map's advice too, which is taken back. -errno; then it is not known
- * what is mapped there.
- */
-static int map_linear_again(const struct sublet__linux_mm *mm, uintptr_t addr, size_t bytes, uint32_t pfn)
-{
-	const int flags = MREMAP_MAYMOVE | MREMAP_FIXED;
-
-	if (syscall(SYS_mremap, sublet__mm_frame(mm, pfn), 0, bytes, flags, addr) == -1 ||
-	    sublet__raw_madvise((void *)addr, bytes, MADV_DOFORK) ||
-	    sublet__raw_madvise((void *)addr, bytes, MADV_DODUMP))
-		return -errno;
-	return 0;
-}
-
-struct map_call {
-	const struct sublet__linux_mm *mm;
-	const struct sublet__segment *seg;
-	uint32_t pfn;
-	uint32_t flags;
-	int prot;
-};
-
-static int map_there(void *arg)
-{
-	const struct map_call *c = arg;
-
-	return sublet__mm_map_frames(c->mm, c->seg, c->pfn, c->flags, c->prot);
-}
-
-/* On a thread of the program. What it cannot do, or could do half only, the helper does. */
-static int map_without_descriptor(const struct map_call *c)
-{
-	uintptr_t addr = sublet__mm_addr(c->mm, c->seg->vpn);
-	size_t bytes = sublet__mm_bytes(c->mm, c->seg->pages);
-
-	if (!(c->flags & SUBLET__MAP_PRIVATE) && c->prot == (PROT_READ | PROT_WRITE) &&
-	    !map_linear_again(c->mm, addr, bytes, c->pfn))
-		return 0;
-	return sublet__helper_call(map_there, (void *)(uintptr_t)c);
-}
-
-/* A mapping that is to be made executable, and moved to its place. */
-struct code_call {
-	void *from;
-	void *to;
-	size_t bytes;
-	int prot;
-};
-
-static int code_there(void *arg)
-{
-	const struct code_call *c = arg;
-	const int flags = MREMAP_MAYMOVE | MREMAP_FIXED;
-	int tries = 0;
-
-	if (sublet__raw_mprotect(c->from, c->bytes, c->prot))
-		return -errno;
-	while (sublet__raw_mremap(c->from, c->bytes, flags, c->to) == MAP_FAILED) {
-		int err = -errno;
-		/* A call that failed may have unmapped what was there, and the bytes with it: then it must succeed. */
-		if (mincore(c->to, c->bytes, (unsigned char[SUBLET__RUN_PAGES_MAX]){ 0 }) == 0 ||
-		    errno != ENOMEM || !sublet__mm_must_wait(&tries))
-			return err;
-	}
-	return 0;
-}
-
-/* The helper may not make memory executable (confine.c): the thread of the program does that, with its own rights. */
-static int map_code(uintptr_t addr, size_t bytes, int prot, int flags, int fd, uint64_t offset)
-{
-	void *from = sublet__raw_mmap(NULL, bytes, prot & ~PROT_EXEC, flags, fd, offset);
-	struct code_call call = { from, (void *)addr, bytes, prot };
-
-	if (from == MAP_FAILED)
-		return -errno;
-	int err = sublet__order_ask(code_there, &call);
-	if (err)
-		sublet__raw_munmap(from, bytes);
-	return err;
-}
-
-int sublet__mm_map_frames(const struct sublet__linux_mm *mm, const struct sublet__segment *seg, uint32_t pfn,
-			  uint32_t flags, int prot)
-{
-	if (!sublet__descriptors_are_here())
-		return map_without_descriptor(&(struct map_call){ mm, seg, pfn, flags, prot });
-	bool is_private = flags & SUBLET__MAP_PRIVATE;
-	uintptr_t addr = sublet__mm_addr(mm, seg->vpn);
-	size_t bytes = sublet__mm_bytes(mm, seg->pages);
-	uint64_t offset = mm->fd_offset + ((uint64_t)pfn << mm->shift);
-
-	SUBLET__DEFINED(sublet__mm_frame(mm, pfn), bytes);
-	if (is_private && mm->is_hugetlb)
-		return sublet__mm_map_copy(mm, seg, pfn, prot);
-	/* NORESERVE: a snapshot is rarely written as a whole, as with the fork() it is made for. */
-	int how = is_private ? MAP_PRIVATE | MAP_NORESERVE : MAP_SHARED;
-	if (prot & PROT_EXEC && sublet__helper_is_here())
-		return map_code(addr, bytes, prot, how, mm->fd, offset);
-	return map_fixed(addr, bytes, prot, how, mm->fd, offset);
-}
-
-void sublet__mm_must_map(const struct sublet__linux_mm *mm, const struct sublet__segment *seg, uint32_t pfn,
-			 uint32_t flags, int prot)
-{
-	int err, tries = 0;
-
-	do {
-		err = sublet__mm_map_frames(mm, seg, pfn, flags, prot);
-		if (!err)
-			return;
-	} while (sublet__mm_must_wait(&tries));
-	sublet__mm_give_up("the kernel refuses to map memory back where it was; stopping before data is lost",
-			   err);
-}
 
 /* ---- block ---- */
 
@@ -263,6 +93,8 @@ static int mm_track(void *ctx, uint32_t vpn, uint32_t pages)
 
 	if (mm->in_child || mm->is_checked)
 		return mm->in_child ? -EPERM : -EOPNOTSUPP;
+	if (sublet__observer_now(mm->status) != SUBLET__OBSERVER_NONE)
+		return 0; /* blocked by write-protection later, all of it counts as written */
 	err = sublet__uffd_register(mm->uffd_move, addr, bytes, UFFDIO_REGISTER_MODE_WP);
 	if (err)
 		return err;
@@ -272,14 +104,38 @@ static int mm_track(void *ctx, uint32_t vpn, uint32_t pages)
 	return err;
 }
 
+/*
+ * Of the run that the calling thread has blocked: by write-protection, though the technique is another. A debugger reads
+ * what is write-protected, and of what is zapped it reads an error.
+ */
+static __thread bool is_held __attribute__((tls_model("initial-exec")));
+
+static int block_observed(const struct sublet__linux_mm *mm, uintptr_t addr, size_t bytes,
+			  enum sublet__observer observer)
+{
+	if (observer == SUBLET__OBSERVER_DUMPING)
+		return -EAGAIN;
+	/* What mm_track registered before the debugger came. */
+	if (mm->uffd_hold != mm->uffd_move)
+		sublet__uffd_unregister(mm->uffd_move, addr, bytes);
+	int err = sublet__mm_hold(mm, addr, bytes);
+	is_held = !err;
+	return err;
+}
+
 static int mm_block(void *ctx, uint32_t vpn, uint32_t pages)
 {
 	const struct sublet__linux_mm *mm = ctx;
+	uintptr_t addr = sublet__mm_addr(mm, vpn);
+	size_t bytes = sublet__mm_bytes(mm, pages);
 
 	if (mm->in_child || mm->is_checked)
 		return mm->in_child ? -EPERM : -EOPNOTSUPP;
+	enum sublet__observer observer = sublet__observer_now(mm->status);
+	is_held = false;
 	sublet__signals_block();
-	int err = block_range(mm, sublet__mm_addr(mm, vpn), sublet__mm_bytes(mm, pages));
+	int err = observer == SUBLET__OBSERVER_NONE ? block_range(mm, addr, bytes)
+						    : block_observed(mm, addr, bytes, observer);
 	if (err)
 		sublet__signals_unblock();
 	return err;
@@ -307,7 +163,7 @@ static void mm_dirty(void *ctx, uint32_t vpn, uint32_t pages, uint64_t *bitmap)
 		.category_mask = SUBLET__PAGE_IS_SWAPPED,
 		.return_mask = SUBLET__PAGE_IS_SWAPPED,
 	};
-	int n = ioctl(mm->pagemap, SUBLET__PAGEMAP_SCAN, &scan);
+	int n = is_held ? -1 : ioctl(mm->pagemap, SUBLET__PAGEMAP_SCAN, &scan);
 
 	if (n < 0 || scan.walk_end < scan.end) {
 		set_bits(bitmap, 0, pages);
@@ -319,11 +175,19 @@ static void mm_dirty(void *ctx, uint32_t vpn, uint32_t pages, uint64_t *bitmap)
 	}
 }
 
+/* A remap that was rolled back blocks by the technique again: so both. */
+static void wake(const struct sublet__linux_mm *mm, uintptr_t addr, size_t bytes)
+{
+	if (is_held && mm->uffd_hold != mm->uffd_move)
+		sublet__uffd_wake(mm->uffd_hold, addr, bytes);
+	sublet__uffd_wake(mm->uffd_move, addr, bytes);
+}
+
 static void mm_wake(void *ctx, uint32_t vpn, uint32_t pages)
 {
 	const struct sublet__linux_mm *mm = ctx;
 
-	sublet__uffd_wake(mm->uffd_move, sublet__mm_addr(mm, vpn), sublet__mm_bytes(mm, pages));
+	wake(mm, sublet__mm_addr(mm, vpn), sublet__mm_bytes(mm, pages));
 	sublet__signals_unblock();
 }
 
@@ -333,9 +197,11 @@ static void mm_unblock(void *ctx, uint32_t vpn, uint32_t pages)
 	uintptr_t addr = sublet__mm_addr(mm, vpn);
 	size_t bytes = sublet__mm_bytes(mm, pages);
 
+	if (is_held && mm->uffd_hold != mm->uffd_move)
+		sublet__uffd_unregister(mm->uffd_hold, addr, bytes);
 	sublet__uffd_unregister(mm->uffd_move, addr, bytes);
 	/* Unregistering wakes only where something was registered: not after a remap that was rolled back. */
-	sublet__uffd_wake(mm->uffd_move, addr, bytes);
+	wake(mm, addr, bytes);
 	/* Nothing to undo after track alone. */
 	sublet__signals_unblock();
 }
@@ -373,7 +239,7 @@ static int mm_map(void *ctx, const struct sublet__segment *segs, uint32_t count,
 		int err = sublet__mm_map_frames(mm, &segs[i], segs[i].dst_pfn, flags, PROT_READ | PROT_WRITE);
 		if (err) {
 			map_undo(mm, segs, i);
-			return err == -EAGAIN ? -ENOMEM : err;
+			return err;
 		}
 	}
 	sublet__mm_relock(sublet__mm_addr(mm, segs[0].vpn),
@@ -387,8 +253,8 @@ static int mm_map_plain(void *ctx, uint32_t vpn, uint32_t pages)
 
 	if (mm->in_child)
 		return -EPERM;
-	return map_fixed(sublet__mm_addr(mm, vpn), sublet__mm_bytes(mm, pages), PROT_READ | PROT_WRITE,
-			 MAP_PRIVATE | MAP_ANONYMOUS, -1, 0)
+	return sublet__mm_map_fixed(sublet__mm_addr(mm, vpn), sublet__mm_bytes(mm, pages),
+				    PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0)
 		       ? -ENOMEM
 		       : 0;
 }
@@ -399,7 +265,10 @@ static int mm_unmap(void *ctx, uint32_t vpn, uint32_t pages)
 
 	if (mm->in_child)
 		return -EPERM;
-	return sublet__mm_map_nothing(sublet__mm_addr(mm, vpn), sublet__mm_bytes(mm, pages));
+	int err = sublet__mm_map_nothing(sublet__mm_addr(mm, vpn), sublet__mm_bytes(mm, pages));
+	if (!err)
+		sublet__spare_renew();
+	return err;
 }
 
 static void mm_clear(void *ctx, uint32_t vpn, uint32_t pages)
@@ -545,6 +414,7 @@ static int open_descriptors(struct sublet__linux_mm *mm, enum sublet_technique w
 		return err == -ENOSYS ? -EOPNOTSUPP : err == -EACCES ? -EPERM : err;
 	mm->pagemap = sublet__linux_fd_high(sublet__raw_open(AT_FDCWD, "/proc/self/pagemap", O_RDONLY));
 	mm->maps = sublet__linux_fd_high(sublet__raw_open(AT_FDCWD, "/proc/self/maps", O_RDONLY));
+	mm->status = sublet__observer_open();
 	mm->technique = wanted == SUBLET_TECHNIQUE_AUTO ? choose(mm, features) : wanted;
 	needed = features_needed(mm);
 	if ((features & needed) != needed)
@@ -568,7 +438,8 @@ static void close_descriptors(struct sublet__linux_mm *mm)
 	sublet__fd_drop(mm->uffd_move);
 	sublet__fd_drop(mm->pagemap);
 	sublet__fd_drop(mm->maps);
-	mm->uffd_hold = mm->uffd_move = mm->pagemap = mm->maps = -1;
+	sublet__fd_drop(mm->status);
+	mm->uffd_hold = mm->uffd_move = mm->pagemap = mm->maps = mm->status = -1;
 }
 
 int sublet__linux_mm_open(struct sublet__linux_mm *mm, const struct sublet__backing *b,
@@ -585,6 +456,7 @@ int sublet__linux_mm_open(struct sublet__linux_mm *mm, const struct sublet__back
 					 .uffd_move = -1,
 					 .uffd_hold = -1,
 					 .pagemap = -1,
+					 .status = -1,
 					 .maps = -1 };
 	int err = open_descriptors(mm, technique);
 
@@ -594,6 +466,8 @@ int sublet__linux_mm_open(struct sublet__linux_mm *mm, const struct sublet__back
 	}
 	if (err)
 		close_descriptors(mm);
+	else
+		sublet__spare_open();
 	return err;
 }
 
@@ -601,6 +475,7 @@ void sublet__linux_mm_close(struct sublet__linux_mm *mm)
 {
 	close_descriptors(mm);
 	munmap((void *)mm->base, mm->bytes);
+	sublet__spare_close();
 }
 
 void sublet__linux_mm_fork_child(struct sublet__linux_mm *mm)
@@ -617,7 +492,9 @@ struct sublet__mm_config sublet__linux_mm_config(struct sublet__linux_mm *mm, ui
 		.ctx = mm,
 		.base = mm->base,
 		.pages = (uint32_t)(mm->bytes >> mm->shift),
-		.features = mm->technique == SUBLET_TECHNIQUE_PRECOPY ? SUBLET__MM_TRACK : 0,
+		.features = mm->is_checked                              ? SUBLET__MM_STAYS
+			    : mm->technique == SUBLET_TECHNIQUE_PRECOPY ? SUBLET__MM_TRACK
+									: 0,
 		.mapping_limit = mapping_limit,
 	};
 }

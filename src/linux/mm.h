@@ -20,6 +20,7 @@ struct sublet__linux_mm {
 	int uffd_move;   /* blocks a range that moves; asynchronous write-protection with PRECOPY */
 	int uffd_hold;   /* synchronous write-protection, for restore; the same as uffd_move unless PRECOPY */
 	int pagemap;     /* /proc/self/pagemap, -1 where it cannot be read */
+	int status;      /* sublet__observer_open */
 	int maps;        /* /proc/self/maps, likewise: a program may lock itself in (chroot), and fork */
 	bool is_checked; /* by valgrind: nothing moves */
 	bool in_child;   /* of a fork(): ordinary memory, and every operation is refused */
@@ -73,9 +74,13 @@ int sublet__mm_map_frames(const struct sublet__linux_mm *mm, const struct sublet
 /* The same where giving up would lose data. */
 void sublet__mm_must_map(const struct sublet__linux_mm *mm, const struct sublet__segment *seg, uint32_t pfn,
 			 uint32_t flags, int prot);
+/* Replace a mapping, by any other; what was there stays after an error. -errno */
+int sublet__mm_map_fixed(uintptr_t addr, size_t bytes, int prot, int flags, int fd, uint64_t offset);
 /* The addresses go back to being reserved and inaccessible. -errno */
 int sublet__mm_map_nothing(uintptr_t addr, size_t bytes);
-/* Try again in a moment, in a loop that gives up after SUBLET__MUST_TRIES. */
+/* Whether every address of a range of ours belongs to a mapping: asked of the kernel, and without a descriptor. */
+bool sublet__mm_is_mapped(uintptr_t addr, size_t bytes);
+/* Try again in a moment, or at once with the reserve of mappings, in a loop that gives up after SUBLET__MUST_TRIES. */
 bool sublet__mm_must_wait(int *tries);
 /* Say why, and abort: to go on would lose data, or leave a thread asleep for ever. */
 _Noreturn void sublet__mm_give_up(const char *what, int err);
@@ -83,6 +88,8 @@ void sublet__mm_relock(uintptr_t addr, size_t bytes, uint32_t flags);
 /* First and last page of adjacent segments as one range. */
 uint32_t sublet__mm_pages(const struct sublet__segment *segs, uint32_t count);
 
+/* Keep writers out of a range until it is mapped anew or unregistered from uffd_hold. Readers go on. -errno */
+int sublet__mm_hold(const struct sublet__linux_mm *mm, uintptr_t addr, size_t bytes);
 int sublet__mm_privatize(void *ctx, const struct sublet__segment *segs, uint32_t count, uint32_t flags);
 int sublet__mm_restore(void *ctx, const struct sublet__segment *segs, uint32_t count, uint32_t flags);
 /* Ordinary memory with a copy of the frames, in place of what is there, while writers are kept out. -errno */

@@ -97,6 +97,8 @@ static void *op_reserve(void *ctx, size_t bytes)
 		return NULL;
 	/* Tables are sparse: a huge page on first touch would commit 512 times what is used. */
 	(void)madvise(p, bytes, MADV_NOHUGEPAGE);
+	/* A debugger's core would hold them as a whole, untouched pages included. */
+	(void)madvise(p, bytes, MADV_DONTDUMP);
 	return p;
 }
 

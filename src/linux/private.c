@@ -27,6 +27,7 @@
 #include "linux/platform.h"
 #include "linux/proc.h"
 #include "linux/raw.h"
+#include "linux/spare.h"
 #include "linux/uapi.h"
 #include "linux/uffd.h"
 
@@ -36,8 +37,7 @@
 #define SPARE_BYTES (64 * SUBLET_MIB)
 #define BASE_BYTES  ((size_t)4096)
 
-/* Keep writers out until the range is remapped or unregistered. Readers go on. */
-static int hold(const struct sublet__linux_mm *mm, uintptr_t addr, size_t bytes)
+int sublet__mm_hold(const struct sublet__linux_mm *mm, uintptr_t addr, size_t bytes)
 {
 	int err = sublet__uffd_register(mm->uffd_hold, addr, bytes, UFFDIO_REGISTER_MODE_WP);
 
@@ -47,15 +47,6 @@ static int hold(const struct sublet__linux_mm *mm, uintptr_t addr, size_t bytes)
 	if (err)
 		sublet__uffd_unregister(mm->uffd_hold, addr, bytes);
 	return err;
-}
-
-/* Whether the addresses still are what they were: a failed mremap may have unmapped them. They are reserved again. */
-static bool still_mapped(uintptr_t addr, size_t bytes)
-{
-	int flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED_NOREPLACE;
-
-	return sublet__raw_mmap((void *)addr, bytes, PROT_NONE, flags, -1, 0) == MAP_FAILED &&
-	       errno == EEXIST;
 }
 
 int sublet__mm_map_copy(const struct sublet__linux_mm *mm, const struct sublet__segment *seg, uint32_t pfn,
@@ -80,15 +71,15 @@ int sublet__mm_map_copy(const struct sublet__linux_mm *mm, const struct sublet__
 		goto no_memory;
 	for (int tries = 0; sublet__raw_mremap(copy, bytes, flags, (void *)addr) == MAP_FAILED;) {
 		int err = -errno;
-		gone = gone || !still_mapped(addr, bytes);
-		if (gone && sublet__mm_must_wait(&tries))
-			continue;
-		if (gone) {
-			sublet__complain("the kernel took memory away and refuses to map it again", err);
-			sublet__program_abort();
+		gone = gone || !sublet__mm_is_mapped(addr, bytes);
+		if (!gone) {
+			sublet__raw_munmap(copy, bytes);
+			return err;
 		}
-		sublet__raw_munmap(copy, bytes);
-		return err;
+		if (!sublet__mm_must_wait(&tries))
+			sublet__mm_give_up("the kernel took memory away and refuses to map it again; "
+					   "stopping before data is lost",
+					   err);
 	}
 	return 0;
 
@@ -105,8 +96,8 @@ struct piece {
 	int prot;
 };
 
-static int privatize_one(const struct sublet__linux_mm *mm, const struct sublet__segment *seg, uint32_t flags,
-			 int prot)
+static int privatize_once(const struct sublet__linux_mm *mm, const struct sublet__segment *seg,
+			  uint32_t flags, int prot)
 {
 	uintptr_t addr = sublet__mm_addr(mm, seg->vpn);
 	size_t bytes = sublet__mm_bytes(mm, seg->pages);
@@ -115,7 +106,7 @@ static int privatize_one(const struct sublet__linux_mm *mm, const struct sublet_
 	if (!mm->is_hugetlb)
 		return sublet__mm_map_frames(mm, seg, seg->dst_pfn, flags | SUBLET__MAP_PRIVATE, prot);
 	sublet__signals_block();
-	err = hold(mm, addr, bytes);
+	err = sublet__mm_hold(mm, addr, bytes);
 	if (!err) {
 		err = sublet__mm_map_frames(mm, seg, seg->dst_pfn, flags | SUBLET__MAP_PRIVATE, prot);
 		if (err)
@@ -124,6 +115,15 @@ static int privatize_one(const struct sublet__linux_mm *mm, const struct sublet_
 	}
 	sublet__signals_unblock();
 	return err;
+}
+
+/* A program that has no mapping left can fork in ordinary memory, so it can here. */
+static int privatize_one(const struct sublet__linux_mm *mm, const struct sublet__segment *seg, uint32_t flags,
+			 int prot)
+{
+	int err = privatize_once(mm, seg, flags, prot);
+
+	return err == -ENOMEM && sublet__spare_use() ? privatize_once(mm, seg, flags, prot) : err;
 }
 
 static void must_privatize(const struct sublet__linux_mm *mm, const struct sublet__segment *seg,
@@ -206,7 +206,10 @@ static void must_share(struct sublet__linux_mm *mm, const struct piece *piece, u
 				    flags & ~(uint32_t)SUBLET__MAP_PRIVATE, piece->prot);
 		return;
 	}
-	int err = sublet__mm_restore(mm, &piece->seg, 1, flags);
+	int err, tries = 0;
+	do
+		err = sublet__mm_restore(mm, &piece->seg, 1, flags);
+	while (err && sublet__mm_must_wait(&tries));
 	if (!err && piece->prot != (PROT_READ | PROT_WRITE) &&
 	    sublet__raw_mprotect((void *)addr, bytes, piece->prot))
 		err = -errno;
@@ -349,7 +352,9 @@ int sublet__mm_restore(void *ctx, const struct sublet__segment *segs, uint32_t c
 	sublet__signals_block();
 	/* Holes of ordinary memory cannot be protected before 6.4, so there are none. */
 	(void)sublet__raw_madvise((void *)addr, bytes, SUBLET__MADV_POPULATE_READ);
-	err = hold(mm, addr, bytes);
+	err = sublet__mm_hold(mm, addr, bytes);
+	if (err == -ENOMEM && sublet__spare_use())
+		err = sublet__mm_hold(mm, addr, bytes);
 	if (err) {
 		sublet__signals_unblock();
 		return -ENOMEM;
@@ -368,5 +373,7 @@ int sublet__mm_restore(void *ctx, const struct sublet__segment *segs, uint32_t c
 	sublet__uffd_wake(mm->uffd_hold, addr, bytes);
 	sublet__signals_unblock();
 	sublet__mm_relock(addr, bytes, flags);
+	if (!err)
+		sublet__spare_renew();
 	return err ? -ENOMEM : 0;
 }

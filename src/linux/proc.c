@@ -1,19 +1,19 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * linux/proc.c: small facts from /proc, /sys and the cgroup tree.
+ * linux/proc.c: small facts from /proc and /sys.
  *
  * Everything here works on the caller's stack with bare system calls: these functions run inside
  * programs whose heap is the memory that is being lent, in atfork handlers and on threads that must
  * not wait for lent memory, so neither stdio nor malloc is at hand.
  *
  * Available memory is what a populate can take without the OOM killer: the kernel's own estimate
- * (MemAvailable) and, for each cgroup from ours up to the root, limit - usage + page cache, which
- * the kernel would reclaim first. Both cgroup versions are read where the usual mount points have
- * them; a limit that cannot be found is no limit. Rejected: sysinfo(2), which counts page cache as
+ * (MemAvailable), or what the control groups leave where that is less (cgroup.c); a limit that
+ * cannot be found is no limit. Rejected: sysinfo(2), which counts page cache as
  * used, and trusting allocation errors, which shmem reports by killing somebody.
  */
 #include "linux/proc.h"
 
+#include "linux/cgroup.h"
 #include "linux/helper.h"
 #include "linux/linux.h"
 #include "linux/raw.h"
@@ -24,7 +24,8 @@
 #include <sys/resource.h>
 #include <unistd.h>
 
-#define FD_ROOM 64u /* for an arena, its server, and as many children as usually live at a time */
+#define KEPT_MAX 128u /* files; a control group has four for memory, in each of its ancestors */
+#define FD_ROOM  64u  /* for an arena, its server, and as many children as usually live at a time */
 
 void sublet__text_start(struct sublet__text *text, const char *s)
 {
@@ -53,16 +54,58 @@ void sublet__text_add_number(struct sublet__text *text, uint64_t value)
 	sublet__text_add(text, digits + i);
 }
 
+/*
+ * Files that the helper has read. It may open none once it is confined, so it keeps them. Written by its first task
+ * alone, before the others start. A path is told by a hash of 64 bits.
+ */
+static struct {
+	uint32_t count;
+	struct {
+		uint64_t path;
+		int fd;
+	} file[KEPT_MAX];
+} kept;
+
+static uint64_t path_hash(const char *path)
+{
+	uint64_t hash = 0xcbf29ce484222325u; /* FNV-1a */
+
+	while (*path)
+		hash = (hash ^ (unsigned char)*path++) * 0x100000001b3u;
+	return hash;
+}
+
+/* A descriptor to read from its start; *keep: it stays open. */
+static int open_for_read(int dir, const char *path, bool *keep)
+{
+	uint64_t hash = path_hash(path);
+
+	*keep = false;
+	for (uint32_t i = 0; sublet__helper_is_here() && i < kept.count; i++)
+		if (kept.file[i].path == hash) {
+			*keep = true;
+			return kept.file[i].fd;
+		}
+	int fd = sublet__raw_open(dir, path, O_RDONLY);
+	if (fd < 0 || !sublet__helper_is_here() || kept.count == KEPT_MAX)
+		return fd;
+	*keep = true;
+	kept.file[kept.count].path = hash;
+	kept.file[kept.count++].fd = fd;
+	return fd;
+}
+
 int sublet__proc_read_at(int dir, const char *path, char *data, size_t size)
 {
 	size_t have = 0;
-	int fd = sublet__raw_open(dir, path, O_RDONLY);
+	bool keep;
+	int fd = open_for_read(dir, path, &keep);
 	long n = 1;
 
 	if (fd < 0)
 		return fd;
 	while (have + 1 < size && n) {
-		n = sublet__raw_read(fd, data + have, size - 1 - have);
+		n = sublet__raw_pread(fd, data + have, size - 1 - have, have);
 		if (n == -EINTR)
 			continue;
 		if (n < 0)
@@ -70,7 +113,8 @@ int sublet__proc_read_at(int dir, const char *path, char *data, size_t size)
 		have += (size_t)n;
 	}
 	data[have] = 0;
-	sublet__raw_close(fd);
+	if (!keep)
+		sublet__raw_close(fd);
 	return n < 0 ? (int)n : (int)have;
 }
 
@@ -216,118 +260,24 @@ bool sublet__map_line_parse(const char *line, struct sublet__map_line *map)
 
 /* ---- memory ---- */
 
-/* How one version of the cgroup memory controller names its files. */
-struct cgroup_names {
-	const char *mount;
-	const char *limit;
-	const char *usage;
-};
-
-static bool cgroup_number(const char *mount, const char *group, const char *file, uint64_t *value)
+uint64_t sublet__memory_left(struct sublet__text *by)
 {
-	struct sublet__text path;
-	char data[64];
-
-	sublet__text_start(&path, mount);
-	sublet__text_add(&path, group);
-	sublet__text_add(&path, file);
-	return sublet__proc_read(path.data, data, sizeof data) > 0 && sublet__proc_number(data, NULL, value);
-}
-
-/* Page cache of one group, which the kernel gives up before it refuses anything. */
-static uint64_t cgroup_cache(const char *mount, const char *group)
-{
-	struct sublet__text path;
 	char data[4096];
-	uint64_t active = 0, inactive = 0;
+	uint64_t kib = UINT64_MAX >> 10;
+	uint64_t left = sublet__cgroup_memory_left("", by);
 
-	sublet__text_start(&path, mount);
-	sublet__text_add(&path, group);
-	sublet__text_add(&path, "/memory.stat");
-	if (sublet__proc_read(path.data, data, sizeof data) <= 0)
-		return 0;
-	if (!sublet__proc_number(data, "total_active_file", &active))
-		(void)sublet__proc_number(data, "active_file", &active);
-	if (!sublet__proc_number(data, "total_inactive_file", &inactive))
-		(void)sublet__proc_number(data, "inactive_file", &inactive);
-	return active + inactive;
-}
-
-/* The least that any group from `group` up to the root has left. `group` is consumed. */
-static uint64_t cgroup_left(const struct cgroup_names *names, char *group)
-{
-	uint64_t left = UINT64_MAX;
-
-	for (;;) {
-		uint64_t limit, usage;
-		if (cgroup_number(names->mount, group, names->limit, &limit) &&
-		    cgroup_number(names->mount, group, names->usage, &usage)) {
-			uint64_t room = limit + cgroup_cache(names->mount, group);
-			room = room > usage ? room - usage : 0;
-			left = room < left ? room : left;
-		}
-		char *slash = strrchr(group, '/');
-		if (!slash)
-			return left;
-		*slash = 0;
-	}
-}
-
-/* The path part of one line of /proc/self/cgroup, or NULL where it is not about memory. */
-static char *cgroup_path(char *line, bool *is_v2)
-{
-	char *controllers = strchr(line, ':');
-	char *path = controllers ? strchr(controllers + 1, ':') : NULL;
-
-	if (!path)
-		return NULL;
-	*path++ = 0;
-	controllers++;
-	*is_v2 = !*controllers;
-	if (!*is_v2 && !strstr(controllers, "memory"))
-		return NULL;
-	return strcmp(path, "/") ? path : path + 1;
-}
-
-static uint64_t cgroups_left(void)
-{
-	static const struct cgroup_names v2[] = {
-		{ "/sys/fs/cgroup", "/memory.max", "/memory.current" },
-		{ "/sys/fs/cgroup/unified", "/memory.max", "/memory.current" },
-	};
-	static const struct cgroup_names v1 = { "/sys/fs/cgroup/memory", "/memory.limit_in_bytes",
-						"/memory.usage_in_bytes" };
-	char data[2048], group[SUBLET__PATH_BYTES];
-	uint64_t left = UINT64_MAX;
-
-	if (sublet__proc_read("/proc/self/cgroup", data, sizeof data) <= 0)
+	if (sublet__proc_read("/proc/meminfo", data, sizeof data) > 0)
+		(void)sublet__proc_number(data, "MemAvailable", &kib);
+	if (left < kib << 10)
 		return left;
-	for (char *line = data, *next; line && *line; line = next) {
-		bool is_v2;
-		next = strchr(line, '\n');
-		if (next)
-			*next++ = 0;
-		char *path = cgroup_path(line, &is_v2);
-		if (!path || strlen(path) >= sizeof group)
-			continue;
-		for (size_t i = 0; i < (is_v2 ? 2 : 1); i++) {
-			memcpy(group, path, strlen(path) + 1);
-			uint64_t room = cgroup_left(is_v2 ? &v2[i] : &v1, group);
-			left = room < left ? room : left;
-		}
-	}
-	return left;
+	if (by)
+		sublet__text_start(by, "");
+	return kib << 10;
 }
 
 uint64_t sublet__memory_available(void)
 {
-	char data[4096];
-	uint64_t kib = UINT64_MAX >> 10;
-	uint64_t left = cgroups_left();
-
-	if (sublet__proc_read("/proc/meminfo", data, sizeof data) > 0)
-		(void)sublet__proc_number(data, "MemAvailable", &kib);
-	return kib << 10 < left ? kib << 10 : left;
+	return sublet__memory_left(NULL);
 }
 
 uint64_t sublet__max_map_count(void)
@@ -344,6 +294,19 @@ uint64_t sublet__addresses_left(void)
 	if (getrlimit(RLIMIT_AS, &limit) || limit.rlim_cur == RLIM_INFINITY)
 		return UINT64_MAX;
 	return limit.rlim_cur > used ? limit.rlim_cur - used : 0;
+}
+
+uint64_t sublet__data_left(void)
+{
+	char data[4096];
+	uint64_t kib = 0;
+	struct rlimit limit;
+
+	if (getrlimit(RLIMIT_DATA, &limit) || limit.rlim_cur == RLIM_INFINITY)
+		return UINT64_MAX;
+	if (sublet__proc_read("/proc/self/status", data, sizeof data) > 0)
+		(void)sublet__proc_number(data, "VmData", &kib);
+	return limit.rlim_cur > kib << 10 ? limit.rlim_cur - (kib << 10) : 0;
 }
 
 uint64_t sublet__hugetlb_free_pages(void)

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT */
-/* linux/proc.h: small facts from /proc, /sys and the cgroup tree, read without stdio and malloc. */
+/* linux/proc.h: small facts from /proc and /sys, read without stdio and malloc. */
 #ifndef SUBLET_LINUX_PROC_H
 #define SUBLET_LINUX_PROC_H
 
@@ -64,9 +64,13 @@ uint64_t sublet__parse(const char **text, unsigned int base);
 
 /* What could be allocated now: MemAvailable, or what the cgroup has left where that is less. */
 uint64_t sublet__memory_available(void);
+/* The same, and in *by the path of the file with that group's limit; empty where the machine decides. */
+uint64_t sublet__memory_left(struct sublet__text *by);
 uint64_t sublet__max_map_count(void);
 /* What RLIMIT_AS leaves this process; UINT64_MAX: there is no limit. */
 uint64_t sublet__addresses_left(void);
+/* The same of RLIMIT_DATA: private memory that may be written, in use or not. */
+uint64_t sublet__data_left(void);
 uint64_t sublet__hugetlb_free_pages(void);
 uint32_t sublet__cpu_count(void);
 

@@ -116,9 +116,10 @@ static void fill_header(char *pointer)
 {
 #if defined(__x86_64__)
 	/* self, dtv, self, then multiple_threads, sysinfo, stack guard, pointer guard */
-	memcpy(pointer, layout.pointer, 7 * sizeof(void *));
-	memcpy(pointer, &pointer, sizeof pointer);
-	memcpy(pointer + 2 * sizeof(void *), &pointer, sizeof pointer);
+	void **word = (void **)(void *)pointer;
+
+	memcpy(word, layout.pointer, 7 * sizeof *word);
+	word[0] = word[2] = pointer;
 #elif defined(__aarch64__)
 	memcpy(pointer, layout.pointer, 2 * sizeof(void *));
 #else

@@ -201,6 +201,8 @@ static const char *const events[COVER_EVENTS_MAX] = {
 	"lock: intact",
 	"lock: discarded",
 	"lock: -ENOMEM",
+	"unlock: unlocked",
+	"unlock: kept",
 	"chaos: moved",
 	"chaos: refused",
 	"fork: 0",

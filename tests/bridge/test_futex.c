@@ -53,6 +53,42 @@ static long record(long number, long a, long b, long c, long d, long e, long f)
 	return results[count++];
 }
 
+/* The page of a lent word is not there `away` times. */
+static int away, settled, kept;
+
+static bool is_lent(const void *addr)
+{
+	return (uintptr_t)addr >= (uintptr_t)lent && (uintptr_t)addr < (uintptr_t)(lent + 1024);
+}
+
+enum sublet__owner sublet__bridge_owner(const void *addr, size_t bytes)
+{
+	(void)bytes;
+	return is_lent(addr) ? SUBLET__OWNER_LENT : SUBLET__OWNER_OTHER;
+}
+
+void sublet__sticky_add(const void *addr, size_t bytes)
+{
+	assert_true(is_lent(addr) && bytes == sizeof(uint32_t));
+	kept++;
+}
+
+static int populate(void *addr, size_t bytes, int advice)
+{
+	assert_true(((uintptr_t)addr & 4095) == 0 && bytes == 4096 && advice == 23);
+	settled++;
+	return 0;
+}
+
+static long fault(long number, long a, long b, long c, long d, long e, long f)
+{
+	(void)number, (void)a, (void)b, (void)c, (void)d, (void)e, (void)f;
+	if (away-- <= 0)
+		return 7;
+	errno = EFAULT;
+	return -1;
+}
+
 bool sublet__mm_contains(const struct sublet_mm *mm, const void *addr, uint64_t bytes)
 {
 	(void)mm;
@@ -83,6 +119,55 @@ static void expect_op(const uint32_t *addr, int op, const uint32_t *addr2, int e
 	assert_int_equal(calls[0].arg[3], 12);
 	assert_int_equal(calls[0].arg[4], (long)addr2);
 	assert_int_equal(calls[0].arg[5], 13);
+}
+
+/* What the kernel writes: the call is made again when the page is there, and a PI word stays where it is. */
+static void test_kernel_writes(void **context)
+{
+	static const struct {
+		int op;
+		bool again, keep;
+	} cases[] = {
+		{ FUTEX_LOCK_PI, true, true },         { 13 /* LOCK_PI2 */, true, true },
+		{ FUTEX_TRYLOCK_PI, true, true },      { FUTEX_UNLOCK_PI, true, true },
+		{ FUTEX_WAIT_REQUEUE_PI, true, true }, { FUTEX_CMP_REQUEUE_PI, true, true },
+		{ FUTEX_WAKE_OP, true, false },        { FUTEX_WAIT, false, false },
+		{ FUTEX_WAKE, false, false },          { FUTEX_CMP_REQUEUE, false, false },
+	};
+
+	(void)context;
+	sublet__real.syscall = fault;
+	sublet__real.madvise = populate;
+	for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++)
+		for (int flag = 0; flag <= PRIVATE; flag += PRIVATE) {
+			away = 3, settled = kept = 0;
+			assert_int_equal(syscall(SYS_futex, lent, cases[i].op | flag, 1, 0, lent + 9, 0),
+					 cases[i].again ? 7 : -1);
+			assert_int_equal(settled, cases[i].again ? 3 : 0);
+			assert_int_equal(kept, cases[i].keep ? 3 : 0);
+			/* Not lent: the program's own mistake. */
+			away = 1;
+			assert_int_equal(syscall(SYS_futex, other, cases[i].op | PRIVATE, 1, 0, other, 0),
+					 -1);
+			assert_int_equal(errno, EFAULT);
+		}
+	/* A word that the kernel clears at the end of a thread stays too, and waits for it stay process-shared. */
+	sublet__real.syscall = record;
+	kept = 0;
+	count = 0;
+	assert_int_equal(syscall(SYS_set_tid_address, other), 0);
+	assert_int_equal(kept, 0);
+	count = 0;
+	assert_int_equal(syscall(SYS_set_tid_address, lent + 500), 0);
+	assert_int_equal(kept, 1);
+	expect_op(&lent[500], FUTEX_WAIT, NULL, FUTEX_WAIT);
+	sublet__futex_forget(lent + 500, 4);
+	expect_op(&lent[500], FUTEX_WAIT, NULL, FUTEX_WAIT | PRIVATE);
+	/* Not for ever. */
+	sublet__real.syscall = fault;
+	away = 1000000;
+	assert_int_equal(syscall(SYS_futex, lent, FUTEX_LOCK_PI, 0, 0, NULL, 0), -1);
+	assert_int_equal(errno, EFAULT);
 }
 
 static void test_one_address(void **context)
@@ -276,6 +361,7 @@ int main(void)
 		cmocka_unit_test_setup(test_mixed_wake_op, setup),
 		cmocka_unit_test_setup(test_new_calls, setup),
 		cmocka_unit_test_setup(test_kernel_words, setup),
+		cmocka_unit_test_setup(test_kernel_writes, setup),
 		cmocka_unit_test_setup(test_everything_else, setup),
 	};
 

@@ -19,6 +19,7 @@ import test_forks
 import test_gcc
 import test_git
 import test_memcached
+import test_past
 import test_python
 import test_sqlite
 from torture_round import Finding
@@ -229,6 +230,18 @@ class Python(Batch):
 class PythonForks(Python):
     def command(self, _round):
         return sys.executable, "-c", test_forks.PYTHON
+
+
+class Php(Batch):
+    """Its extensions are bound deeply."""
+    needs = ("php",)
+    area_mib, normal_mib = 160, 80
+
+    def command(self, _round):
+        return lent.program("php"), "-r", test_past.PHP
+
+    def env(self):
+        return {"USE_ZEND_ALLOC": "0"}
 
 
 class Bash(Batch):
@@ -487,7 +500,8 @@ class Memcached(Server):
 
 PROGRAMS = {"memtester": Memtester, "stress-ng": StressNg, "redis": Redis, "memcached": Memcached, "sqlite": Sqlite,
             "python": Python, "gcc": Gcc, "xz": Xz, "unxz": Unxz, "openssl": Openssl, "git": Git, "filler": Filler,
-            "storm": Storm, "storm-of-forks": StormOfForks, "hammer": Hammer, "futures": Futures, "python-forks": PythonForks, "bash": Bash}
+            "storm": Storm, "storm-of-forks": StormOfForks, "hammer": Hammer, "futures": Futures, "python-forks": PythonForks, "bash": Bash,
+            "php": Php}
 
 
 def present():

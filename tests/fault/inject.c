@@ -29,7 +29,7 @@ static _Atomic int armed;
 static _Atomic uint64_t calls;
 static _Atomic(const char *) first_failed;
 static uint64_t fails_at;
-static bool fails_for_good;
+static bool fails_for_good, loses;
 static __thread bool is_mine, is_spared;
 
 void inject_arm(enum inject_scope scope, uint64_t n, bool for_good)
@@ -40,6 +40,11 @@ void inject_arm(enum inject_scope scope, uint64_t n, bool for_good)
 	fails_for_good = for_good;
 	is_mine = true;
 	armed = scope == INJECT_THREAD ? THREAD : PROCESS;
+}
+
+void inject_lose(bool lose)
+{
+	loses = lose;
 }
 
 bool inject_disarm(void)
@@ -118,7 +123,8 @@ static const struct known system_calls[] = {
 	{ SYS_getdents64, "getdents", ENOMEM },
 	{ SYS_statx, "statx", EIO },
 	{ SYS_pidfd_open, "pidfd_open", ENFILE },
-	{ SYS_munmap, "munmap", 0 }, /* of whole mappings only, so nothing is split */
+	{ SYS_munlock, "munlock", 0 }, /* of a whole mapping, right after it was made */
+	{ SYS_munmap, "munmap", 0 },   /* of whole mappings only, so nothing is split */
 	{ SYS_close, "close", 0 },
 	{ SYS_write, "write", 0 }, /* to an eventfd or an empty pipe of ours */
 	{ SYS_futex, "futex", 0 },
@@ -130,16 +136,21 @@ static const struct known system_calls[] = {
 long __real_syscall(long number, ...);
 long __wrap_syscall(long number, ...);
 
-/* What the kernel answers with EEXIST before it looks whether there is memory: nothing else can go wrong there. */
-static bool is_refused(const long *a)
+/* The question whether addresses are mapped: there is nothing in it that could fail. */
+static bool is_look(long number, const long *a)
 {
-	if (!(a[3] & MAP_FIXED_NOREPLACE))
-		return false;
-	long at = __real_syscall(SYS_mmap, a[0], a[1], a[2], a[3], a[4], a[5]);
-	if (at == -1)
-		return errno == EEXIST;
-	__real_syscall(SYS_munmap, a[0], a[1]);
-	return false;
+	return number == SYS_madvise && a[2] == MADV_NORMAL;
+}
+
+/* As kernels before Linux 6.12 may do: what was to be replaced is gone, and the call has failed all the same. */
+static void lose(long number, const long *a)
+{
+	if (!loses)
+		return;
+	if (number == SYS_mmap && a[3] & MAP_FIXED)
+		__real_syscall(SYS_munmap, a[0], a[1]);
+	if (number == SYS_mremap && a[3] & MREMAP_FIXED)
+		__real_syscall(SYS_munmap, a[4], a[2]);
 }
 
 TAKES_MORE long __wrap_syscall(long number, ...)
@@ -151,13 +162,17 @@ TAKES_MORE long __wrap_syscall(long number, ...)
 	for (int i = 0; i < 6; i++)
 		a[i] = va_arg(args, long);
 	va_end(args);
-	if (counts() && !(number == SYS_mmap && is_refused(a))) {
+	if (counts() && !is_look(number, a)) {
 		const struct known *k = system_calls;
 		while (k->number != number)
 			if (++k == system_calls + sizeof system_calls / sizeof *system_calls)
 				unknown("system call", (unsigned long)number);
-		if (k->error && fails(k->name, k->error))
+		if (k->error && fails(k->name, k->error)) {
+			int error = errno;
+			lose(number, a);
+			errno = error;
 			return -1;
+		}
 		/* Nothing gets better by waiting, so the thousand tries before giving up need not take a second. */
 		if (number == SYS_clock_nanosleep)
 			return 0;

@@ -22,6 +22,8 @@ enum inject_scope {
 
 /* From here on call number n (from 1 on) fails; for_good: and all that follow. */
 void inject_arm(enum inject_scope scope, uint64_t n, bool for_good);
+/* A mapping that fails over another takes the other away nevertheless, as kernels before Linux 6.12 may do. */
+void inject_lose(bool lose);
 /* No more failures. Whether there was one since. */
 bool inject_disarm(void);
 /* Calls of this thread never fail. */

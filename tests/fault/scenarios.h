@@ -35,6 +35,7 @@ enum scenario_flags {
 	MAY_DIE =
 		1u
 		<< 7, /* a failure that stays: the device dies, and holds what it may still write to (G11) */
+	MAY_LOSE = 1u << 9, /* maps over what is mapped: also as a kernel that loses it when it fails */
 	WARMS_UP = 1u << 8, /* makes as many threads as any other */
 };
 

@@ -1,13 +1,14 @@
 /* SPDX-License-Identifier: MIT */
 /*
  * The n-th platform call fails, for n = 1, 2, 3 ... until a run meets no fault: over every public call, on the real
- * platform (G5). Once with a failure that passes, once with one that stays for as long as the call lasts.
+ * platform (G5). Once with a failure that passes, once with one that stays for as long as the call lasts; and where memory
+ * is mapped over other memory, once with one that takes the other away.
  *
  * Each run is a process of its own, so that one that ends, hangs or leaks says so without harm to the next. What it
  * checks is in world.h. Some failures cannot be undone without losing bytes; then the process has to end, with a
  * message: the list is below, and only a failure that stays may lead there.
  *
- *   test_faults [SCENARIO [N [once|for_good [WAY]]]]   one scenario, one n: in this process, for a debugger
+ *   test_faults [SCENARIO [N [once|for_good|lost [WAY]]]]   one scenario, one n: in this process, for a debugger
  */
 #include "scenarios.h"
 
@@ -53,6 +54,15 @@ static const char *const last_words[] = {
 	"cannot undo half a fork; stopping before data is lost",
 	"no memory to keep lent memory apart from a child; fork() here would corrupt it",
 };
+
+/* How a call fails. */
+enum mode {
+	ONCE,
+	FOR_GOOD, /* it and all that follow */
+	LOST,     /* once, and what it was to map over is gone as well, as before Linux 6.12 */
+	MODES,
+};
+static const char *const mode_names[] = { "once", "for_good", "lost" };
 
 static uint32_t runs, faults, aborts, skips;
 
@@ -129,13 +139,13 @@ static void leak_check(const struct holdings *before, bool has_lost_device)
 }
 
 /* Whether it may be that not all is as before, though the call failed. */
-static bool may_keep(const struct scenario *s, bool for_good)
+static bool may_keep(const struct scenario *s, enum mode mode)
 {
-	return (s->flags & MAY_HOLD) || (for_good && (s->flags & (MAY_KEEP | MAY_DIE)));
+	return (s->flags & MAY_HOLD) || (mode == FOR_GOOD && (s->flags & (MAY_KEEP | MAY_DIE)));
 }
 
 /* With n 0 nothing fails. */
-static bool run(const struct scenario *s, const struct way *way, uint64_t n, bool for_good)
+static bool run(const struct scenario *s, const struct way *way, uint64_t n, enum mode mode)
 {
 	const bool has_world = !(s->flags & NO_WORLD);
 	struct world w = { .fd = -1 };
@@ -146,34 +156,37 @@ static bool run(const struct scenario *s, const struct way *way, uint64_t n, boo
 		s->before(&w);
 	if (has_world)
 		world_mark(&w);
-	if (s->flags & EACH_WAY)
+	/* On a kernel that loses memory for a moment a thread that writes there just then is lost: nothing of ours. */
+	if (s->flags & EACH_WAY && mode != LOST)
 		writer_start(&w);
-	inject_arm(s->flags & ALL_CALLS ? INJECT_PROCESS : INJECT_THREAD, n, for_good);
+	inject_lose(mode == LOST);
+	inject_arm(s->flags & ALL_CALLS ? INJECT_PROCESS : INJECT_THREAD, n, mode == FOR_GOOD);
 	int err = s->call(&w);
 	bool faulted = inject_disarm();
+	inject_lose(false);
 
 	if (err && !faulted) {
 		if (!n)
 			_exit(CHILD_SKIPPED); /* this machine has none of it */
 		wrong("failed without a fault: %s", strerror(-err));
 	}
-	if (!err && faulted && !(s->flags & MAY_SUCCEED))
+	if (!err && faulted && mode != LOST && !(s->flags & MAY_SUCCEED))
 		wrong("succeeded without what it asked for");
 	if (has_world)
-		world_check(&w, err && !may_keep(s, for_good), s->flags & MAY_HOLD);
+		world_check(&w, err && !may_keep(s, mode), s->flags & MAY_HOLD);
 	if (!err && s->after)
 		s->after(&w);
 	if (s->finish)
 		s->finish(&w);
 	if (has_world) {
-		if (!err || !may_keep(s, for_good) || (s->flags & MAY_KEEP))
+		if (!err || !may_keep(s, mode) || (s->flags & MAY_KEEP))
 			world_use(&w);
 		world_close(&w);
 	}
 	return faulted;
 }
 
-static _Noreturn void child_main(const struct scenario *s, const struct way *way, uint64_t n, bool for_good)
+static _Noreturn void child_main(const struct scenario *s, const struct way *way, uint64_t n, enum mode mode)
 {
 	struct rlimit no_core = { 0, 0 };
 	struct holdings before = holdings_now();
@@ -182,19 +195,14 @@ static _Noreturn void child_main(const struct scenario *s, const struct way *way
 	signal(SIGINT, SIG_DFL);
 	(void)setrlimit(RLIMIT_CORE, &no_core);
 	alarm(HANG_SECONDS);
-	bool faulted = run(s, way, n, for_good);
-	leak_check(&before, for_good && s->flags & MAY_DIE);
+	bool faulted = run(s, way, n, mode);
+	leak_check(&before, mode == FOR_GOOD && s->flags & MAY_DIE);
 	if (faulted)
 		fprintf(stderr, "%s", inject_what());
 	_exit(faulted ? CHILD_FAULTED : CHILD_CLEAN);
 }
 
 /* ---- and many ---- */
-
-static const char *mode_name(bool for_good)
-{
-	return for_good ? "for_good" : "once";
-}
 
 static bool is_last_word(const char *text)
 {
@@ -207,15 +215,15 @@ static bool is_last_word(const char *text)
 /* WRONG was said. */
 enum answer { CLEAN, FAULTED, SKIPPED, WRONG };
 
-static enum answer fail(const struct scenario *s, const struct way *way, uint64_t n, bool for_good,
+static enum answer fail(const struct scenario *s, const struct way *way, uint64_t n, enum mode mode,
 			const char *what)
 {
 	printf("FAIL %s (%s), call %llu fails %s: %s\n", s->name, way->name, (unsigned long long)n,
-	       mode_name(for_good), what);
+	       mode_names[mode], what);
 	return WRONG;
 }
 
-static enum answer run_apart(const struct scenario *s, const struct way *way, uint64_t n, bool for_good)
+static enum answer run_apart(const struct scenario *s, const struct way *way, uint64_t n, enum mode mode)
 {
 	char text[MESSAGE_BYTES] = "";
 	size_t have = 0;
@@ -229,7 +237,7 @@ static enum answer run_apart(const struct scenario *s, const struct way *way, ui
 		dup2(fds[1], 2);
 		close(fds[0]);
 		close(fds[1]);
-		child_main(s, way, n, for_good);
+		child_main(s, way, n, mode);
 	}
 	close(fds[1]);
 	for (ssize_t got;
@@ -240,14 +248,14 @@ static enum answer run_apart(const struct scenario *s, const struct way *way, ui
 		abort();
 	runs++;
 	if (WIFSIGNALED(status) && WTERMSIG(status) == SIGABRT) {
-		if (!for_good || !(s->flags & MAY_ABORT) || !is_last_word(text))
-			return fail(s, way, n, for_good, text[0] ? text : "aborted without a word");
+		if (mode != FOR_GOOD || !(s->flags & MAY_ABORT) || !is_last_word(text))
+			return fail(s, way, n, mode, text[0] ? text : "aborted without a word");
 		aborts++;
 		faults++;
 		return FAULTED;
 	}
 	if (WIFSIGNALED(status) && WTERMSIG(status) == SIGALRM)
-		return fail(s, way, n, for_good, "hangs (G7)");
+		return fail(s, way, n, mode, "hangs (G7)");
 	if (WIFEXITED(status) && WEXITSTATUS(status) == CHILD_SKIPPED) {
 		skips++;
 		return SKIPPED;
@@ -256,7 +264,7 @@ static enum answer run_apart(const struct scenario *s, const struct way *way, ui
 	    (WEXITSTATUS(status) != CHILD_CLEAN && WEXITSTATUS(status) != CHILD_FAULTED)) {
 		char what[MESSAGE_BYTES + 64];
 		snprintf(what, sizeof what, "status %#x: %s", (unsigned int)status, text);
-		return fail(s, way, n, for_good, what);
+		return fail(s, way, n, mode, what);
 	}
 	faults += WEXITSTATUS(status) == CHILD_FAULTED;
 	return WEXITSTATUS(status) == CHILD_FAULTED ? FAULTED : CLEAN;
@@ -264,33 +272,36 @@ static enum answer run_apart(const struct scenario *s, const struct way *way, ui
 
 static int loop(const struct scenario *s, const struct way *way)
 {
-	uint64_t calls[2] = { 0, 0 };
+	uint64_t calls[MODES] = { 0 };
 	struct timespec t0, t1;
 	enum answer answer;
 	int bad = 0;
 
 	clock_gettime(CLOCK_MONOTONIC, &t0);
-	answer = run_apart(s, way, 0, false);
+	answer = run_apart(s, way, 0, ONCE);
 	if (answer == SKIPPED)
 		printf("%-32s %-22s skipped\n", s->name, way->name);
-	for (int for_good = 0; answer == CLEAN && for_good < 2; for_good++) {
+	for (enum mode mode = ONCE; answer == CLEAN && mode < MODES; mode++) {
 		bool is_all = s->flags & ALL_CALLS;
 		uint64_t least = is_all ? ALL_CALLS_LEAST : 0, most = is_all ? ALL_CALLS_MOST : CALLS_MAX;
 		/* A device that dies takes seconds to do so. */
-		uint64_t step = for_good && s->flags & MAY_DIE ? 3 : 1;
+		uint64_t step = mode == FOR_GOOD && s->flags & MAY_DIE ? 3 : 1;
+		if (mode == LOST && !(s->flags & MAY_LOSE))
+			continue;
 		for (uint64_t n = 1; n < most && bad <= 3; n += !is_all || n < least ? step : STRIDE) {
-			enum answer now = run_apart(s, way, n, for_good);
+			enum answer now = run_apart(s, way, n, mode);
 			bad += now == WRONG;
 			if (now == CLEAN && n >= least)
 				break;
-			calls[for_good] = n;
+			calls[mode] = n;
 		}
 	}
 	if (answer != CLEAN)
 		return answer == WRONG;
 	clock_gettime(CLOCK_MONOTONIC, &t1);
-	printf("%-32s %-22s %4llu calls fail once, %4llu for good, %4.1f s\n", s->name, way->name,
-	       (unsigned long long)calls[0], (unsigned long long)calls[1],
+	printf("%-32s %-22s %4llu calls fail once, %4llu for good, %4llu lose, %4.1f s\n", s->name, way->name,
+	       (unsigned long long)calls[ONCE], (unsigned long long)calls[FOR_GOOD],
+	       (unsigned long long)calls[LOST],
 	       (double)(t1.tv_sec - t0.tv_sec) + (double)(t1.tv_nsec - t0.tv_nsec) / 1e9);
 	return bad;
 }
@@ -321,7 +332,7 @@ static void warm_up(void)
 	mallopt(M_ARENA_MAX, 1); /* else each new thread may map a heap of its own */
 	for (const struct scenario *s = memory_scenarios; s->name; s++)
 		if (s->flags & WARMS_UP)
-			(void)run(s, &ways[0], 0, false);
+			(void)run(s, &ways[0], 0, ONCE);
 	if (pthread_create(&thread, NULL, nothing, NULL) || pthread_join(thread, NULL))
 		abort();
 }
@@ -333,8 +344,10 @@ static int one(char **argv, int argc)
 			const struct way *way = &ways[argc > 4 ? atoi(argv[4]) : 0];
 			if (strcmp(s->name, argv[1]))
 				continue;
-			bool faulted =
-				run(s, way, strtoull(argv[2], NULL, 10), argc > 3 && argv[3][0] == 'f');
+			enum mode mode = ONCE;
+			while (argc > 3 && mode + 1 < MODES && strcmp(argv[3], mode_names[mode]) != 0)
+				mode++;
+			bool faulted = run(s, way, strtoull(argv[2], NULL, 10), mode);
 			printf("%s\n", faulted ? inject_what() : "no fault");
 			return 0;
 		}

@@ -5,6 +5,7 @@
  */
 #include "fuzz.h"
 
+#include "linux/cgroup.c"
 #include "linux/proc.c"
 
 /* The whole file as lines: as many bytes come out as are in it, but for what is longer than a line may be. */
@@ -47,7 +48,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 		next = strchr(line, '\n');
 		if (next)
 			*next++ = 0;
-		const char *path = cgroup_path(line, &is_v2);
+		const char *path = line_path(line, "memory", &is_v2);
 		require(!path || (path >= line && path <= line + strlen(path) + size));
 	}
 	free(text);
