@@ -8,7 +8,7 @@
  *   prepare   every lent mapping of every arena turns private (sublet__mm_fork_begin); a token is mapped (token.c)
  *   fork      ordinary copy-on-write for both
  *   parent    unmaps the token, lets the engine go on (sublet__mm_fork_end)
- *   child     signs the token; its arenas are plain memory from now on (in_child)
+ *   child     signs the token, as its own children will; its arenas are plain memory from now on (in_child)
  *   watcher   a thread; when all tokens are free, no process sees the frames any more: shared again
  *             (sublet__mm_fork_restore)
  *
@@ -44,6 +44,7 @@
 #include <stdlib.h>
 
 #define TOKENS_MAX    64u
+#define INHERITED_MAX 8u  /* what is more is not signed: a claim names nobody then */
 #define PREPARE_TRIES 100 /* a millisecond apart, where the alternative is to stop the process */
 #define LOOK_MIN_NS   (500 * SUBLET_US)
 #define LOOK_MAX_NS   (50 * SUBLET_MS)
@@ -59,6 +60,10 @@ struct fork_here {
 };
 
 static __thread struct fork_here here __attribute__((tls_model("initial-exec")));
+
+/* In a child: the pages that it has from those before it. More than one only where children made arenas themselves. */
+static struct sublet__token_page *inherited[INHERITED_MAX];
+static uint32_t inherited_count;
 
 /*
  * One for the process, as pthread_atfork is. Guarded by lock, but for the futex words. The watcher
@@ -297,9 +302,11 @@ static void on_child(void)
 {
 	struct fork_here mine = here;
 
-	/* Not prepared: no arena existed then. The page stays mapped as long as the memory that it stands for. */
-	if (mine.prepared)
-		sublet__token_sign(mine.page);
+	/* Not prepared: no arena existed then. A page stays mapped as long as the memory that it stands for. */
+	if (mine.prepared && inherited_count < INHERITED_MAX)
+		inherited[inherited_count++] = mine.page;
+	for (uint32_t i = 0; i < inherited_count; i++)
+		sublet__token_sign(inherited[i]);
 	here.prepared = false;
 	for (struct sublet__instance *in = forks.first; in; in = in->next)
 		abandon(in);
@@ -353,9 +360,7 @@ static void tokens_look(void)
 	}
 	if (forks.spare.fd < 0)
 		(void)sublet__token_make(&forks.spare);
-	if (!pid)
-		return;
-	/* Of hugetlb memory a child has copies, and blocks nothing. */
+	/* Also 0: a name that has died is not to stay. Of hugetlb memory a child has copies, and blocks nothing. */
 	for (struct sublet__instance *in = forks.first; in; in = in->next)
 		for (uint32_t i = 0; i < in->mms && !in->backing.is_hugetlb; i++)
 			sublet__mm_fork_child(sublet__arena_mm(in->arena, i), pid);
