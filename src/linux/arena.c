@@ -12,6 +12,7 @@
  */
 #include "core/call.h"
 #include "linux/fork.h"
+#include "linux/helper.h"
 #include "linux/instance.h"
 #include "linux/limit.h"
 #include "linux/memcheck.h"
@@ -113,6 +114,8 @@ static void undo(struct sublet__instance *in, enum step step)
 			sublet__linux_mm_close(&in->mm[i]);
 	if (step >= STEP_ENGINE)
 		sublet__arena_fini(in->arena);
+	if (in->measure_fd >= 0)
+		sublet__raw_close(in->measure_fd);
 	if (step >= STEP_BACKING)
 		sublet__backing_close(&in->backing);
 	if (step >= STEP_HERE)
@@ -173,6 +176,7 @@ static int build(struct sublet__instance *in, const struct sublet_arena_options 
 	/* Frames are 4 KiB or 2 MiB; kernels with larger base pages have neither. */
 	int err = sysconf(_SC_PAGESIZE) == 4096 ? sublet__uffd_probe(&features, &via_device) : -EOPNOTSUPP;
 
+	in->measure_fd = -1;
 	if (err) {
 		err = err == -ENOSYS ? -EOPNOTSUPP : err == -EACCES ? -EPERM : err;
 		goto out;
@@ -188,6 +192,8 @@ static int build(struct sublet__instance *in, const struct sublet_arena_options 
 	if (err)
 		goto out;
 	step = STEP_BACKING;
+	if (sublet__helper_is_here() && in->backing.kind == SUBLET_BACKING_THP)
+		in->measure_fd = sublet__huge_tmpfs_open(2 * (o->area_bytes + o->normal_bytes) + HUGE_BYTES);
 	err = sublet__linux_mm_open(&in->mm[0], &in->backing, o->technique,
 				    window_is_given ? o->window_bytes : window_bytes_fitting(o));
 	if (err)

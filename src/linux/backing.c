@@ -260,7 +260,7 @@ static int no_file(enum sublet_backing kind, int err)
 	return kind == SUBLET_BACKING_THP || err == -EINVAL || err == -ENOENT ? -EOPNOTSUPP : err;
 }
 
-static int open_file(enum sublet_backing kind, uint64_t bytes)
+int sublet__backing_file(enum sublet_backing kind, uint64_t bytes)
 {
 	unsigned int flags = MFD_CLOEXEC;
 	struct rlimit limit;
@@ -314,7 +314,7 @@ static int open_own(struct sublet__backing *b, enum sublet_backing kind, uint64_
 				       .zeroed = true,
 				       .is_hugetlb = hugetlb,
 				       .frame_shift = hugetlb ? HUGE_SHIFT : BASE_SHIFT };
-	int fd = open_file(kind, bytes);
+	int fd = sublet__backing_file(kind, bytes);
 	if (fd < 0)
 		return fd;
 	b->fd = fd;

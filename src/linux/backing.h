@@ -32,6 +32,8 @@ int sublet__backing_open(struct sublet__backing *backing, const struct sublet_ar
 			 uint64_t bytes);
 void sublet__backing_close(struct sublet__backing *backing);
 
+/* A file of one kind, of that size; AUTO is none. Descriptor or -errno. */
+int sublet__backing_file(enum sublet_backing kind, uint64_t bytes);
 /* A file on a private tmpfs with huge pages, of no size yet: descriptor or -errno. */
 int sublet__huge_tmpfs_open(uint64_t bytes);
 

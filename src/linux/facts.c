@@ -131,31 +131,70 @@ static enum sublet_backing kind_of(const struct sublet__backing *b)
 	return b->is_hugetlb ? SUBLET_BACKING_HUGETLB : SUBLET_BACKING_MEMFD;
 }
 
+/* Two buffers side by side, in a file of the arena's kind. */
+struct measure {
+	int fd;
+	bool owns_fd;
+	char *memory;
+	uint64_t bytes;
+};
+
+static void measure_close(struct measure *m)
+{
+	if (m->memory)
+		(void)munmap(m->memory, m->bytes);
+	if (m->owns_fd)
+		sublet__raw_close(m->fd);
+	else if (ftruncate(m->fd, 0))
+		return; /* its pages stay until the next measurement */
+}
+
+/* A task of the helper cannot make a file on a tmpfs: it has one from before its confinement (measure_fd). */
+static int measure_open(const struct sublet__instance *in, uint64_t bytes, struct measure *m)
+{
+	*m = (struct measure){ .fd = in->measure_fd, .owns_fd = in->measure_fd < 0, .bytes = bytes };
+	if (bytes > sublet__memory_available())
+		return -ENOMEM;
+	if (m->owns_fd)
+		m->fd = sublet__backing_file(kind_of(&in->backing), bytes);
+	if (m->fd < 0)
+		return m->fd;
+	char *at = sublet__addresses_reserve(bytes);
+	if (at && (m->owns_fd || !ftruncate(m->fd, (off_t)bytes)) &&
+	    mmap(at, bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, m->fd, 0) == at &&
+	    !madvise(at, bytes, SUBLET__MADV_POPULATE_WRITE)) {
+		m->memory = at;
+		return 0;
+	}
+	if (at)
+		(void)munmap(at, bytes);
+	measure_close(m);
+	return -ENOMEM;
+}
+
 int sublet__linux_memcpy_ns(struct sublet_arena *arena, uint64_t bytes, uint64_t *elapsed_ns)
 {
 	const struct sublet__instance *in = sublet__instance_of(arena);
-	const struct sublet_arena_options options = { SUBLET_OPTIONS(sublet_arena_options),
-						      .backing = kind_of(&in->backing) };
 	uint64_t each = (bytes + 2 * SUBLET_MIB - 1) & ~(2 * SUBLET_MIB - 1), elapsed[MEASUREMENTS];
-	struct sublet__backing b;
+	struct measure m;
 	int cancel_state;
 
 	if (!bytes || bytes > in->area_bytes + in->normal_bytes)
 		return -EINVAL;
 	pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, &cancel_state);
-	int err = sublet__backing_open(&b, &options, 2 * each);
+	int err = measure_open(in, 2 * each, &m);
 	if (err)
 		goto out;
-	memset(b.linear, 1, bytes);
+	memset(m.memory, 1, bytes);
 	for (int i = 0; i < MEASUREMENTS; i++) {
-		sublet__cache_flush(b.linear, b.bytes);
+		sublet__cache_flush(m.memory, m.bytes);
 		uint64_t start = sublet__now_ns();
-		memcpy(b.linear + each, b.linear, bytes);
+		memcpy(m.memory + each, m.memory, bytes);
 		elapsed[i] = sublet__now_ns() - start;
 		/* The copy is read, so that it is made. */
-		__asm__ volatile("" : : "r"(b.linear) : "memory");
+		__asm__ volatile("" : : "r"(m.memory) : "memory");
 	}
-	sublet__backing_close(&b);
+	measure_close(&m);
 	*elapsed_ns = median3(elapsed);
 out:
 	pthread_setcancelstate(cancel_state, NULL);

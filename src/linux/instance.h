@@ -34,6 +34,7 @@ struct sublet__instance {
 	struct sublet__linux_mm mm[SUBLET__MMS_MAX];
 	uint32_t mms; /* guarded by the lock of fork.c, but only grows */
 	struct sublet__linux_platform platform;
+	int measure_fd; /* a file to measure memcpy in; -1: one is made when it is wanted */
 	uint64_t area_bytes;
 	uint64_t normal_bytes;
 	uint64_t mapping_limit;

@@ -123,6 +123,10 @@ static const struct known system_calls[] = {
 	{ SYS_getdents64, "getdents", ENOMEM },
 	{ SYS_statx, "statx", EIO },
 	{ SYS_pidfd_open, "pidfd_open", ENFILE },
+	{ SYS_memfd_create, "memfd_create", EMFILE },
+	{ SYS_ftruncate, "ftruncate", ENOMEM },
+	{ SYS_fcntl, "fcntl", 0 },     /* a seal that is refused says that somebody has the page */
+	{ SYS_getcpu, "getcpu", 0 },   /* on its failure no worker keeps off any CPU */
 	{ SYS_munlock, "munlock", 0 }, /* of a whole mapping, right after it was made */
 	{ SYS_munmap, "munmap", 0 },   /* of whole mappings only, so nothing is split */
 	{ SYS_close, "close", 0 },

@@ -20,6 +20,10 @@ import time
 SKIP = 77
 SANITIZERS = ["-fsanitize=fuzzer,address,undefined", "-fno-sanitize-recover=all"]
 
+# What of the platform asks whether a helper process does its work.
+HELPER = ["src/linux/" + name for name in ("cgroup.c", "confine.c", "helper.c", "proc.c", "thread.c", "thread_memory.c",
+                                           "wait.c")]
+
 # What each is built of beside fuzz_TARGET.c, and the linker's arguments.
 TARGETS = {
     "sizes": (["src/cli/parse.c", "src/cli/format.c"], ["-lm"]),
@@ -32,7 +36,8 @@ TARGETS = {
                 "src/linux/proc.c", "src/linux/thread.c", "src/linux/thread_memory.c", "src/linux/wait.c"],
                ["-Wl,--wrap=sublet__wire_send", "-Wl,--wrap=nanosleep", "-lpthread"]),
     "client": (["src/control/instance.c", "src/control/owner.c", "src/control/wire.c", "src/core/struct.c",
-                "src/linux/here.c"], []),
+                "src/linux/here.c"] + HELPER,
+               ["-lpthread"]),
 }
 
 
