@@ -17,7 +17,7 @@
  *   long-term  always left out, and nothing beside the pinned pages
  *   short      fork() waits until it ends, a second at most for all pins and device jobs together; what is pinned
  *              then is left out, by whole folios: up to 2 MiB around it, the child's heap perhaps
- * A pin that is forgotten so costs each fork() a second. The next child has the memory when the pin is gone. A child that
+ * A forgotten pin therefore costs each fork() a second. The next child has the memory when the pin is gone. A child that
  * only calls exec is rarely hurt. posix_spawn(), vfork(), system() and popen() wait for no pin and leave nothing out,
  * because they share the address space until they exec.
  *

@@ -415,6 +415,52 @@ static void notifier_that_declines(void **unused)
 	fixture_close(&f);
 }
 
+struct late_pin {
+	struct sublet_pin pin;
+	uint32_t vpn;
+	int err;
+	bool is_taken;
+};
+
+/* A driver that agrees to let go, and pins the page for another use at that very moment. */
+static int pin_at_last(void *ctx, const struct sublet_invalidation *inv)
+{
+	struct late_pin *late = ctx;
+
+	if (inv->event != SUBLET_NOTIFIER_MOVE || late->is_taken)
+		return 0;
+	late->is_taken = true;
+	late->err = sublet_pin(inv->mm, addr_of(&f, 0, late->vpn), PAGE, SUBLET_PIN_WRITE | SUBLET_PIN_NOWAIT,
+			       NULL, &late->pin);
+	return 0;
+}
+
+/* A pin that comes when the fork is about to turn its folio private is seen (G1, G2). */
+static void pin_at_the_last_moment(void **unused)
+{
+	static const struct sublet_notifier_ops ops = { SUBLET_OPTIONS(sublet_notifier_ops),
+							.invalidate = pin_at_last };
+	struct sublet_notifier notifier;
+	struct fake_child child;
+	struct late_pin late = { .err = 1 };
+	(void)unused;
+
+	open_virtual(1);
+	late.vpn = map_pages(&f, 64, SUBLET_MOVABLE) + 5;
+	assert_int_equal(sublet_notifier_add(f.engine_mm[0], addr_of(&f, 0, late.vpn), PAGE, &ops, &late,
+					     NULL, &notifier),
+			 0);
+	assert_in_range(fork_now(&child), SUBLET_SEC, SUBLET_SEC + SLACK_NS);
+	assert_int_equal(late.err, 0);
+	assert_false(has(&child, late.vpn));
+	check_device_write(late.vpn, 4);
+	assert_int_equal(sublet_unpin(&late.pin), 0);
+	fake_child_exit(&child);
+	assert_int_equal(sublet_notifier_remove(&notifier), 0);
+	assert_int_equal(restore_now(), 0);
+	fixture_close(&f);
+}
+
 /* A job that is still in flight after a second: its buffer is left out, and what it writes is the parent's. */
 static void device_that_works_on(void **unused)
 {
@@ -577,6 +623,7 @@ int main(void)
 		cmocka_unit_test(failed_longterm_pin),
 		cmocka_unit_test(failures),
 		cmocka_unit_test(notifier_that_declines),
+		cmocka_unit_test(pin_at_the_last_moment),
 		cmocka_unit_test(device_that_works_on),
 		cmocka_unit_test(asks_pins),
 		cmocka_unit_test(pins_race),
