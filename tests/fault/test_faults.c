@@ -52,7 +52,7 @@ static const char *const last_words[] = {
 	"cannot take back half a move; stopping before data is lost",
 	"cannot keep memory apart from a child; stopping before data is lost",
 	"cannot undo half a fork; stopping before data is lost",
-	"no memory to keep lent memory apart from a child; fork() here would corrupt it",
+	"fork() cannot keep lent memory apart from a child: no memory or no kernel mapping is left",
 };
 
 /* How a call fails. */

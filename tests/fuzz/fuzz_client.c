@@ -64,7 +64,8 @@ static int call_one(struct sublet_client *c, unsigned int which)
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
-	struct sublet_client client = { .fd = -1 };
+	uint32_t here = 1; /* not a child of fork() */
+	struct sublet_client client = { .fd = -1, .here = &here };
 	int pair[2];
 
 	if (!size || size > INPUT_MAX)
