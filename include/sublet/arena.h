@@ -63,10 +63,14 @@ struct sublet_arena_info {
  * Create an arena: reserve and populate its memory, start its workers.
  * Who may call: any thread, any time; several arenas may live side by side.
  * The arena's memory is one linear mapping, marked MADV_DONTFORK and MADV_DONTDUMP.
- * A fork() of the process is safe from here on: a handler set by pthread_atfork() turns
- * lent memory into ordinary copy-on-write memory for the child (docs/architecture.md, "Fork").
- * The child may read and write that memory, and nothing else: what a call with this arena, its mm or anything of theirs
- * answers there says sublet/types.h. A child may create an arena of its own.
+ * fork(): a child does not have what is pinned long-term, nor what short pins or device jobs still use after a second:
+ * those addresses are not mapped there (SIGSEGV; sublet/pin.h says which). A handler set by pthread_atfork() waits for
+ * that second at most, then turns all other lent memory into ordinary copy-on-write memory for the child
+ * (docs/architecture.md, "Fork"). No pin and no device is a reason to end the process. The handler ends it, with a message,
+ * where no memory or kernel mapping is left to keep the child apart. posix_spawn(), vfork(), system() and popen() need
+ * none of this: nothing turns private, and nobody waits.
+ * The child may read and write the memory that it has, and nothing else: what a call with this arena, its mm or anything of
+ * theirs answers there says sublet/types.h. A child may create an arena of its own.
  *
  * -EINVAL      a size that is 0 or overflows, an fd that is missing or too small, an unknown backing,
  *              512 GiB or more of area and normal zone together in base pages; or as for every struct (sublet/types.h)

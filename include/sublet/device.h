@@ -289,8 +289,8 @@ struct sublet_device_ops {
 	/* Stop all work at once. When it has returned 0 no memory is accessed, no job that was submitted before will be
 	   completed (the library fails them), and the device takes new jobs; -errno: it is dead, and still does not
 	   access memory. -EINPROGRESS: it is dead, and what it was given may still access memory until it is completed,
-	   or sublet_device_died says that all is over, if that ever happens: that memory is held until then, and a fork()
-	   before that ends the program with a message. */
+	   or sublet_device_died says that all is over, if that ever happens: that memory is held until then, and a child
+	   of fork() does not have it. */
 	int (*reset)(void *ctx);
 	/* Free ctx. No jobs are in flight, no buffer is attached; after reset answered -EINPROGRESS some may be, and
 	   nothing is to be called any more when this has returned. */

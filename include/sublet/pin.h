@@ -12,9 +12,14 @@
  * What a pin does not promise: that the range is contiguous, nor that the memory may be unmapped meanwhile
  * (sublet_unmap answers -EBUSY).
  *
- * fork(): it waits up to a second for short pins to end, then fails with EAGAIN under `sublet run`, and ends a library
- * program with a message: what a device writes under a pin must not get lost in a snapshot. Memory with a long-term
- * pin stays the parent's alone: the child does not have those addresses at all (MADV_DONTFORK, as RDMA does it).
+ * A child of fork() does not have pinned memory: those addresses are not mapped there, and who touches them gets
+ * SIGSEGV (MADV_DONTFORK, as RDMA does it). The parent keeps the memory, and every pin holds on.
+ *   long-term  always left out, and nothing beside the pinned pages
+ *   short      fork() waits until it ends, a second at most for all pins and device jobs together; what is pinned
+ *              then is left out, by whole folios: up to 2 MiB around it, the child's heap perhaps
+ * A pin that is forgotten so costs each fork() a second. The next child has the memory when the pin is gone. A child that
+ * only calls exec is rarely hurt. posix_spawn(), vfork(), system() and popen() wait for no pin and leave nothing out,
+ * because they share the address space until they exec.
  *
  * Short pins that overlap without end starve nobody: when a claim or a long-term pin has waited 2 ms for pins of
  * 512 pages (2 MiB, of pages of 4 KiB), new ones of those pages are held off, for a quarter of a second at most; when

@@ -5,8 +5,7 @@
  * fork() itself needs nothing here but a way to fail: the platform's pthread_atfork handlers turn
  * lent memory into copy-on-write memory, and a handler cannot refuse. Where it could not be done the
  * child would write into its parent's memory, so the interposer asks first. ENOMEM: there is no memory
- * for it, or the helper process was ended, which alone could keep the memory apart. EAGAIN: a device
- * writes to the memory, and did not end in the time that the engine waits.
+ * for it, or the helper process was ended, which alone could keep the memory apart.
  *
  * _Fork() and clone() without CLONE_VM run no handlers at all. Their child would share the heap with
  * its parent, each overwriting the other: refused. vfork(), posix_spawn(), system() and popen()
@@ -40,7 +39,7 @@ SUBLET__INTERPOSER pid_t fork(void)
 						: 0;
 
 	if (err != 0) {
-		errno = err == -EAGAIN ? EAGAIN : ENOMEM;
+		errno = ENOMEM;
 		return -1;
 	}
 	return real();

@@ -33,6 +33,7 @@
 #define ENGINE_DEADLINE_NS   (1000 * SUBLET_MS) /* where the caller gives none */
 #define ENGINE_CHILD_NS      (300 * SUBLET_MS)  /* a child of fork() that shares memory may exec or end */
 #define ENGINE_GATE_NS       (250 * SUBLET_MS)  /* pins are held off for so long, then let in for as long */
+#define ENGINE_EXCLUDED      2u /* kernel mappings that a range gains when children do not inherit its middle */
 #define ENGINE_SHARED        (-EALREADY) /* inside the engine: shared with a child; -EBUSY for whoever called */
 
 /* ---- page-table entries ---- */
@@ -188,6 +189,8 @@ struct sublet_mm {
 	sublet__a64 longterm_pages; /* under long-term pins, each pin counted on its own */
 	sublet__a64 longterm_limit_pages;
 	sublet__a64 plain_pins; /* short pins with ordinary memory in them, which has no count of its own */
+	/* Kernel mappings, counted in mapping_count, of what the last fork left out of its child. */
+	sublet__a32 left_out_mappings;
 	struct sublet__lock parked_lock; /* protects parked; nests in the block lock */
 	uint32_t parked;                 /* list of PARKED folios by frame.a */
 	struct sublet__notifiers notifiers;

@@ -28,8 +28,6 @@
 
 #include <errno.h>
 
-#define EXCLUDED_MAPPINGS 2u /* kernel mappings that a range gains when only its middle is not inherited */
-
 /* ---- moving out; block lock held ---- */
 
 /*
@@ -154,10 +152,12 @@ static int block_ref(struct sublet_mm *mm, uint32_t vpn, uint32_t pages, uint32_
 	err = block_inherit(mm, vpn, end, false);
 	if (err) {
 		(void)block_unref(mm, vpn, end);
-		(void)block_inherit(mm, vpn, end, true); /* fewer mappings than a moment ago */
+		/* As in range_unpin: what a fork that is under way left out stays out. */
+		if (!a32_load_seq_cst(&mm->fork_pending))
+			(void)block_inherit(mm, vpn, end, true); /* fewer mappings than a moment ago */
 		return err;
 	}
-	a32_add_relaxed(&mm->mapping_count, EXCLUDED_MAPPINGS);
+	a32_add_relaxed(&mm->mapping_count, ENGINE_EXCLUDED);
 	return 0;
 }
 
@@ -233,7 +233,7 @@ static void range_unpin(struct sublet_mm *mm, uint32_t vpn, uint32_t end)
 		/* seq_cst: pairs with fork_begin; see the picture above */
 		if (last && !a32_load_seq_cst(&mm->fork_pending))
 			(void)block_inherit(mm, at, at + count, true); /* refused: a child goes without it */
-		a32_sub_relaxed(&mm->mapping_count, EXCLUDED_MAPPINGS);
+		a32_sub_relaxed(&mm->mapping_count, ENGINE_EXCLUDED);
 		engine_unlock(mm->arena, block_lock_of(mm, at));
 	}
 }

@@ -24,8 +24,9 @@
  * In a program with a helper process (helper.c) the descriptors are the helper's. There prepare and parent are orders to a
  * task of their own, which is not the watcher: a fork must not wait until the watcher has copied an earlier snapshot home.
  *
- * A fork may be refused: no memory to keep a child apart (-ENOMEM), or a pin of lent memory, or a device that writes
- * into it, that does not end (-EAGAIN, after a second). Handlers of pthread_atfork cannot refuse; there the process is stopped.
+ * A pin of lent memory, or a device that works on it, refuses no fork: it is waited for, a second at most in all, then
+ * that memory is left out of the child. A fork may be refused where there is no memory to keep a child apart (-ENOMEM), or
+ * where the helper process has ended (-EPIPE). Handlers of pthread_atfork cannot refuse; there the process is stopped.
  *
  * From prepare to the end of its fork a thread cannot be cancelled: memory would stay private for ever.
  *
@@ -118,11 +119,11 @@ static void mms_end(struct sublet__instance *in, uint32_t count)
 }
 
 /* All mms of an arena or none. Lock held. */
-static int mms_begin(struct sublet__instance *in)
+static int mms_begin(struct sublet__instance *in, uint64_t until_ns)
 {
 	in->fork_epoch++;
 	for (uint32_t i = 0; i < in->mms; i++) {
-		int err = sublet__mm_fork_begin(sublet__arena_mm(in->arena, i));
+		int err = sublet__mm_fork_begin(sublet__arena_mm(in->arena, i), until_ns);
 		if (err) {
 			mms_end(in, i + 1);
 			in->fork_epoch++;
@@ -142,10 +143,10 @@ static void end_all(const struct sublet__instance *until)
 }
 
 /* Lock held. All arenas or none. */
-static int begin_all(void)
+static int begin_all(uint64_t until_ns)
 {
 	for (struct sublet__instance *in = forks.first; in; in = in->next) {
-		int err = mms_begin(in);
+		int err = mms_begin(in, until_ns);
 		if (err) {
 			end_all(in);
 			return err;
@@ -180,6 +181,8 @@ static struct sublet__token_page *token_take(void)
 struct fork_call {
 	struct sublet__token_page *page;
 	bool any;
+	uint64_t
+		until_ns; /* pins and devices are waited for until then; 0: not known before the first attempt */
 };
 
 static int begin_here(void *arg)
@@ -188,9 +191,12 @@ static int begin_here(void *arg)
 	int err = 0;
 
 	lock_from_program();
+	/* Another fork may have waited before: this one waits as long for what it finds. */
+	if (!call->until_ns)
+		call->until_ns = sublet__now_ns() + SUBLET__FORK_WAIT_NS;
 	call->any = forks.first;
 	if (call->any)
-		err = begin_all();
+		err = begin_all(call->until_ns);
 	if (call->any && !err) {
 		call->page = token_take();
 		if (!call->page) {
@@ -224,40 +230,45 @@ static int call_there(int (*fn)(void *arg), struct fork_call *call)
 	return sublet__descriptors_are_here() ? fn(call) : sublet__order_give(&forks.order, fn, call);
 }
 
-static int prepare(void)
+static int prepare(struct fork_call *call)
 {
-	struct fork_call call = { .page = NULL };
 	int cancel_state;
 
 	pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, &cancel_state);
-	int err = call_there(begin_here, &call);
-	if (err || !call.any) {
+	int err = call_there(begin_here, call);
+	if (err || !call->any) {
 		pthread_setcancelstate(cancel_state, NULL);
 		return err;
 	}
-	here = (struct fork_here){ .prepared = true, .page = call.page, .cancel_state = cancel_state };
+	here = (struct fork_here){ .prepared = true, .page = call->page, .cancel_state = cancel_state };
 	return 0;
 }
 
 int sublet__linux_fork_prepare(void)
 {
-	return here.prepared ? 0 : prepare();
+	struct fork_call call = { .page = NULL };
+
+	return here.prepared ? 0 : prepare(&call);
 }
 
 static void on_prepare(void)
 {
+	struct fork_call call = { .page = NULL };
 	int err, tries = 0;
 
 	if (here.prepared)
 		return;
-	while ((err = prepare()) == -ENOMEM && ++tries < PREPARE_TRIES)
+	while ((err = prepare(&call)) == -ENOMEM && ++tries < PREPARE_TRIES)
 		sublet__raw_sleep_ns(SUBLET_MS);
 	if (err) {
-		sublet__complain(err == -EAGAIN ? "a pin or a device does not end its use of lent memory; a "
-						  "child of fork() here would lose what it writes"
-						: "no memory to keep lent memory apart from a child; fork() "
-						  "here would corrupt it",
-				 err);
+		sublet__complain(
+			err == -EPIPE ? "fork() cannot keep lent memory apart from a child, because the "
+					"helper process of this program has ended; do not end it, or use "
+					"posix_spawn()"
+				      : "fork() cannot keep lent memory apart from a child: no memory or no "
+					"kernel mapping is left; free some, raise vm.max_map_count, or use "
+					"posix_spawn()",
+			err);
 		abort();
 	}
 }
@@ -561,7 +572,7 @@ int sublet__fork_add(struct sublet__instance *instance)
 	lock_quiet();
 	err = start();
 	for (uint32_t i = 0; !err && i < forks.pending; i++)
-		err = mms_begin(instance);
+		err = mms_begin(instance, 0); /* nothing is mapped yet, so nothing is waited for */
 	if (!err) {
 		instance->next = forks.first;
 		forks.first = instance;

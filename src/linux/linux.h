@@ -63,8 +63,9 @@ int sublet__linux_companion_add(struct sublet_arena *arena, const struct sublet_
 /*
  * Fork, for a layer that interposes fork() itself. The pthread_atfork handlers of this layer abort
  * the process when lent memory cannot be kept apart from a child, because they cannot refuse;
- * sublet__linux_fork_prepare called just before by the same thread can: -ENOMEM, or -EAGAIN when a device
- * did not end its use of lent memory within a second, and fork() must not be called (it answers the same).
+ * sublet__linux_fork_prepare called just before by the same thread can: -ENOMEM, or -EPIPE when the helper
+ * process has ended, and fork() must not be called (it answers the same). What is pinned, or used by a device, for more
+ * than a second is no error: the child does not have it (core/arena.h).
  * After 0 either fork() follows (the handlers then know) or sublet__linux_fork_cancel; until then the
  * thread is not cancelled.
  */

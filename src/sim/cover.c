@@ -206,7 +206,7 @@ static const char *const events[COVER_EVENTS_MAX] = {
 	"chaos: moved",
 	"chaos: refused",
 	"fork: 0",
-	"fork: -EAGAIN",
+	"fork: pinned memory left out",
 	"fork: -ENOMEM",
 	"restore: 0",
 	"restore: -EAGAIN",

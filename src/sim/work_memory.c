@@ -448,14 +448,14 @@ static void do_fork(struct sim *s, struct sim_mm *mm)
 		return;
 	mm->is_forking = true;
 	sim_enter(s, "fork of mm %llu", mm->index, 0, 0);
-	int err = sublet__mm_fork_begin(mm->mm);
+	int err = sublet__mm_fork_begin(mm->mm, engine_now(s->arena) + SUBLET__FORK_WAIT_NS);
 	sim_step(s);
 	if (!err)
 		mm_fork(mm, child);
 	sublet__mm_fork_end(mm->mm, err ? 0 : 4711);
 	(void)sim_leave(s, err);
 	sim_answer(s, "fork", err);
-	if (err && err != -EAGAIN)
+	if (err) /* no pin and no device is an error */
 		must_be_refusal(s, "fork", err);
 	mm->is_forking = false;
 	if (!err)
@@ -507,5 +507,10 @@ void work_fork_close(struct sim *s)
 				sim_violation(s, "mm %u cannot be restored at the end", i);
 			sim_sleep(s, SUBLET_MS);
 		}
+		/* A long-term pin, of a buffer too, that went while a fork was under way leaves it to the next fork. */
+		bool has_long_pins = s->weight[OP_PIN_LONG] || s->weight[OP_BO];
+		for (uint32_t vpn = 0; vpn < mm->pages; vpn++)
+			if (mm->page[vpn].uninherited && !has_long_pins)
+				sim_violation(s, "mm %u page %u is left out of children for good", i, vpn);
 	}
 }

@@ -249,7 +249,7 @@ static void *pinner_main(void *arg)
 static void fork_between(struct sublet_arena *arena, const struct pinner *p)
 {
 	int status;
-	pid_t pid = fork(); /* with a message and an abort, otherwise */
+	pid_t pid = fork(); /* a child without the page, otherwise */
 	(void)arena;
 
 	if (!pid)

@@ -83,10 +83,10 @@ static int pin_long(struct later *l)
 	return err ? err : sublet_unpin(&pin);
 }
 
-static int fork_begin(struct later *l)
+static int fork_whole(struct later *l)
 {
 	struct sublet_mm *mm = l->f->engine_mm[0];
-	int err = sublet__mm_fork_begin(mm);
+	int err = fork_begin(mm);
 
 	sublet__mm_fork_end(mm, 0);
 	return err ? err : sublet__mm_fork_restore(mm, sublet__mm_fork_epoch(mm));
@@ -104,7 +104,7 @@ static void claim_end(struct later *l)
 
 static void child_begin(struct later *l)
 {
-	assert_int_equal(sublet__mm_fork_begin(l->f->engine_mm[0]), 0);
+	assert_int_equal(fork_begin(l->f->engine_mm[0]), 0);
 	sublet__mm_fork_end(l->f->engine_mm[0], 77);
 }
 
@@ -129,7 +129,7 @@ static const struct wait waits[] = {
 	{ "claim, a claim", claim_begin, claim_end, claim_all },
 	{ "claim, a child", child_begin, child_end, claim_all },
 	{ "long-term pin, a pin", pin_begin, pin_end, pin_long },
-	{ "fork, a pin", pin_begin, pin_end, fork_begin },
+	{ "fork, a pin", pin_begin, pin_end, fork_whole },
 	{ "pin, a child", child_begin, child_end, pin_short },
 	{ "long-term pin, a child", child_begin, child_end, pin_long },
 };

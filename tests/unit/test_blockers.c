@@ -165,7 +165,7 @@ static void waits_for_others(void **unused)
 		struct passing pass = { .f = &f, .held = forked ? NULL : &held, .child = &child };
 		if (forked) {
 			fill(&f, 0, vpn, 512, 1);
-			assert_int_equal(sublet__mm_fork_begin(f.engine_mm[0]), 0);
+			assert_int_equal(fork_begin(f.engine_mm[0]), 0);
 			fake_child_fork(&child, &f.mm[0]);
 			sublet__mm_fork_end(f.engine_mm[0], 1234);
 		} else {
@@ -363,7 +363,7 @@ static void gone_before_it_is_named(void **unused)
 	uint32_t word = a32_load_relaxed(&f.arena->frames[pfn].word);
 	assert_int_equal(
 		sublet_notifier_add(mm, addr_of(&f, 0, vpn), 16 * PAGE, &ops, NULL, "tag", &notifier), 0);
-	assert_int_equal(sublet__mm_fork_begin(mm), 0);
+	assert_int_equal(fork_begin(mm), 0);
 	fake_child_fork(&child, &f.mm[0]);
 	sublet__mm_fork_end(mm, 1234);
 	assert_int_equal(sublet_unmap(mm, addr_of(&f, 0, vpn), 16 * PAGE),

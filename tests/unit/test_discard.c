@@ -244,7 +244,7 @@ static void discard_held(void **unused)
 		if (order & 1)
 			assert_int_equal(unlock_range(&f, vpn, 64), 0);
 		if (order & 2) {
-			assert_int_equal(sublet__mm_fork_begin(mm), 0);
+			assert_int_equal(fork_begin(mm), 0);
 			sublet__mm_fork_end(mm, 77);
 		} else {
 			sublet__mm_note_protected(mm, addr, 64 * PAGE, true);
