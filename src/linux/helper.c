@@ -235,7 +235,7 @@ static void descriptors_close(void)
 	/* The low numbers stay taken: a message must not be written into a file of the arena. */
 	long fd;
 	do
-		fd = syscall(SYS_eventfd2, 0, 0);
+		fd = syscall(SYS_eventfd2, 0, O_CLOEXEC);
 	while (fd >= 0 && fd < STDERR_FILENO);
 }
 

@@ -8,6 +8,7 @@ import ctypes
 import hashlib
 import json
 import os
+import platform
 import resource
 import shutil
 import signal
@@ -25,6 +26,8 @@ KIB, MIB = 1 << 10, 1 << 20
 TIMEOUT_S = 120
 CHAOS = ("--chaos", "1ms")
 PR_SET_PDEATHSIG = 1
+SYS_KCMP = {"x86_64": 312}.get(platform.machine(), 272)
+KCMP_VM = 1
 SKIPPED = 77
 
 libc = ctypes.CDLL(None, use_errno=True)
@@ -62,6 +65,21 @@ def wait_for(what, seconds=TIMEOUT_S, pause=0.01):
         if time.monotonic() > end:
             raise AssertionError(f"waited {seconds} s in vain for {what}")
         time.sleep(pause)
+
+
+def comm(pid):
+    """The name of a process; "": there is none."""
+    try:
+        with open(f"/proc/{pid}/comm", encoding="utf-8", errors="replace") as file:
+            return file.read().strip()
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
+
+
+def helpers(pid):
+    """The helper processes of a program: those that share its memory."""
+    return [int(other) for other in os.listdir("/proc") if other.isdigit() and comm(other) == "sublet-helper"
+            and libc.syscall(SYS_KCMP, pid, int(other), KCMP_VM, 0, 0) == 0]
 
 
 def digest(path):

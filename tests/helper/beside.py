@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: MIT
 """What the tests of the helper process share: its pid, its end, and a client that answers questions."""
-import ctypes
 import os
-import platform
 import select
 import subprocess
 import sys
@@ -15,16 +13,6 @@ CLIENT = os.path.join(lent.BUILD, "tests", "helper", "helper_client")
 SMALL = ("--area", "64M", "--normal", "64M")
 HEAP = 24 * lent.MIB
 MOST = "60M"  # of an area of 64 MiB: a claim of it moves what lies there
-SYS_KCMP = {"x86_64": 312}.get(platform.machine(), 272)
-KCMP_VM = 1
-
-
-def comm(pid):
-    try:
-        with open(f"/proc/{pid}/comm", encoding="utf-8", errors="replace") as file:
-            return file.read().strip()
-    except (FileNotFoundError, ProcessLookupError):
-        return ""
 
 
 def status(pid, name):
@@ -32,16 +20,10 @@ def status(pid, name):
         return next(line.split(":", 1)[1].strip() for line in file if line.startswith(name + ":"))
 
 
-def helpers(pid):
-    """The helper processes of a program: those that share its memory."""
-    return [int(other) for other in os.listdir("/proc") if other.isdigit() and comm(other) == "sublet-helper"
-            and lent.libc.syscall(SYS_KCMP, pid, int(other), KCMP_VM, 0, 0) == 0]
-
-
 class Case(lent.Case):
     def helper(self, pid):
         """The one helper of a program: its pid and a pidfd."""
-        found = lent.wait_for(lambda: helpers(pid))
+        found = lent.wait_for(lambda: lent.helpers(pid))
         self.assertEqual(len(found), 1)
         pidfd = os.pidfd_open(found[0])
         self.addCleanup(os.close, pidfd)

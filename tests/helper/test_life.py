@@ -43,7 +43,7 @@ class Ends(beside.Case):
                 instance.process.stdin.flush()
                 self.assertEqual(instance.process.stdout.readline(), "full\n")
                 self.assert_ends(pidfd, "exec")
-                self.assertEqual(len(beside.helpers(instance.pid)), 0 if prefix else 1)
+                self.assertEqual(len(lent.helpers(instance.pid)), 0 if prefix else 1)
                 self.assertEqual(len(self.sockets()), 0 if prefix else 1)
                 self.assertEqual(self.ask(instance, "check"), "right")
                 instance.process.communicate(timeout=lent.TIMEOUT_S)
@@ -144,7 +144,7 @@ class Signals(beside.Case):
             os.killpg(instance.pid, signal.SIGINT)
             self.assertEqual(instance.process.stdout.readline(), "got it\n")
             instance.claim(beside.MOST)
-        self.assertEqual(beside.helpers(instance.pid), [helper])
+        self.assertEqual(lent.helpers(instance.pid), [helper])
         instance.process.communicate("\n", timeout=lent.TIMEOUT_S)
         self.assertEqual(instance.process.returncode, 0)
 

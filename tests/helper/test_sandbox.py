@@ -1,6 +1,9 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: MIT
-"""Programs that forbid themselves system calls on pain of death: claims and malloc do not make any for them."""
+"""Programs that forbid themselves system calls on pain of death: claims and malloc do not make any for them.
+
+S32 of docs/security.md.
+"""
 import subprocess
 
 import beside

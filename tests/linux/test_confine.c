@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * linux/confine.c: what the helper process cannot do, tried by having it do just that (docs/security.md S28 to S32). An
+ * linux/confine.c: what the helper process cannot do, tried by having it do just that (docs/security.md, S28 to S31). An
  * attacker who controls the program controls what the helper runs, so each attempt is an order.
  */
 #include "helper_world.h"
@@ -398,7 +398,7 @@ static void test_removal(void **context)
 	strcpy(folder, "/tmp/sublet-confine-XXXXXX");
 }
 
-/* ---- S31: all numbers ---- */
+/* ---- S28: all numbers ---- */
 
 /* What answers anything but EPERM when each argument is -1. Calls with an argument that decides are above. */
 static const int open_calls[] = {
@@ -528,7 +528,7 @@ static void test_another_table(void **context)
 #endif
 }
 
-/* ---- S32: what the kernel says of it ---- */
+/* ---- S31: what the kernel says of it ---- */
 
 static void program_status(void)
 {

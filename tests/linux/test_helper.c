@@ -337,7 +337,7 @@ static void program_executes(void)
 {
 	helper_begin_in(folder);
 	tell_helper();
-	execl("/bin/sh", "sh", "-c", "sleep 600", (char *)NULL);
+	execl("/bin/sh", "sh", "-c", "exec sleep 600", (char *)NULL);
 	_exit(1);
 }
 
@@ -367,7 +367,7 @@ static void program_main_thread_ends(void)
 
 static void *execute(void *arg)
 {
-	execl("/bin/sh", "sh", "-c", "sleep 600", (char *)NULL);
+	execl("/bin/sh", "sh", "-c", "exec sleep 600", (char *)NULL);
 	_exit(1);
 	return arg;
 }
