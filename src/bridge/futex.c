@@ -259,6 +259,16 @@ static bool is_futex(long number)
 	       (number >= CALL_FUTEX_WAKE && number <= CALL_FUTEX_REQUEUE);
 }
 
+/* Where a process-creating call may come back twice, it does so on copies of one stack. */
+static bool is_fork(long number)
+{
+#ifdef SYS_fork
+	if (number == SYS_fork)
+		return true;
+#endif
+	return number == SYS_clone || number == SUBLET__CALL_CLONE3;
+}
+
 /* Not inlined: it has a frame. */
 __attribute__((noinline)) static long any_futex(long number, long a, long b, long c, long d, long e, long f)
 {
@@ -287,6 +297,8 @@ long sublet__futex_syscall(long number, long a, long b, long c, long d, long e, 
 {
 	if (__builtin_expect(is_futex(number), 0))
 		return any_futex(number, a, b, c, d, e, f);
+	if (__builtin_expect(is_fork(number), 0))
+		return sublet__fork_syscall(number, a, b, c, d, e, f);
 	return sublet__real.syscall(number, a, b, c, d, e, f);
 }
 
