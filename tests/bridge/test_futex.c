@@ -38,7 +38,8 @@ struct call {
 	uint32_t flags[3]; /* of the array that arg[0] led to */
 };
 static struct call calls[2];
-static volatile int count; /* libc promises that syscall() does not come back to this file, and here it does */
+static volatile int
+	count; /* libc promises that syscall() does not come back to this file, and here it does */
 static long results[2];
 
 static long record(long number, long a, long b, long c, long d, long e, long f)
