@@ -1,6 +1,7 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: MIT
 """gdb and gcore on a lent program under chaos: what they read is right, without errors, and the core is no larger than the program."""
+import array
 import os
 import subprocess
 import time
@@ -10,12 +11,12 @@ import lent
 
 BYTES = 24 << 20
 PROGRAM = f"""
-import ctypes, sys
+import array, ctypes, sys
 libc = ctypes.CDLL(None)
 libc.malloc.restype = ctypes.c_void_p
 libc.malloc.argtypes = ctypes.c_size_t,
 at = libc.malloc({BYTES})
-pattern = b"".join(n.to_bytes(8, "little") for n in range({BYTES} // 8))
+pattern = array.array("Q", range({BYTES} // 8)).tobytes()
 ctypes.memmove(at, pattern, {BYTES})
 print(at, flush=True)
 sys.stdin.read()
@@ -30,7 +31,7 @@ class Debuggers(real.Case):
         self.instance = self.lent("/usr/bin/python3", "-c", PROGRAM, options=("--area", "96M", *options, *lent.CHAOS),
                                   stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env={"PYTHONMALLOC": "malloc"})
         self.at = int(self.instance.process.stdout.readline())
-        self.pattern = b"".join(n.to_bytes(8, "little") for n in range(BYTES // 8))
+        self.pattern = array.array("Q", range(BYTES // 8)).tobytes()
 
     def end(self):
         out, _ = self.instance.process.communicate("", timeout=lent.TIMEOUT_S)
