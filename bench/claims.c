@@ -191,7 +191,8 @@ void bench_claims(enum sublet_backing backing, const char *name)
 				      .goal = huge ? 150 : 60,
 				      .reference = "none: a time" },
 		  &us, 1);
-	sublet_arena_destroy(arena);
+	if (sublet_arena_destroy(arena))
+		bench_fail("destroy the arena", -1);
 }
 
 /* ---- claims that need not move anything ---- */
@@ -243,5 +244,6 @@ void bench_free_claims(void)
 				      .unit = "ns",
 				      .reference = "none: a time" },
 		  drop_ns, REPEATS);
-	sublet_arena_destroy(arena);
+	if (sublet_arena_destroy(arena))
+		bench_fail("destroy the arena", -1);
 }

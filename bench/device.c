@@ -397,7 +397,8 @@ void bench_device(void)
 	int err = sublet_device_open_uring(arena, NULL, &uring);
 	if (err) {
 		printf("  left out: no io_uring here: %s\n", strerror(-err));
-		sublet_arena_destroy(arena);
+		if (sublet_arena_destroy(arena))
+			bench_fail("destroy the arena", -1);
 		return;
 	}
 	must(sublet_device_open_soft(arena, NULL, &soft), "sublet_device_open_soft");
@@ -412,5 +413,6 @@ void bench_device(void)
 	all_read_rows(uring);
 	sublet_device_close(uring);
 	sublet_device_close(soft);
-	sublet_arena_destroy(arena);
+	if (sublet_arena_destroy(arena))
+		bench_fail("destroy the arena", -1);
 }

@@ -104,7 +104,8 @@ static void heap_close(struct heap *h)
 	for (uint32_t i = 0; i < h->pins; i++)
 		must(sublet_unpin(&h->pin[i]), "sublet_unpin");
 	sublet_device_close(h->device);
-	sublet_arena_destroy(h->arena);
+	if (sublet_arena_destroy(h->arena))
+		bench_fail("destroy the arena", -1);
 }
 
 /* Claim and release the dearest window; its latency in *ns. */

@@ -199,5 +199,6 @@ void bench_iopt(void)
 	walk_row(arena, "iopt: translate, 2 MiB entries", 1);
 	split_rows(arena);
 	many_row(arena);
-	sublet_arena_destroy(arena);
+	if (sublet_arena_destroy(arena))
+		bench_fail("destroy the arena", -1);
 }

@@ -209,7 +209,8 @@ static void open_setting(struct bench_notifiers *b, const struct setting *settin
 
 static void close_setting(struct bench_notifiers *b)
 {
-	sublet_arena_destroy(b->arena);
+	if (sublet_arena_destroy(b->arena))
+		bench_fail("destroy the arena", -1);
 	free(b->item);
 	free(b->notifier);
 	free(b->query);

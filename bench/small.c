@@ -91,5 +91,6 @@ void bench_small(void)
 				      .goal = 0.4,
 				      .reference = "kernel struct page: 1.6" },
 		  &percent, 1);
-	sublet_arena_destroy(arena);
+	if (sublet_arena_destroy(arena))
+		bench_fail("destroy the arena", -1);
 }

@@ -54,6 +54,19 @@ static void list(struct sublet_arena *arena)
 		       (unsigned long long)info[i].binds, (unsigned long long)info[i].evictions);
 }
 
+/* How much of a buffer the device knows now. */
+static uint64_t bound_bytes(struct sublet_arena *arena, const char *owner)
+{
+	struct sublet_bo_info info[8];
+	uint64_t next = 0;
+	size_t count = sublet_bo_list(arena, &next, 8, info);
+
+	for (size_t i = 0; i < count; i++)
+		if (!strcmp(info[i].owner, owner))
+			return info[i].bound_bytes;
+	return UINT64_MAX;
+}
+
 static int make(struct sublet_arena *arena, struct sublet_claim *claim, void *memory[2],
 		struct sublet_bo bo[3])
 {
@@ -108,15 +121,22 @@ int main(void)
 	printf("after a claim of the rest of the area (%llu MiB moved):\n",
 	       (unsigned long long)(all.moved_bytes / SUBLET_MIB));
 	list(arena);
-	printf("the tracked one holds what the device wrote: %s\n",
-	       ((uint64_t *)memory[1])[BYTES / 8 - 1] == 3 ? "yes" : "no");
+	if (((uint64_t *)memory[1])[0] != 3 || ((uint64_t *)memory[1])[BYTES / 8 - 1] != 3)
+		return fail("what the device wrote was lost", -EIO);
+	if (bound_bytes(arena, "tracked"))
+		return fail("the tracked one moved, and the device still knows the old place", -EIO);
+	printf("the tracked one holds what the device wrote\n");
 	err = fill(bo[2], 4); /* binds it again, to where it is now */
 	if (err)
 		return fail("fill it again", err);
+	if (bound_bytes(arena, "tracked") != BYTES || ((uint64_t *)memory[1])[0] != 4)
+		return fail("the second job did not bind it again, or wrote elsewhere", -EIO);
 	printf("and after its next job:\n");
 	list(arena);
 
 	err = sublet_release(arena, &claim);
+	if (err != -EBUSY)
+		return fail("a claim under a buffer was released", err);
 	printf("to release a claim under a buffer: %s\n", strerror(-err));
 	err = sublet_bo_destroy(&bo[0]);
 	if (!err)
@@ -126,6 +146,6 @@ int main(void)
 	if (err)
 		return fail("release", err);
 	sublet_device_close(device); /* and its buffers */
-	sublet_arena_destroy(arena);
-	return 0;
+	err = sublet_arena_destroy(arena);
+	return err ? fail("destroy the arena", err) : 0;
 }

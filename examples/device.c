@@ -138,10 +138,10 @@ int main(void)
 			err = sublet_claim(arena, AREA, NULL, &claim);
 		if (!err)
 			err = sublet_release(arena, &claim);
+		for (uint64_t i = 0; i < BYTES && !err; i++)
+			err = ((uint8_t *)memory)[i] == round ? 0 : -EIO;
 		if (!err)
-			printf("round %u: %s\n", round,
-			       ((uint8_t *)memory)[BYTES - 1] == round ? "every byte is there"
-								       : "wrong bytes");
+			printf("round %u: every byte is there\n", round);
 	}
 	if (err)
 		return fail("work", err);
@@ -149,9 +149,11 @@ int main(void)
 	err = sublet_device_info(engine.device, &info);
 	if (err)
 		return fail("ask the device", err);
+	if (info.jobs != 4 || info.evictions != 1 || engine.attached != 2)
+		return fail("four jobs, and one move that the device is told of", -EIO);
 	printf("%llu jobs, %llu evictions\n", (unsigned long long)info.jobs,
 	       (unsigned long long)info.evictions);
 	sublet_device_close(engine.device);
-	sublet_arena_destroy(arena);
-	return 0;
+	err = sublet_arena_destroy(arena);
+	return err ? fail("destroy the arena", err) : 0;
 }

@@ -9,11 +9,12 @@
 #include <sublet/map.h>
 #include <sublet/stats.h>
 
+#include <errno.h>
 #include <stdio.h>
 #include <string.h>
 
-#define SLOTS      32u
-#define SLOT_BYTES SUBLET_MIB
+#define SLOTS      128u
+#define SLOT_BYTES (SUBLET_MIB / 4)
 
 static int fail(const char *what, int err)
 {
@@ -41,9 +42,11 @@ int main(void)
 	if (err)
 		return fail("map", err);
 	memset(cache, 'c', SLOTS * SLOT_BYTES);
-	err = sublet_unlock(mm, cache, SLOTS * SLOT_BYTES);
-	if (err)
-		return fail("unlock", err);
+	for (uint32_t i = 0; i < SLOTS; i++) {
+		err = sublet_unlock(mm, (char *)cache + i * SLOT_BYTES, SLOT_BYTES);
+		if (err) /* SUBLET_KEPT: nothing here pins the cache, or forks */
+			return fail("unlock", err);
+	}
 
 	/* A device takes most of the area: nothing is copied, what has to go is dropped. */
 	err = sublet_claim(arena, 48 * SUBLET_MIB, NULL, &claim);
@@ -53,6 +56,9 @@ int main(void)
 	       (unsigned long long)(claim.latency_ns / SUBLET_US),
 	       (unsigned long long)(claim.dropped_bytes / SUBLET_MIB),
 	       (unsigned long long)(claim.moved_bytes / SUBLET_MIB));
+	uint64_t dropped = claim.dropped_bytes;
+	if (dropped < 16 * SUBLET_MIB || claim.moved_bytes)
+		return fail("48 of 64 MiB are claimed, 32 of them were the cache", -EIO);
 	err = sublet_release(arena, &claim);
 	if (err)
 		return fail("release", err);
@@ -64,7 +70,7 @@ int main(void)
 		if (state < 0)
 			return fail("lock", state);
 		if (state == SUBLET_INTACT && (slot[0] != 'c' || slot[SLOT_BYTES - 1] != 'c'))
-			return fail("intact, but not what was put there", -5);
+			return fail("intact, but not what was put there", -EIO);
 		if (state == SUBLET_DISCARDED)
 			memset(slot, 'c', SLOT_BYTES); /* compute it again */
 		intact += state == SUBLET_INTACT;
@@ -72,11 +78,15 @@ int main(void)
 		if (err)
 			return fail("unlock", err);
 	}
+	if (intact * SLOT_BYTES != SLOTS * SLOT_BYTES - dropped)
+		return fail("not what was dropped was lost", -EIO);
 	err = sublet_arena_stats(arena, &stats);
 	if (err)
 		return fail("stats", err);
 	printf("%u of %u slots were intact; the area holds %llu MiB that may be dropped\n", intact, SLOTS,
 	       (unsigned long long)(stats.area_discardable_bytes / SUBLET_MIB));
-	sublet_arena_destroy(arena);
-	return 0;
+	if (stats.area_discardable_bytes != SLOTS * SLOT_BYTES)
+		return fail("some of the cache cannot be dropped any more", -EIO);
+	err = sublet_arena_destroy(arena);
+	return err ? fail("destroy the arena", err) : 0;
 }

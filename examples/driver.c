@@ -8,6 +8,7 @@
  */
 #include <sublet/client.h>
 
+#include <errno.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -48,7 +49,13 @@ int main(int argc, char **argv)
 		err = sublet_client_claim(client, 16 * SUBLET_MIB, &how, &claim);
 		if (err)
 			return fail("claim", err);
-		memset(area + claim.offset_bytes, i, claim.bytes);
+		if (claim.bytes != 16 * SUBLET_MIB || claim.offset_bytes % (2 * SUBLET_MIB) ||
+		    claim.offset_bytes + claim.bytes > info.area_bytes || claim.addr)
+			return fail("the claim is not what was asked for", -EIO);
+		/* Whose bytes were there before nobody learns: it reads as zeros. */
+		if (area[claim.offset_bytes] || area[claim.offset_bytes + claim.bytes - 1])
+			return fail("the buffer is not zeroed", -EIO);
+		memset(area + claim.offset_bytes, 'd', claim.bytes);
 		printf("buffer %d: offset %llu MiB, %llu us\n", i,
 		       (unsigned long long)(claim.offset_bytes / SUBLET_MIB),
 		       (unsigned long long)(claim.latency_ns / SUBLET_US));

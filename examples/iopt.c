@@ -9,6 +9,7 @@
 #include <sublet/claim.h>
 #include <sublet/iopt.h>
 
+#include <errno.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -26,18 +27,34 @@ static void forget(void *ctx, uint64_t iova, uint64_t bytes)
 	++*(int *)ctx;
 }
 
-/* What a device does for each access. */
-static void look(struct sublet_iopt *iopt, uint64_t iova)
+/* What a device does for each access. It should find `offset` of the backing, by an entry of so many bytes from there on. */
+static int look(struct sublet_iopt *iopt, uint64_t iova, uint64_t offset, uint64_t bytes)
 {
 	struct sublet_extent at;
 	int err = sublet_iopt_translate(iopt, iova, SUBLET_IOPT_READ | SUBLET_IOPT_WRITE, &at);
 
 	if (err)
-		printf("iova %#llx: %s\n", (unsigned long long)iova, strerror(-err));
-	else
-		printf("iova %#llx: offset %#llx of the backing, %llu KiB by this entry\n",
-		       (unsigned long long)iova, (unsigned long long)at.offset_bytes,
-		       (unsigned long long)(at.bytes / SUBLET_KIB));
+		return err;
+	printf("iova %#llx: offset %#llx of the backing, %llu KiB by this entry\n", (unsigned long long)iova,
+	       (unsigned long long)at.offset_bytes, (unsigned long long)(at.bytes / SUBLET_KIB));
+	return at.offset_bytes == offset && at.bytes == bytes ? 0 : -EIO;
+}
+
+/* At iova is a large entry, which leads to `offset`. */
+static int page_out_and_in(struct sublet_iopt *iopt, uint64_t iova, uint64_t offset)
+{
+	const struct sublet_extent page = { offset, 4096 };
+	/* The page is about to move: its entry is split, and when clear has returned no access to it is left. */
+	int err = sublet_iopt_clear(iopt, iova, 4096, 0);
+
+	if (!err && look(iopt, iova, 0, 0) != -EFAULT)
+		err = -EIO;
+	if (!err)
+		err = look(iopt, iova + 4096, offset + 4096, 4096);
+	/* Put it back, and the entry is large again. */
+	if (!err)
+		err = sublet_iopt_fill(iopt, iova, &page, 1, 0);
+	return err ? err : look(iopt, iova, offset, 2 * SUBLET_MIB);
 }
 
 int main(void)
@@ -68,29 +85,21 @@ int main(void)
 		return fail("create a page table", err);
 
 	/* An address range first, anywhere; then the frames under it. They are aligned: four entries of 2 MiB. */
-	uint64_t iova = SUBLET_IOVA_ANY;
+	uint64_t iova = SUBLET_IOVA_ANY, large = 2 * SUBLET_MIB;
 	struct sublet_extent frames = { claim.offset_bytes, claim.bytes };
 	err = sublet_iopt_map(iopt, &iova, claim.bytes, 0, 0, SUBLET_IOPT_READ | SUBLET_IOPT_WRITE);
 	if (!err)
 		err = sublet_iopt_fill(iopt, iova, &frames, 1, 0);
+	if (!err)
+		err = look(iopt, iova, claim.offset_bytes, large);
+	if (!err)
+		err = look(iopt, iova + large + 4096, claim.offset_bytes + large + 4096, large - 4096);
 	if (err)
 		return fail("map and fill", err);
-	look(iopt, iova);
-	look(iopt, iova + 2 * SUBLET_MIB + 4096);
 
-	/* One page is about to move: its entry is split, and when clear has returned no access to it is left. */
-	err = sublet_iopt_clear(iopt, iova + 2 * SUBLET_MIB, 4096, 0);
+	err = page_out_and_in(iopt, iova + large, claim.offset_bytes + large);
 	if (err)
-		return fail("clear", err);
-	look(iopt, iova + 2 * SUBLET_MIB);
-	look(iopt, iova + 2 * SUBLET_MIB + 4096);
-
-	/* Put it back, and the entry is large again. */
-	frames = (struct sublet_extent){ claim.offset_bytes + 2 * SUBLET_MIB, 4096 };
-	err = sublet_iopt_fill(iopt, iova + 2 * SUBLET_MIB, &frames, 1, 0);
-	if (err)
-		return fail("fill", err);
-	look(iopt, iova + 2 * SUBLET_MIB);
+		return fail("one page out, and in again", err);
 
 	/* A mapping goes whole, or not at all. */
 	if (!sublet_iopt_unmap(iopt, iova, claim.bytes / 2, 0))
@@ -98,7 +107,8 @@ int main(void)
 	err = sublet_iopt_unmap(iopt, iova, claim.bytes, 0);
 	if (err)
 		return fail("unmap", err);
-	look(iopt, iova);
+	if (look(iopt, iova, 0, 0) != -EFAULT)
+		return fail("unmapped, and still there", -EIO);
 	if (flushes != 2)
 		return fail("clear and unmap flush once each", -5);
 
@@ -106,6 +116,6 @@ int main(void)
 	err = sublet_release(arena, &claim);
 	if (err)
 		return fail("release", err);
-	sublet_arena_destroy(arena);
-	return 0;
+	err = sublet_arena_destroy(arena);
+	return err ? fail("destroy the arena", err) : 0;
 }

@@ -9,6 +9,7 @@
 #include <sublet/claim.h>
 #include <sublet/map.h>
 
+#include <errno.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -51,16 +52,19 @@ int main(void)
 	       (unsigned long long)(claim.latency_ns / SUBLET_US),
 	       (unsigned long long)(claim.moved_bytes / SUBLET_MIB));
 
+	if (claim.bytes != 64 * SUBLET_MIB || claim.moved_bytes < 64 * SUBLET_MIB || ((char *)claim.addr)[0])
+		return fail("64 MiB were asked for, all of them in use, and zeroed", -EIO);
+
 	/* The device writes into its buffer ... */
 	memset(claim.addr, 'd', claim.bytes);
 	/* ... and the program's memory is what it was. */
 	for (uint64_t i = 0; i < 128 * SUBLET_MIB; i += 4096)
 		if (((const char *)cache)[i] != 'x')
-			return fail("a byte was lost", -5);
+			return fail("a byte was lost", -EIO);
 
 	err = sublet_release(arena, &claim);
 	if (err)
 		return fail("release", err);
-	sublet_arena_destroy(arena);
-	return 0;
+	err = sublet_arena_destroy(arena);
+	return err ? fail("destroy the arena", err) : 0;
 }

@@ -236,6 +236,6 @@ int main(void)
 	err = sublet_ofi_close(ofi);
 	if (err)
 		return fail("stop being the monitor", err);
-	sublet_arena_destroy(arena);
-	return 0;
+	err = sublet_arena_destroy(arena);
+	return err ? fail("destroy the arena", err) : 0;
 }

@@ -64,6 +64,8 @@ int main(void)
 	if (err)
 		return fail("pin", err);
 	int count = sublet_pin_extents(&pin, 0, extents, 8);
+	if (count <= 0)
+		return fail("extents", count);
 	printf("short pin: %d extents, the first at offset %llu\n", count,
 	       (unsigned long long)extents[0].offset_bytes);
 	err = claim_all(arena);
@@ -86,6 +88,9 @@ int main(void)
 		return fail("extents", count);
 	/* A device is given these: offsets in the backing, which it has registered once. */
 	for (int i = 0; i < count; i++)
+		if (extents[i].offset_bytes < AREA)
+			return fail("a long-term pin in the area", -EIO);
+	for (int i = 0; i < count; i++)
 		printf("long-term pin: %llu KiB at offset %llu MiB\n",
 		       (unsigned long long)(extents[i].bytes / SUBLET_KIB),
 		       (unsigned long long)(extents[i].offset_bytes / SUBLET_MIB));
@@ -95,6 +100,6 @@ int main(void)
 	err = sublet_unpin(&pin);
 	if (err)
 		return fail("unpin", err);
-	sublet_arena_destroy(arena);
-	return 0;
+	err = sublet_arena_destroy(arena);
+	return err ? fail("destroy the arena", err) : 0;
 }

@@ -180,6 +180,6 @@ int main(void)
 
 	link_close(&link);
 	sublet_ucx_unwatch(watch);
-	sublet_arena_destroy(arena);
-	return 0;
+	err = sublet_arena_destroy(arena);
+	return err ? fail("destroy the arena", err) : 0;
 }

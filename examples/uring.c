@@ -148,10 +148,14 @@ int main(void)
 	err = copy(arena, from, to, memory, claim.addr, bo);
 	if (err)
 		return fail("copy", err);
-	printf("%d chunks copied, %s\n", FILE_CHUNKS,
-	       is_copy(from, to) ? "byte for byte" : "and something is wrong");
+	if (!is_copy(from, to))
+		return fail("the copy is not what was copied", -EIO);
+	printf("%d chunks copied, byte for byte\n", FILE_CHUNKS);
 	/* In, out when it moved, in again: none for each I/O, none at all for the claimed buffer. */
-	printf("the kernel was told of a buffer %d times\n", registrations() - before);
+	int told = registrations() - before;
+	if (told != 3)
+		return fail("the kernel is told of a buffer that moved, and of no other", -EIO);
+	printf("the kernel was told of a buffer %d times\n", told);
 
 	close(from);
 	close(to);
@@ -161,6 +165,6 @@ int main(void)
 	if (err)
 		return fail("release", err);
 	sublet_device_close(device); /* and the other buffer */
-	sublet_arena_destroy(arena);
-	return 0;
+	err = sublet_arena_destroy(arena);
+	return err ? fail("destroy the arena", err) : 0;
 }

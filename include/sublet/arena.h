@@ -63,13 +63,18 @@ struct sublet_arena_info {
  * Create an arena: reserve and populate its memory, start its workers.
  * Who may call: any thread, any time; several arenas may live side by side.
  * The arena's memory is one linear mapping, marked MADV_DONTFORK and MADV_DONTDUMP.
- * A fork() of the process is safe from here on: a handler set by pthread_atfork() turns
- * lent memory into ordinary copy-on-write memory for the child (docs/architecture.md, "Fork").
- * The child may read and write that memory, and nothing else: no function may be called there with this
- * arena, its mm or anything of theirs, but sublet_arena_destroy, which does nothing.
+ * fork(): a child does not have what is pinned long-term, nor what short pins or device jobs still use after a second:
+ * those addresses are not mapped there (SIGSEGV; sublet/pin.h says which). A handler set by pthread_atfork() waits for
+ * that second at most, then turns all other lent memory into ordinary copy-on-write memory for the child
+ * (docs/architecture.md, "Fork"). No pin and no device is a reason to end the process. The handler ends it, with a message,
+ * where no memory or kernel mapping is left to keep the child apart. posix_spawn(), vfork(), system() and popen() need
+ * none of this: nothing turns private, and nobody waits.
+ * The child may read and write the memory that it has, and nothing else: what a call with this arena, its mm or anything of
+ * theirs answers there says sublet/types.h. A child may create an arena of its own.
  *
  * -EINVAL      a size that is 0 or overflows, an fd that is missing or too small, an unknown backing,
- *              512 GiB or more of area and normal zone together in base pages
+ *              512 GiB or more of area and normal zone together in base pages; or as for every struct (sublet/types.h)
+ * -E2BIG       options of a newer program want what this library does not know
  * -EOPNOTSUPP  the requested backing or technique is not to be had on this kernel
  * -EPERM       no userfaultfd permission (`sublet doctor` says what to do)
  * -ENOMEM      more memory than the machine has available, or too few huge pages
@@ -79,12 +84,21 @@ SUBLET_API SUBLET_NODISCARD int sublet_arena_create(const struct sublet_arena_op
 						    struct sublet_arena **arena);
 
 /*
- * Destroy an arena: stop its workers, unmap every address its mms handed out, close its backing.
- * Nothing of it may be in use by another thread. NULL is a no-op.
+ * Destroy an arena: stop its workers and what serves it, tell its notifiers SUBLET_NOTIFIER_EXIT, unmap every address
+ * its mms handed out, close its backing. Nothing of it may be in use by another thread. NULL is a no-op.
+ *
+ * What the caller still has of it decides:
+ *   claims, pins, devices, page tables of devices    -EBUSY, until they are given back: they lead to the arena's memory
+ *   mms and what is mapped in them                   go along with it
+ *   notifiers                                        are told, and gone: they must not be removed any more
+ *   connections, and claims of other processes       end: they are told -EPIPE. Their mapping of the backing is their own
+ *   what a device holds that was closed and could    is let go: the kernel keeps pages that a request is on
+ *   not be stopped (sublet/bo.h)
+ * -EBUSY  see above; nothing was changed
  */
-SUBLET_API void sublet_arena_destroy(struct sublet_arena *arena);
+SUBLET_API int sublet_arena_destroy(struct sublet_arena *arena);
 
-/* The arena's first mm: the address space of the calling process. Lives as long as the arena. Never NULL. */
+/* The arena's first mm: the address space of the calling process. Lives as long as the arena. NULL only for NULL. */
 SUBLET_API struct sublet_mm *sublet_arena_mm(struct sublet_arena *arena);
 
 /*
@@ -95,10 +109,11 @@ SUBLET_API struct sublet_mm *sublet_arena_mm(struct sublet_arena *arena);
  * -ENOSPC  64 address spaces already
  * -EAGAIN  another thread is in fork()
  * -ENOMEM  no addresses or memory for it; or -errno of userfaultfd
+ * -EINVAL  NULL
  */
 SUBLET_API SUBLET_NODISCARD int sublet_arena_mm_add(struct sublet_arena *arena, struct sublet_mm **mm);
 
-/* Fill in *info. -EINVAL: info->size_bytes is not set. */
+/* Fill in *info. -EINVAL: info->size_bytes is not set; -E2BIG: or is no size. */
 SUBLET_API SUBLET_NODISCARD int sublet_arena_info(struct sublet_arena *arena, struct sublet_arena_info *info);
 
 /*

@@ -40,7 +40,8 @@ enum sublet_blocker_kind {
 	SUBLET_BLOCKER_PROTECTED, /* memory whose protection the program changed */
 	SUBLET_BLOCKER_MAPPINGS,  /* the kernel-mapping budget is spent */
 	SUBLET_BLOCKER_NOROOM,    /* bytes that have nowhere to go */
-	SUBLET_BLOCKER_PLATFORM,  /* the system refused a step: error has its -errno */
+	SUBLET_BLOCKER_PLATFORM, /* the system refused a step: error has its -errno; -EOPNOTSUPP: under valgrind,
+	                             where memory does not move, and no window is tried that some lies in */
 	SUBLET_BLOCKER_NOTIFIER, /* somebody who was told declined up to the deadline: a device at work, say */
 	SUBLET_BLOCKER_WATCHED,  /* memory that the program registered with a userfaultfd of its own */
 	SUBLET_BLOCKER_CALL, /* memory in the hand of a call that is not over yet, in this or another thread */
@@ -86,11 +87,12 @@ struct sublet_claim {
  * May be called from any thread with 32 KiB of stack left that is not lent memory itself, and not from
  * a signal handler. Signals are held back on the calling thread while a run is blocked.
  *
- * -EINVAL  bytes is 0, align_bytes is no power of two or above 1 GiB, unknown flags
- * -E2BIG   bytes is more than the area has
+ * -EINVAL  bytes is 0, align_bytes is no power of two or above 1 GiB, unknown flags, or as for every struct
+ * -E2BIG   bytes is more than the area has; or as for every struct (sublet/types.h)
  * -EDEADLK the calling thread's stack lies in lent memory
  * -ENOMEM  shortfall_bytes have nowhere to go
- * -EBUSY   somebody holds memory in every window that was tried: see blockers
+ * -EBUSY   somebody holds memory in every window that was tried: see blockers. What will not go by itself (its protection
+ *          was changed, or it does not move under valgrind) is not waited for
  * After any error everything is as it was, but that some memory may have moved (G5).
  */
 SUBLET_API SUBLET_NODISCARD int sublet_claim(struct sublet_arena *arena, uint64_t bytes,

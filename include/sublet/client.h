@@ -8,7 +8,8 @@
  * the same process releases it over another connection (sublet_client_release), or has ended, and 200 ms
  * more, for the kernel to finish I/O that it tears down after the process.
  *
- * A client is used by one thread at a time.
+ * A client is used by one thread at a time, and by the process that connected: what a child of fork() gets of it answers -EPERM
+ * (sublet/types.h), and may be closed there without harm to the parent's.
  */
 #ifndef SUBLET_CLIENT_H
 #define SUBLET_CLIENT_H

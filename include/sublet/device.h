@@ -181,7 +181,8 @@ enum sublet_soft_fault {
 	SUBLET_SOFT_DIE,      /* the device dies in the middle of the next job */
 };
 
-/* Inject a fault into the next job that is begun. -EINVAL: not a soft device, or an unknown fault. */
+/* Inject a fault into the next job that is begun, one at most: a second replaces the first, and where no job comes nothing
+   happens. -EINVAL: not a soft device, or an unknown fault. */
 SUBLET_API SUBLET_NODISCARD int sublet_device_soft_fault(struct sublet_device *device,
 							 enum sublet_soft_fault fault);
 
@@ -203,6 +204,10 @@ struct sublet_uring_options {
 };
 
 /*
+ * A child of fork() has neither the ring nor what is registered with it: its descriptors are closed there before fork()
+ * returns, and its memory is not inherited. A ring of the program's own that knows the area is inherited, and a request that
+ * the child makes on it goes to the parent's memory: have children not use it, or close it.
+ *
  * Open one. options may be NULL.
  * -EINVAL, -ENOSPC as above, and too many entries   -ENOMEM  also RLIMIT_MEMLOCK
  * -EOPNOTSUPP  built without liburing, the kernel refuses io_uring, or under valgrind, which stops all threads while one
@@ -213,14 +218,18 @@ SUBLET_API SUBLET_NODISCARD int sublet_device_open_uring(struct sublet_arena *ar
 							 struct sublet_device **device);
 
 /*
- * Close a device: waits for its jobs, each up to its timeout, ends those left, destroys its bos.
- * Nothing of it may be in use by another thread, nor afterwards: fences end with it. NULL is a no-op. Before its arena.
+ * Close a device, before its arena is destroyed (which answers -EBUSY until then): waits for its jobs, each up to its
+ * timeout, ends those left, destroys its bos.
+ * Nothing of it may be in use by another thread, nor afterwards: fences end with it. NULL is a no-op. In a child of fork()
+ * nothing happens: the device is the parent's, and goes on.
  */
 SUBLET_API void sublet_device_close(struct sublet_device *device);
 
 /*
  * Move together the folios under tracked buffers that are bound by small entries, so that large ones fit, at most
  * about budget_bytes of memory. Returns the bytes moved. What collapse_bytes_per_s does in the background.
+ * 0: there is nothing to gain (no such buffer, or the device has no page table or no large entries), or all of it is in use,
+ * pinned, shared with a child of fork(), or has no room to move to at this moment.
  */
 SUBLET_API uint64_t sublet_device_collapse(struct sublet_device *device, uint64_t budget_bytes);
 
@@ -280,8 +289,8 @@ struct sublet_device_ops {
 	/* Stop all work at once. When it has returned 0 no memory is accessed, no job that was submitted before will be
 	   completed (the library fails them), and the device takes new jobs; -errno: it is dead, and still does not
 	   access memory. -EINPROGRESS: it is dead, and what it was given may still access memory until it is completed,
-	   or sublet_device_died says that all is over, if that ever happens: that memory is held until then, and a fork()
-	   before that ends the program with a message. */
+	   or sublet_device_died says that all is over, if that ever happens: that memory is held until then, and a child
+	   of fork() does not have it. */
 	int (*reset)(void *ctx);
 	/* Free ctx. No jobs are in flight, no buffer is attached; after reset answered -EINPROGRESS some may be, and
 	   nothing is to be called any more when this has returned. */

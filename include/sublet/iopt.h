@@ -61,7 +61,7 @@ struct sublet_iopt_options {
 SUBLET_API SUBLET_NODISCARD int sublet_iopt_create(struct sublet_arena *arena,
 						   const struct sublet_iopt_options *options,
 						   struct sublet_iopt **iopt);
-/* Destroy it, mappings and all; the device must be off. NULL is a no-op. Before its arena. */
+/* Destroy it, mappings and all, before its arena (which answers -EBUSY until then); the device must be off. NULL is a no-op. */
 SUBLET_API void sublet_iopt_destroy(struct sublet_iopt *iopt);
 
 /*
@@ -102,7 +102,8 @@ SUBLET_API SUBLET_NODISCARD int sublet_iopt_unmap(struct sublet_iopt *iopt, uint
 						  uint32_t flags);
 
 /*
- * One flush for all that was removed with NOFLUSH since the last one; nothing, if nothing was. It covers one
+ * One flush for all that was removed with NOFLUSH since the last one; nothing, if nothing was, or the table was made without
+ * a flush. It covers one
  * range around all of that. Also waits for one that another thread is at.
  */
 SUBLET_API void sublet_iopt_flush(struct sublet_iopt *iopt);

@@ -52,7 +52,7 @@ SUBLET_API SUBLET_NODISCARD int sublet_map_aligned(struct sublet_mm *mm, uint64_
 
 /*
  * Give back addresses and memory. Any part of a mapping, in whole units of 64 KiB (of frames, where
- * they are larger) but for the end of the mapping.
+ * they are larger) but for the end of the mapping. Frames that a child of fork() shares return when it has ended.
  * Where a device works on it (a tracked bo), waits for those jobs, each up to its timeout; who maps or unmaps memory in the
  * same 2 MiB, or forks, waits as well.
  * -EINVAL  the range is not mapped as a whole, or is not aligned
@@ -64,8 +64,11 @@ SUBLET_API SUBLET_NODISCARD int sublet_unmap(struct sublet_mm *mm, void *addr, u
 
 /*
  * Give back the memory of a range, and keep its addresses; until sublet_commit the range must not be
- * touched (it may fault, or not). Any page-aligned part; frames return once a whole 64 KiB unit is
- * decommitted, but for those that a pin holds. Movable memory only.
+ * touched (it may fault, or not). Any page-aligned part. Movable memory only.
+ * Frames return by units of 64 KiB (frames, where they are larger), when the last page of one is decommitted. 0 is the answer
+ * also where none returned yet: to a part of a unit; where a pin, a device that cannot be stopped or a child of fork()
+ * holds them; or where the kernel has no mapping to spare. The first come back with the rest of the unit, the others when
+ * the range is decommitted once more, or unmapped; lent_bytes of sublet_arena_stats has them until then.
  * -EINVAL  the range is not mapped as a whole, or is not page-aligned
  */
 SUBLET_API SUBLET_NODISCARD int sublet_decommit(struct sublet_mm *mm, void *addr, uint64_t bytes);
@@ -78,29 +81,41 @@ SUBLET_API SUBLET_NODISCARD int sublet_decommit(struct sublet_mm *mm, void *addr
 SUBLET_API SUBLET_NODISCARD int sublet_commit(struct sublet_mm *mm, void *addr, uint64_t bytes,
 					      uint32_t flags);
 
-/* What became of discardable memory while it was unlocked. */
+/* What became of discardable memory while it was unlocked: what sublet_lock answers. */
 enum sublet_lock_result {
 	SUBLET_INTACT = 0,    /* every byte is as it was at unlock */
 	SUBLET_DISCARDED = 1, /* some of the range was dropped; those parts read as zeros */
 };
 
+/* What sublet_unlock answers. */
+enum sublet_unlock_result {
+	SUBLET_UNLOCKED = 0, /* a claim may drop each unit of the range */
+	SUBLET_KEPT = 1,     /* some of them stay locked; unlock them again later */
+};
+
 /*
- * Lock discardable memory: from here until sublet_unlock its contents are kept. Whole folios are
- * locked, so a range that is no multiple of 64 KiB locks a little more. Locks do not count: one
- * unlock undoes any number of them. Of two threads that lock the same dropped memory one is told so.
+ * Lock discardable memory: from here until sublet_unlock its contents are kept. Units of 64 KiB (frames, where they are
+ * larger) are locked, each that the range touches. Locks do not count: one unlock undoes any number of them. Of two
+ * threads that lock the same dropped memory one is told so.
  * Returns SUBLET_INTACT, SUBLET_DISCARDED, or
  * -EINVAL  the range is not discardable memory as a whole
- * -ENOMEM  there are no frames for the parts that were dropped; the range stays unlocked
+ * -ENOMEM  there are no frames for the parts that were dropped, or no kernel mapping; the range is unlocked, those parts
+ *          that were locked before too
  */
 SUBLET_API SUBLET_NODISCARD int sublet_lock(struct sublet_mm *mm, void *addr, uint64_t bytes);
 
 /*
  * Unlock discardable memory: a claim may drop it from now on. It must not be touched until locked
- * again: most of it is inaccessible (SIGSEGV; system calls fail with EFAULT). Only folios that lie in
- * the range as a whole are unlocked; what is pinned or shared with a child of fork() stays locked.
+ * again: most of it is inaccessible (SIGSEGV; system calls fail with EFAULT).
+ * Units of 64 KiB (frames, where they are larger) are unlocked, each that lies in the range as a whole; the last one of a
+ * mapping may be shorter. Where the range begins or ends inside of one, that unit stays as it is.
  * Costs about what munmap costs, and sublet_lock what mmap and its faults cost, so that a claim of
- * unlocked memory costs next to nothing.
- * -EINVAL  the range is not discardable memory as a whole
+ * unlocked memory costs next to nothing. Pieces that are unlocked apart from each other take up kernel mappings, two at
+ * most each.
+ * Returns SUBLET_UNLOCKED; or SUBLET_KEPT where something of it stays locked, and keeps its contents: a pin holds it, or
+ * holds what moves along with it, up to 2 MiB; or a child of fork() shares it; or the kernel mappings are spent
+ * (options.mapping_limit). Or
+ * -EINVAL  the range is not discardable memory as a whole, or no unit lies in it as a whole
  */
 SUBLET_API SUBLET_NODISCARD int sublet_unlock(struct sublet_mm *mm, void *addr, uint64_t bytes);
 

@@ -96,7 +96,7 @@ SUBLET_API SUBLET_NODISCARD int sublet_notifier_add(struct sublet_mm *mm, const 
  * inside a callback of the same notifier it does not wait for that callback; if two callbacks of one notifier on
  * two threads both remove it, one gets -EINVAL at once and the other waits for that callback to return.
  * -EINVAL   it is not registered (removed twice, or told SUBLET_NOTIFIER_EXIT). Not to be called once the arena is
- *           destroyed: EXIT has told it by then
+ *           destroyed: EXIT has told it by then, and the handle leads nowhere
  * -EDEADLK  called from inside a callback, it would wait for a callback on another thread that is itself waiting, in a
  *           call of this function, for the caller's: it is registered as before. Seen within one arena only: callbacks of
  *           two arenas that remove each other's notifiers wait for ever, so none may remove one of another arena

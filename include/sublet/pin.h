@@ -12,9 +12,14 @@
  * What a pin does not promise: that the range is contiguous, nor that the memory may be unmapped meanwhile
  * (sublet_unmap answers -EBUSY).
  *
- * fork(): it waits up to a second for short pins to end, then fails with EAGAIN under `sublet run`, and ends a library
- * program with a message: what a device writes under a pin must not get lost in a snapshot. Memory with a long-term
- * pin stays the parent's alone: the child does not have those addresses at all (MADV_DONTFORK, as RDMA does it).
+ * A child of fork() does not have pinned memory: those addresses are not mapped there, and who touches them gets
+ * SIGSEGV (MADV_DONTFORK, as RDMA does it). The parent keeps the memory, and every pin holds on.
+ *   long-term  always left out, and nothing beside the pinned pages
+ *   short      fork() waits until it ends, a second at most for all pins and device jobs together; what is pinned
+ *              then is left out, by whole folios: up to 2 MiB around it, the child's heap perhaps
+ * A pin that is forgotten so costs each fork() a second. The next child has the memory when the pin is gone. A child that
+ * only calls exec is rarely hurt. posix_spawn(), vfork(), system() and popen() wait for no pin and leave nothing out,
+ * because they share the address space until they exec.
  *
  * Short pins that overlap without end starve nobody: when a claim or a long-term pin has waited 2 ms for pins of
  * 512 pages (2 MiB, of pages of 4 KiB), new ones of those pages are held off, for a quarter of a second at most; when
@@ -57,8 +62,10 @@ struct sublet_pin {
  * moves what lies in an area, and waits up to a second for short pins in its way. Where somebody unmaps memory in the same
  * 2 MiB that a device's job is on, a short pin of what is being changed there waits as long as that, but with NOWAIT:
  * up to the job's timeout.
- * owner is copied; it names the pin in sublet_pin_list, `sublet pins` and to claims that it blocks. NULL: a short
- * pin is counted but not listed, which is cheaper; a long-term one is listed as "pin".
+ * Plain memory (SUBLET_PLAIN_OK) never moves: a short pin of it succeeds, and holds no frames; it does not keep it from being
+ * unmapped or decommitted.
+ * owner is copied, up to 31 bytes; it names the pin in sublet_pin_list, `sublet pins` and to claims that it blocks. NULL: a
+ * short pin is counted but not listed, which is cheaper; a long-term one is listed as "pin".
  * May be called from any thread; not from a signal handler, nor from a notifier's callback if LONGTERM; there with NOWAIT.
  *
  * -EINVAL  the range wraps, is empty, is not of this mm, or flags make no sense
@@ -71,7 +78,9 @@ struct sublet_pin {
  *          with a userfaultfd)
  * -ENOMEM  LONGTERM: over the limit of the mm (see the two members of *pin), or the normal zone is full
  * -EAGAIN  NOWAIT, and the range is being moved, or pins are held off, or LONGTERM would have to wait
- * -ENOSPC  LONGTERM: more pins at once than can be listed (65,536 in an arena)
+ * -ENOSPC  LONGTERM: more pins at once than can be listed (65,536 in an arena). A short pin with an owner tag is held all
+ *          the same, and is not listed then
+ * -EOPNOTSUPP  LONGTERM: under valgrind memory does not move, and this lies in the area
  */
 SUBLET_API SUBLET_NODISCARD int sublet_pin(struct sublet_mm *mm, const void *addr, uint64_t bytes,
 					   uint32_t flags, const char *owner, struct sublet_pin *pin);
@@ -95,7 +104,7 @@ SUBLET_API SUBLET_NODISCARD int sublet_pin_extents(const struct sublet_pin *pin,
 
 /*
  * Limit of all long-term pins of the mm together, rounded down to frames; 0: none at all. Until it is called the limit is
- * half of the normal zone. Pins that are held already stay.
+ * half of the normal zone. Pins that are held already stay, and above the limit.
  */
 SUBLET_API void sublet_pin_limit(struct sublet_mm *mm, uint64_t bytes);
 

@@ -79,7 +79,7 @@ struct sublet_stats {
 		invalidations_declined; /* callbacks that could not at once; the memory was left alone until later */
 };
 
-/* Fill in *stats; a snapshot that is not atomic. -EINVAL: stats->size_bytes is not set. */
+/* Fill in *stats; a snapshot that is not atomic. -EINVAL: stats->size_bytes is not set; -E2BIG: or is no size. */
 SUBLET_API SUBLET_NODISCARD int sublet_arena_stats(struct sublet_arena *arena, struct sublet_stats *stats);
 
 /* One pageblock, for pictures: how its frames are used. The six counts add up to its frames. */

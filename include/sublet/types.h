@@ -24,12 +24,31 @@
  * Conventions of the whole library:
  *   - every call that can fail returns 0 or -errno, and refuses before its first visible change;
  *   - units stand last in a name (_bytes, _ns, _pfn, _frames);
- *   - option structs begin with their own size, so that a program built against an older header
- *     keeps working: write { SUBLET_OPTIONS(sublet_claim_options), .deadline_ns = ... };
- *     a member that is 0 has its default;
  *   - every call is thread-safe unless its comment says otherwise;
  *   - C++: some structs are named like a function (as stat is), so write `struct sublet_pin`; SUBLET_OPTIONS needs C++20,
  *     before it set size_bytes by hand.
+ *
+ * NULL. A pointer that no comment calls optional ("may be NULL", a default) must lead somewhere; else the answer is -EINVAL. Of a
+ * call that answers no -errno it is what "nothing there" is: 0 entries, NULL, true of read_retry; destroy, close, unwatch and
+ * other calls that return nothing do nothing. A handle that is all zeros (struct sublet_bo, sublet_fence, sublet_pin,
+ * sublet_notifier) is as NULL is.
+ *
+ * Structs that begin with size_bytes may be of an older or a newer program than the library; write
+ * { SUBLET_OPTIONS(sublet_claim_options), .deadline_ns = ... }, and a member that is 0 has its default.
+ *   -EINVAL  size_bytes is less than the first version of the struct had; or a member called reserved is not 0
+ *   -E2BIG   size_bytes is above 4096; or of options: something is not 0 that this library does not know
+ * Of what a call fills in, as much is written as size_bytes says, with 0 for what this library does not know.
+ *
+ * fork(). All that a process has of this library is its own. A child gets copies, which lead to memory, threads and sockets of
+ * its parent's; the child may read and write lent memory (sublet/arena.h), and nothing else. However it was forked, there
+ *   -EPERM   is what every call answers that is given an object of the parent's, a connection too, and nothing has changed
+ *   0        entries are in every list, and bytes are collapsed
+ *   true     is what sublet_notifier_read_retry answers: nothing that was read may be used
+ * Calls that return nothing do nothing; sublet_client_close closes the child's copy of the socket. What is only read from the
+ * copy stays as it is: sublet_arena_mm, sublet_device_iopt, sublet_client_instance, sublet_blocker_describe, histograms. So an
+ * inherited device can be given no work, and an inherited ring of io_uring is closed in the child (sublet/device.h). A child
+ * of fork() may create an arena, and connect, for itself; one that was made by the bare system call may not, as it may
+ * not call much of libc. vfork() and posix_spawn() share all memory until they exec: there is no copy.
  */
 #ifndef SUBLET_TYPES_H
 #define SUBLET_TYPES_H

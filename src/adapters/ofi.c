@@ -128,10 +128,10 @@ static int monitor_import(struct sublet_ofi *ofi)
 
 int sublet_ofi_open(struct sublet_ofi **ofi)
 {
-	struct sublet_ofi *o = calloc(1, sizeof *o);
+	struct sublet_ofi *o = ofi ? calloc(1, sizeof *o) : NULL;
 
 	if (!o)
-		return -ENOMEM;
+		return ofi ? -ENOMEM : -EINVAL;
 	o->ops = (struct fi_ops_mem_monitor){ .size = sizeof o->ops,
 					      .start = monitor_start,
 					      .stop = monitor_stop,
@@ -203,7 +203,7 @@ int sublet_ofi_watch(struct sublet_ofi *ofi, struct sublet_mm *mm, const void *a
 {
 	uint64_t first = (uintptr_t)addr;
 
-	if (first + bytes <= first)
+	if (!ofi || !mm || !watch || first + bytes <= first)
 		return -EINVAL;
 	struct sublet_ofi_watch *w = malloc(sizeof *w);
 	if (!w)

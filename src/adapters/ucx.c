@@ -42,10 +42,10 @@ static void ucx_drop(struct sublet__watch *watch, uint64_t addr, uint64_t bytes)
 
 int sublet_ucx_watch(struct sublet_mm *mm, const void *addr, uint64_t bytes, struct sublet_ucx_watch **watch)
 {
-	struct sublet_ucx_watch *w = malloc(sizeof *w);
+	struct sublet_ucx_watch *w = watch ? malloc(sizeof *w) : NULL;
 
 	if (!w)
-		return -ENOMEM;
+		return watch ? -ENOMEM : -EINVAL;
 	w->watch = (struct sublet__watch){ .addr = (uintptr_t)addr, .bytes = bytes, .drop = ucx_drop };
 	int err = sublet__watch_begin(&w->watch, mm, "ucx");
 	if (err) {

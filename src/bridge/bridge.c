@@ -15,9 +15,10 @@
  *
  * The arena is never destroyed. It ends with the helper process, which ends with the program and removes the socket's file.
  *
- * A child of fork() keeps its copy of the memory and forgets the arena (enum sublet__owner). The pid
- * alone would not tell it from a vfork() child, which runs in its parent's memory for a while: hence
- * the handler, and the state UNKNOWN in which nothing is changed.
+ * A child of fork() keeps its copy of the memory and forgets the arena (enum sublet__owner). Which process runs says a
+ * page that the kernel zeroes in each new address space (MADV_WIPEONFORK). So a vfork() child, which runs in its parent's
+ * memory for a while, counts as a thread of its parent; a child that the system call alone has made is one in which nothing
+ * is changed (UNKNOWN). getpid() would tell neither, and is a system call that a program may have forbidden itself.
  */
 #include "bridge/bridge.h"
 
@@ -32,6 +33,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <unistd.h>
 
 struct sublet__bridge sublet__bridge;
@@ -61,9 +63,13 @@ enum sublet__owner sublet__bridge_state(void)
 	if (atomic_load_explicit(&sublet__bridge.is_child,
 				 memory_order_relaxed)) /* set before the child has threads */
 		return SUBLET__OWNER_CHILD;
-	if (getpid() != sublet__bridge.pid)
+	/* Relaxed: nobody writes it while this address space has threads. */
+	if (!atomic_load_explicit(sublet__bridge.is_here, memory_order_relaxed))
 		return SUBLET__OWNER_UNKNOWN;
-	return sublet__helper_is_gone() ? SUBLET__OWNER_STUCK : SUBLET__OWNER_LENT;
+	if (!sublet__helper_is_gone())
+		return SUBLET__OWNER_LENT;
+	sublet__engine_say_gone();
+	return SUBLET__OWNER_STUCK;
 }
 
 enum sublet__owner sublet__bridge_owner(const void *addr, size_t bytes)
@@ -82,6 +88,21 @@ static void in_child(void)
 }
 
 /* ---- start ---- */
+
+static int mark_address_space(void)
+{
+	const size_t bytes = 4096;
+	_Atomic bool *page =
+		sublet__real.mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+
+	if (page == MAP_FAILED)
+		return -ENOMEM;
+	if (sublet__real.madvise(page, bytes, MADV_WIPEONFORK) != 0)
+		return -errno;
+	atomic_store_explicit(page, true, memory_order_relaxed); /* released with mm */
+	sublet__bridge.is_here = page;
+	return 0;
+}
 
 static struct sublet_arena_options options_of(const struct sublet__settings *s)
 {
@@ -200,8 +221,7 @@ static int start_helper(const struct sublet__settings *s)
 
 	if (err != 0) {
 		sublet__bridge_say("cannot start the helper process of %s: %s", s->name,
-				   err == -EAGAIN ? "there are too many processes (RLIMIT_NPROC, pids.max)"
-						  : strerror(-err));
+				   why_no_arena(err, s, why));
 		return err;
 	}
 	err = sublet__helper_call(create_and_serve, &creation);
@@ -211,9 +231,8 @@ static int start_helper(const struct sublet__settings *s)
 	}
 	err = sublet__helper_confine();
 	if (err != 0)
-		sublet__bridge_say("cannot confine the helper process of %s: %s", s->name,
-				   err == -EAGAIN ? "there are too many processes (RLIMIT_NPROC, pids.max)"
-						  : strerror(-err));
+		sublet__bridge_say("cannot start the tasks of the helper process of %s: %s", s->name,
+				   why_no_arena(err, s, why));
 	return err;
 }
 
@@ -256,6 +275,8 @@ static int start(const struct sublet__settings *s)
 	if (err != 0)
 		return err;
 	err = sublet__linux_fork_register();
+	if (err == 0)
+		err = mark_address_space();
 	if (err != 0)
 		return err;
 	err = start_helper(s);
@@ -287,6 +308,14 @@ __attribute__((constructor)) static void bridge_constructor(void)
 	if (sublet__settings_preloads("/vgpreload_")) {
 		sublet__bridge_say("%s runs under valgrind, and on its own heap",
 				   program_invocation_short_name);
+		sublet__settings_forget(&settings);
+		return;
+	}
+	if (!sublet__helper_is_possible()) {
+		sublet__bridge_say(
+			"%s runs in ordinary memory: its children are to be in another pid namespace "
+			"(unshare --pid without --fork)",
+			program_invocation_short_name);
 		sublet__settings_forget(&settings);
 		return;
 	}

@@ -15,11 +15,13 @@
 struct sublet__bridge {
 	_Atomic(struct sublet_mm *) mm; /* NULL: passive, or not started yet */
 	struct sublet_arena *arena;
-	pid_t pid;                      /* that created the arena */
-	size_t frame_bytes;             /* what moves as one: a page, or a huge page */
-	size_t unit_bytes;              /* what sublet_unmap takes: 64 KiB or a frame */
-	_Atomic bool is_child;          /* a child of fork(): the arena is the parent's */
-	_Atomic bool took_memory;       /* the program's malloc came here at least once */
+	pid_t pid;          /* that created the arena */
+	size_t frame_bytes; /* what moves as one: a page, or a huge page */
+	size_t unit_bytes;  /* what sublet_unmap takes: 64 KiB or a frame */
+	const _Atomic bool
+		*is_here;         /* true in the address space of the arena, false in those of its children */
+	_Atomic bool is_child;    /* a child of fork(): the arena is the parent's */
+	_Atomic bool took_memory; /* the program's malloc came here at least once */
 	_Atomic uint64_t outside_bytes; /* of the heap, in ordinary memory that the engine does not know */
 	_Atomic uintptr_t low, high;    /* every address ever handed out lies in [low, high) */
 	struct sublet__settings settings;
@@ -32,7 +34,7 @@ enum sublet__owner {
 	SUBLET__OWNER_LENT,  /* lent, and the engine may be called */
 	SUBLET__OWNER_CHILD, /* lent by the parent of this process: private copy-on-write memory here */
 	SUBLET__OWNER_STUCK, /* was lent; the helper process has ended, nothing moves any more, and no fork is possible */
-	SUBLET__OWNER_UNKNOWN, /* as CHILD, or a vfork() child that runs in its parent's memory: change nothing */
+	SUBLET__OWNER_UNKNOWN, /* a child that no handler has seen, of the system call itself: change nothing */
 };
 enum sublet__owner sublet__bridge_owner(const void *addr, size_t bytes);
 /* The same for the process alone, without an address. OTHER: there is no arena. */
@@ -55,6 +57,9 @@ int sublet__hooks_install(void);
 void sublet__sticky_add(const void *addr, size_t bytes);
 bool sublet__sticky_unprotect(const void *addr, size_t bytes);
 void sublet__sticky_forget(const void *addr, size_t bytes);
+
+/* lockall.c: note what malloc and the arena have mapped by now; the end of the constructor's work. */
+void sublet__lockall_prepare(void);
 
 /*
  * futex.c: a word of lent memory that the kernel wakes by itself, as process-shared. False: there are too many.
@@ -85,6 +90,8 @@ bool sublet__engine_note_protected(const void *addr, size_t bytes, bool is_prote
 int sublet__engine_pin(const void *addr, size_t bytes, bool write, struct sublet_pin *pin);
 void sublet__engine_unpin(struct sublet_pin *pin);
 void sublet__engine_note_locked(const void *addr, size_t bytes, bool is_locked);
+/* That the helper process has ended, on stderr, the first time. */
+void sublet__engine_say_gone(void);
 
 /* memfile.c: look up what stands behind it. */
 void sublet__memfile_resolve(void);

@@ -31,7 +31,7 @@ static struct sublet_mm *engine(void)
 	return atomic_load_explicit(&sublet__bridge.mm, memory_order_acquire);
 }
 
-static void say_once(void)
+void sublet__engine_say_gone(void)
 {
 	static atomic_flag said = ATOMIC_FLAG_INIT;
 
@@ -53,7 +53,7 @@ static int guarded(struct call *call)
 {
 	if (sublet__helper_guard(enter, call))
 		return call->result;
-	say_once();
+	sublet__engine_say_gone();
 	return -EPIPE;
 }
 

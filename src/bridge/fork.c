@@ -5,8 +5,7 @@
  * fork() itself needs nothing here but a way to fail: the platform's pthread_atfork handlers turn
  * lent memory into copy-on-write memory, and a handler cannot refuse. Where it could not be done the
  * child would write into its parent's memory, so the interposer asks first. ENOMEM: there is no memory
- * for it, or the helper process was ended, which alone could keep the memory apart. EAGAIN: a device
- * writes to the memory, and did not end in the time that the engine waits.
+ * for it, or the helper process was ended, which alone could keep the memory apart.
  *
  * _Fork() and clone() without CLONE_VM run no handlers at all. Their child would share the heap with
  * its parent, each overwriting the other: refused. vfork(), posix_spawn(), system() and popen()
@@ -45,7 +44,7 @@ static bool prepare(enum sublet__owner owner)
 						: 0;
 
 	if (err != 0)
-		errno = err == -EAGAIN ? EAGAIN : ENOMEM;
+		errno = ENOMEM;
 	return err == 0;
 }
 
@@ -141,15 +140,16 @@ long sublet__fork_syscall(long number, long a, long b, long c, long d, long e, l
 	uint64_t stack;
 	long result;
 
-	if (!is_new_process(number, a, b, &stack) || !is_shared())
+	if (owner == SUBLET__OWNER_OTHER || !is_new_process(number, a, b, &stack))
 		return sublet__real.syscall(number, a, b, c, d, e, f);
-	if (stack != 0) {
+	if (stack != 0 && is_shared()) {
 		errno = ENOSYS;
 		return -1;
 	}
 	if (!prepare(owner))
 		return -1;
 	result = sublet__real.syscall(number, a, b, c, d, e, f);
+	/* A child's child too: what it shares with all before it is known by its pid. */
 	if (result == 0)
 		sublet__linux_fork_child();
 	else

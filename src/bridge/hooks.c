@@ -194,6 +194,10 @@ static void *hook_alloc(extent_hooks *h, void *new_addr, size_t size, size_t ali
 		return NULL;
 	if (is_lent)
 		sublet__arena_note_outside(sublet__bridge.arena, size);
+	else if (
+		atomic_load(
+			&installing)) /* structures of an arena: a huge page would be all of it, for little */
+		(void)sublet__real.madvise(addr, size, MADV_NOHUGEPAGE);
 	*zero = *commit = true;
 	return addr;
 }
@@ -409,6 +413,7 @@ int sublet__hooks_install(void)
 		home++;
 	if (hooked > 1)
 		(void)real_mallctl("thread.arena", NULL, NULL, &home, sizeof(home));
+	sublet__lockall_prepare();
 	return 0;
 }
 

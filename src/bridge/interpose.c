@@ -14,7 +14,7 @@
  *                                  EINVAL: fork() is the bridge's business
  *   mprotect, pkey_mprotect        set; a range that is not plainly readable and writable does not move;
  *                                  once it is it may again, but for what is to stay (sticky.c)
- *   mlock, mlock2, mlockall        locked, and locked again after each move
+ *   mlock, mlock2                  locked, and locked again after each move; mlockall: lockall.c
  *   munmap, mremap, mmap FIXED, remap_file_pages, shmat REMAP
  *                                  EINVAL: those addresses belong to malloc
  *
@@ -193,31 +193,6 @@ SUBLET__INTERPOSER int munlock(const void *addr, size_t bytes)
 	if (sublet__bridge_owner(addr, bytes) == SUBLET__OWNER_LENT)
 		sublet__engine_note_locked(addr, bytes, false);
 	return sublet__real.munlock(addr, bytes);
-}
-
-static void note_all_locked(bool locked)
-{
-	uintptr_t low = atomic_load_explicit(&sublet__bridge.low, memory_order_relaxed);
-	uintptr_t high = atomic_load_explicit(&sublet__bridge.high, memory_order_relaxed);
-
-	if (low < high && sublet__bridge_state() == SUBLET__OWNER_LENT)
-		sublet__engine_note_locked((void *)low, high - low, locked);
-}
-
-/* What is mapped later under MCL_FUTURE, moved ranges included, the kernel locks by itself. */
-SUBLET__INTERPOSER int mlockall(int flags)
-{
-	int err = sublet__real.mlockall(flags);
-
-	if (err == 0 && (flags & MCL_CURRENT) != 0)
-		note_all_locked(true);
-	return err;
-}
-
-SUBLET__INTERPOSER int munlockall(void)
-{
-	note_all_locked(false);
-	return sublet__real.munlockall();
 }
 
 /* ---- mapping: malloc's addresses are not the program's to map ---- */

@@ -316,6 +316,13 @@ static void lock_limit_raise(void)
 	(void)setrlimit(RLIMIT_MEMLOCK, &limit);
 }
 
+static bool lock_is_limited(void)
+{
+	struct rlimit limit;
+
+	return !getrlimit(RLIMIT_MEMLOCK, &limit) && limit.rlim_cur != RLIM_INFINITY;
+}
+
 static int device_open(struct ways *w, enum sublet__way way, bool uring)
 {
 	const struct sublet_uring_options files = {
@@ -344,8 +351,9 @@ static int devices_open(struct ways *w, const char *folder)
 	err = device_open(w, 0, true);
 	w->results->is_soft = err == -EOPNOTSUPP || err == -ENOMEM;
 	snprintf(w->results->why_soft, sizeof(w->results->why_soft), "%s",
-		 err == -ENOMEM ? "the locked-memory limit, ulimit -l, is too low for io_uring"
-				: "no io_uring here");
+		 err != -ENOMEM      ? "no io_uring here"
+		 : lock_is_limited() ? "the locked-memory limit, ulimit -l, is too low for io_uring"
+				     : "no memory for io_uring");
 	if (w->results->is_soft)
 		err = device_open(w, 0, false);
 	for (uint32_t way = 1; way < SUBLET__WAYS && !err; way++)
@@ -390,7 +398,11 @@ int sublet__ways_run(const struct sublet__ways_options *options, struct sublet__
 	err = run(&w, options);
 	for (uint32_t way = 0; way < SUBLET__WAYS; way++)
 		sublet_device_close(w.device[way]);
-	sublet_arena_destroy(w.arena); /* claims and mappings with it */
+	for (uint32_t i = 0; i < SUBLET__WAYS_BUFFERS; i++)
+		(void)!sublet_release(w.arena,
+				      &w.buffer[SUBLET__WAY_CLAIMED][i].claim); /* -EINVAL: was never held */
+	if (sublet_arena_destroy(w.arena))                                      /* and what is mapped */
+		demo_error("the arena cannot be destroyed: something is held that was given back");
 	if (w.file >= 0)
 		close(w.file);
 	for (uint32_t way = 0; way < SUBLET__WAYS; way++) {

@@ -323,16 +323,16 @@ static void check_sockets(struct report *r)
 
 static void check_descriptors(struct report *r)
 {
-	struct rlimit limit = { .rlim_cur = RLIM_INFINITY };
+	struct rlimit limit = { .rlim_max = RLIM_INFINITY };
 	struct check *c;
 
 	(void)getrlimit(RLIMIT_NOFILE, &limit);
-	c = add(r, "descriptors", limit.rlim_cur >= SUBLET__DESCRIPTORS_LEAST, FAIL,
-		"an arena, its threads and its socket have no room");
-	FOUND(c, "%" PRIu64 " open files (%u are needed)", (uint64_t)limit.rlim_cur,
+	c = add(r, "descriptors", limit.rlim_max >= SUBLET__DESCRIPTORS_LEAST, FAIL,
+		"the helper process of a lent program has no room for its descriptors");
+	FOUND(c, "%" PRIu64 " open files as the hard limit (%u are needed)", (uint64_t)limit.rlim_max,
 	      SUBLET__DESCRIPTORS_LEAST);
 	if (c->cost)
-		FIX(c, "ulimit -n 1024");
+		FIX(c, "ulimit -Hn 1024");
 }
 
 /* Whether a thread of DAMON runs: it walks the mappings of every file whose pages are in memory. */

@@ -15,6 +15,8 @@
 #include "control/instance.h"
 #include "control/owner.h"
 #include "control/wire.h"
+#include "core/struct.h"
+#include "linux/linux.h"
 
 #include <errno.h>
 #include <stdlib.h>
@@ -25,8 +27,15 @@
 
 struct sublet_client {
 	int fd; /* -1: broken, each call answers -EPIPE */
+	uint32_t *
+		here; /* 0 in a child of fork(): two processes on one connection would take each other's replies */
 	struct sublet_instance instance;
 };
+
+static int call_client(const struct sublet_client *client)
+{
+	return !client ? -EINVAL : *client->here ? 0 : -EPERM;
+}
 
 static int broken(struct sublet_client *client, int error)
 {
@@ -109,15 +118,18 @@ static int say_hello(struct sublet_client *client)
 
 int sublet_client_connect(const char *name_or_pid, struct sublet_client **client)
 {
-	struct sublet_client *c = calloc(1, sizeof(*c));
+	struct sublet_client *c = client ? calloc(1, sizeof(*c)) : NULL;
 	int err;
 
 	if (!c)
-		return -ENOMEM;
+		return client ? -ENOMEM : -EINVAL;
+	err = sublet__here_open(&c->here);
+	if (err)
+		goto free;
 	c->fd = sublet__instance_find(name_or_pid, &c->instance);
 	if (c->fd < 0) {
 		err = c->fd;
-		goto free;
+		goto here;
 	}
 	err = sublet__instance_check_peer(c->fd);
 	if (!err)
@@ -129,6 +141,8 @@ int sublet_client_connect(const char *name_or_pid, struct sublet_client **client
 
 close:
 	broken(c, 0);
+here:
+	sublet__here_close(c->here);
 free:
 	free(c);
 	return err;
@@ -139,31 +153,24 @@ void sublet_client_close(struct sublet_client *client)
 	if (!client)
 		return;
 	broken(client, 0);
+	sublet__here_close(client->here);
 	free(client);
 }
 
 const struct sublet_instance *sublet_client_instance(const struct sublet_client *client)
 {
-	return &client->instance;
-}
-
-/* Copy a struct that begins with its size into the caller's version of it, which may be another one. */
-static void copy_sized(void *out, uint64_t out_bytes, const void *in, size_t in_bytes)
-{
-	size_t n = out_bytes < in_bytes ? (size_t)out_bytes : in_bytes;
-
-	memset(out, 0, (size_t)out_bytes);
-	memcpy(out, in, n);
-	memcpy(out, &out_bytes, sizeof(out_bytes));
+	return client ? &client->instance : NULL;
 }
 
 int sublet_client_info(struct sublet_client *client, struct sublet_arena_info *info)
 {
 	struct sublet_arena_info reply;
-	int err;
+	int err = call_client(client);
 
-	if (info->size_bytes < sizeof(info->size_bytes))
-		return -EINVAL;
+	if (!err)
+		err = sublet__struct_out_check(info, FIRST_ARENA_INFO);
+	if (err)
+		return err;
 	err = call(client, &(struct call){ .op = SUBLET__OP_INFO,
 					   .reply = &reply,
 					   .reply_bytes = sizeof(reply),
@@ -172,16 +179,18 @@ int sublet_client_info(struct sublet_client *client, struct sublet_arena_info *i
 		return err;
 	reply.linear = NULL;
 	reply.fd = -1;
-	copy_sized(info, info->size_bytes, &reply, sizeof(reply));
+	sublet__struct_out(info, &reply, sizeof(reply));
 	return 0;
 }
 
 int sublet_client_fd(struct sublet_client *client, int *fd)
 {
-	int passed = -1;
-	int err = call(client,
-		       &(struct call){ .op = SUBLET__OP_FD, .passed_fd = &passed, .patience_ns = CALL_NS });
+	int passed = -1, err = fd ? call_client(client) : -EINVAL;
 
+	if (!err)
+		err = call(client, &(struct call){ .op = SUBLET__OP_FD,
+						   .passed_fd = &passed,
+						   .patience_ns = CALL_NS });
 	if (err)
 		return err;
 	if (passed < 0) /* the kernel drops it where this process is out of descriptors */
@@ -215,13 +224,16 @@ int sublet_client_claim(struct sublet_client *client, uint64_t bytes,
 	struct sublet_claim_options o = { SUBLET_OPTIONS(sublet_claim_options) };
 	struct sublet__claim_request request;
 	size_t used = 0;
-	int err;
+	int err = claim ? call_client(client) : -EINVAL;
 
-	memset(claim, 0, sizeof(*claim));
-	if (options && options->size_bytes < sizeof(options->size_bytes))
-		return -EINVAL;
-	if (options)
-		copy_sized(&o, sizeof(o), options, (size_t)options->size_bytes);
+	if (claim)
+		memset(claim, 0, sizeof(*claim));
+	if (!err && options)
+		err = sublet__struct_in(&o, sizeof(o), options, FIRST_CLAIM_OPTIONS);
+	if (!err && o.reserved)
+		err = -EINVAL;
+	if (err)
+		return err;
 	memset(&request, 0, sizeof(request));
 	request.bytes = bytes;
 	request.align_bytes = o.align_bytes;
@@ -247,8 +259,10 @@ int sublet_client_claim(struct sublet_client *client, uint64_t bytes,
 
 int sublet_client_release(struct sublet_client *client, struct sublet_claim *claim)
 {
-	int err;
+	int err = claim ? call_client(client) : -EINVAL;
 
+	if (err)
+		return err;
 	if (!claim->id)
 		return -EINVAL;
 	err = call(client, &(struct call){ .op = SUBLET__OP_RELEASE,
@@ -263,16 +277,18 @@ int sublet_client_release(struct sublet_client *client, struct sublet_claim *cla
 int sublet_client_stats(struct sublet_client *client, struct sublet_stats *stats)
 {
 	struct sublet_stats reply;
-	int err;
+	int err = call_client(client);
 
-	if (stats->size_bytes < sizeof(stats->size_bytes))
-		return -EINVAL;
+	if (!err)
+		err = sublet__struct_out_check(stats, FIRST_STATS);
+	if (err)
+		return err;
 	err = call(client, &(struct call){ .op = SUBLET__OP_STATS,
 					   .reply = &reply,
 					   .reply_bytes = sizeof(reply),
 					   .patience_ns = CALL_NS });
 	if (!err)
-		copy_sized(stats, stats->size_bytes, &reply, sizeof(reply));
+		sublet__struct_out(stats, &reply, sizeof(reply));
 	return err;
 }
 
@@ -299,9 +315,10 @@ int sublet_client_pageblocks(struct sublet_client *client, size_t first, size_t 
 			     struct sublet_pageblock *out)
 {
 	size_t done = 0;
+	int err = (out || !count) && count <= INT32_MAX ? call_client(client) : -EINVAL;
 
-	if (count > INT32_MAX)
-		return -EINVAL;
+	if (err)
+		return err;
 	while (done < count && first + done >= first && first + done <= UINT32_MAX) {
 		size_t want = count - done < SUBLET__PAGEBLOCKS_MAX ? count - done : SUBLET__PAGEBLOCKS_MAX;
 		int n = some_pageblocks(client, (uint32_t)(first + done), (uint32_t)want, out + done);
@@ -317,6 +334,10 @@ int sublet_client_pageblocks(struct sublet_client *client, size_t first, size_t 
 
 int sublet_client_memcpy_ns(struct sublet_client *client, uint64_t bytes, uint64_t *elapsed_ns)
 {
+	int err = elapsed_ns ? call_client(client) : -EINVAL;
+
+	if (err)
+		return err;
 	/* three rounds of populating, copying and freeing, behind others that measure too */
 	uint64_t patience = 60 * SUBLET_SEC + (bytes > UINT64_MAX / 64 ? UINT64_MAX / 2 : bytes * 32);
 
@@ -362,11 +383,12 @@ static int some_entries(struct sublet_client *client, uint16_t op, size_t entry_
 static int all_entries(struct sublet_client *client, uint16_t op, size_t entry_bytes, size_t entries_max,
 		       uint64_t *next, size_t count, void *out)
 {
-	uint64_t at = *next;
 	size_t done = 0;
+	int err = next && (out || !count) && count <= INT32_MAX ? call_client(client) : -EINVAL;
 
-	if (count > INT32_MAX)
-		return -EINVAL;
+	if (err)
+		return err;
+	uint64_t at = *next;
 	while (done < count) {
 		size_t want = count - done < entries_max ? count - done : entries_max;
 		int n = some_entries(client, op, entry_bytes, &at, want, (char *)out + done * entry_bytes);

@@ -19,6 +19,7 @@
 #include "control/owner.h"
 #include "control/server.h"
 #include "control/wire.h"
+#include "core/arena.h"
 #include "linux/linux.h"
 #include "linux/raw.h"
 
@@ -160,7 +161,7 @@ static int claim_in_slices(struct sublet__slot *slot, const struct sublet__claim
 
 		options.deadline_ns = left < SUBLET__CLAIM_SLICE_NS ? left : SUBLET__CLAIM_SLICE_NS;
 		memset(claim, 0, sizeof(*claim));
-		err = sublet_claim(slot->server->arena, request->bytes, &options, claim);
+		err = sublet__claim_for_guest(slot->server->arena, request->bytes, &options, claim);
 		add_costs(claim, &costs);
 		/* an engine that gave up before its slice was over has a reason that time does not cure */
 		if (err != -EBUSY || left <= SUBLET__CLAIM_SLICE_NS ||

@@ -8,7 +8,8 @@
  *
  * The directory is opened once, checked by its descriptor (owner, mode, no link), and used through
  * /proc/self/fd/N from then on. So nobody can swap it after the check, and its path may be longer
- * than the 107 bytes that a socket address holds.
+ * than the 107 bytes that a socket address holds. Where there is no /proc, the helper process of a program makes it its
+ * working directory for a moment; a program that uses the library has others that rely on theirs, and cannot serve.
  *
  * The server uses the first half of this file inside a program whose heap may be moving, so that
  * half formats by hand; the second half, listing and finding, runs in clients and uses libc freely.
@@ -16,6 +17,7 @@
 #include "control/instance.h"
 #include "control/owner.h"
 #include "control/wire.h"
+#include "linux/helper.h"
 
 #include <dirent.h>
 #include <errno.h>
@@ -136,14 +138,28 @@ static int address(struct sockaddr_un *addr, int dir, const char *file)
 	return 0;
 }
 
+/* Without /proc. On a task of the helper process, whose working directory is / and its own. */
+static int bind_from_inside(int fd, int dir, const char *file)
+{
+	struct sockaddr_un addr = { .sun_family = AF_UNIX };
+	size_t used = 0;
+	int err = 0;
+
+	if (!sublet__text_append(addr.sun_path, sizeof(addr.sun_path), &used, file))
+		return -ENAMETOOLONG;
+	if (fchdir(dir) || bind(fd, (struct sockaddr *)&addr, sizeof(addr)))
+		err = -errno;
+	return chdir("/") ? -errno : err;
+}
+
 int sublet__instance_bind(int fd, int dir, const char *file)
 {
 	struct sockaddr_un addr;
 	int err = address(&addr, dir, file);
 
-	if (err)
-		return err;
-	return bind(fd, (struct sockaddr *)&addr, sizeof(addr)) ? -errno : 0;
+	if (!err && bind(fd, (struct sockaddr *)&addr, sizeof(addr)))
+		err = -errno;
+	return err == -ENOENT && sublet__helper_is_here() ? bind_from_inside(fd, dir, file) : err;
 }
 
 int sublet__instance_connect(int fd, int dir, const char *file)
@@ -285,7 +301,7 @@ static bool visit_list(void *arg, int dir, const struct dirent *entry)
 int sublet_instance_list(struct sublet_instance *instances, size_t count)
 {
 	struct listing l = { .instances = instances, .count = instances ? count : 0 };
-	int err, dir = sublet__instance_dir_open(false);
+	int err, dir = instances || !count ? sublet__instance_dir_open(false) : -EINVAL;
 
 	if (dir == -ENOENT)
 		return 0;

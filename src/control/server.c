@@ -27,6 +27,7 @@
  */
 #include "control/server.h"
 #include "control/wire.h"
+#include "core/arena.h"
 #include "linux/helper.h"
 #include "linux/linux.h"
 #include "linux/raw.h"
@@ -603,9 +604,10 @@ int sublet_arena_serve(struct sublet_arena *arena, const char *name)
 {
 	struct sublet__server *server = NULL;
 	struct sublet__linux_companion companion = { .stop = stop, .fork_child = fork_child };
-	int err;
+	int err = name ? sublet__arena_call(arena) : -EINVAL;
 
-	err = sublet__instance_name_check(name);
+	if (!err)
+		err = sublet__instance_name_check(name);
 	if (err)
 		return err;
 	err = new_server(arena, name, &server);

@@ -160,24 +160,33 @@ static void take_fds(struct msghdr *msg, int *passed_fd)
 	}
 }
 
+/* One piece. Without `passed_fd` the kernel drops descriptors by itself, and the helper process may do no more. */
+static ssize_t recv_some(int fd, void *data, size_t bytes, int *passed_fd)
+{
+	union {
+		char space[CMSG_SPACE(sizeof(int))];
+		struct cmsghdr align;
+	} control;
+	struct iovec iov = { .iov_base = data, .iov_len = bytes };
+	struct msghdr msg = { .msg_iov = &iov,
+			      .msg_iovlen = 1,
+			      .msg_control = control.space,
+			      .msg_controllen = sizeof(control.space) };
+
+	if (!passed_fd)
+		return recv(fd, data, bytes, MSG_DONTWAIT);
+	ssize_t n = recvmsg(fd, &msg, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
+	if (n > 0)
+		take_fds(&msg, passed_fd);
+	return n;
+}
+
 static int recv_all(int fd, void *data, size_t bytes, int *passed_fd, uint64_t until_ns)
 {
 	size_t done = 0;
 
 	while (done < bytes) {
-		union {
-			char space[CMSG_SPACE(sizeof(int))];
-			struct cmsghdr align;
-		} control;
-		struct iovec iov = { .iov_base = (char *)data + done, .iov_len = bytes - done };
-		struct msghdr msg = { .msg_iov = &iov, .msg_iovlen = 1 };
-		ssize_t n;
-
-		if (passed_fd) { /* without room for them the kernel drops descriptors by itself */
-			msg.msg_control = control.space;
-			msg.msg_controllen = sizeof(control.space);
-		}
-		n = recvmsg(fd, &msg, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
+		ssize_t n = recv_some(fd, (char *)data + done, bytes - done, passed_fd);
 		if (n == 0)
 			return -EPIPE;
 		if (n < 0) {
@@ -186,8 +195,6 @@ static int recv_all(int fd, void *data, size_t bytes, int *passed_fd, uint64_t u
 				return err;
 			continue;
 		}
-		if (passed_fd)
-			take_fds(&msg, passed_fd);
 		done += (size_t)n;
 	}
 	return 0;

@@ -5,10 +5,12 @@
  * All metadata is one reservation of the platform, laid out here; memory that is never touched
  * costs nothing. Nothing is allocated after creation.
  */
-#include "core/engine.h"
+#include "core/call.h"
 
 #include <errno.h>
 #include <string.h>
+
+static const uint32_t always_here = 1;
 
 static size_t align_up(size_t n, size_t to)
 {
@@ -71,6 +73,7 @@ int sublet__arena_init(const struct sublet__arena_config *config, struct sublet_
 	struct sublet_arena *arena = (struct sublet_arena *)(void *)memory;
 	memcpy(arena, &plan, sizeof plan);
 	arena_lay(arena, memory);
+	arena->here = p->here ? p->here : &always_here;
 	arena->zone[ZONE_NORMAL].first_pfn = config->area_frames; /* before zone_init: zone_of looks at it */
 	sublet__zone_init(arena, ZONE_AREA, 0, config->area_frames, config->zeroed);
 	sublet__zone_init(arena, ZONE_NORMAL, config->area_frames, config->normal_frames, config->zeroed);
@@ -89,7 +92,42 @@ static size_t mm_lay(struct sublet_mm *mm, char *base)
 	mm->block = lay(base, &at, (size_t)mm->blocks * sizeof *mm->block);
 	mm->block_mappings = lay(base, &at, (size_t)mm->blocks * sizeof *mm->block_mappings);
 	mm->va_used = lay(base, &at, ((size_t)mm->va_units + 63) / 64 * sizeof *mm->va_used);
+	mm->va_first = lay(base, &at, ((size_t)mm->va_units + 63) / 64 * sizeof *mm->va_first);
 	return at;
+}
+
+int sublet__arena_call(const struct sublet_arena *arena)
+{
+	return call_arena(arena);
+}
+
+/* A claim of this process, that no device which cannot be stopped has for good. */
+static bool claims_any(struct sublet_arena *arena)
+{
+	bool any = false;
+
+	engine_lock(arena, &arena->claim_lock);
+	for (uint32_t i = 0; i < ENGINE_CLAIMS_MAX && !any; i++) {
+		const struct sublet__claim_slot *slot = &arena->claim[i];
+		any = slot->id && !slot->is_guests &&
+		      !(slot->users && a32_load_relaxed(&arena->devices_lost));
+	}
+	engine_unlock(arena, &arena->claim_lock);
+	return any;
+}
+
+int sublet__arena_busy(struct sublet_arena *arena)
+{
+	bool any = a32_load_relaxed(&arena->iopts);
+
+	engine_lock(arena, &arena->device_lock);
+	for (uint32_t i = 0; i < ENGINE_DEVICES_MAX; i++)
+		any |= arena->device[i] != NULL;
+	engine_unlock(arena, &arena->device_lock);
+	any = any || claims_any(arena);
+	/* What was closed and could not be stopped may have pins for good. */
+	any = any || (!a32_load_relaxed(&arena->devices_lost) && sublet__pins_any(arena));
+	return any ? -EBUSY : 0;
 }
 
 void sublet__arena_exit(struct sublet_arena *arena)
@@ -150,6 +188,7 @@ int sublet__mm_create(struct sublet_arena *arena, const struct sublet__mm_config
 	struct sublet_mm *mm = (struct sublet_mm *)(void *)memory;
 	memcpy(mm, &plan, sizeof plan);
 	mm_lay(mm, memory);
+	mm->here = arena->here;
 	a64_store_relaxed(&mm->longterm_limit_pages, arena->zone[ZONE_NORMAL].frames / 2);
 
 	engine_lock(arena, &arena->mm_lock);
@@ -158,6 +197,9 @@ int sublet__mm_create(struct sublet_arena *arena, const struct sublet__mm_config
 		err = -ENOMEM;
 	} else {
 		arena->mm[mm->index] = mm;
+		if (config->features & SUBLET__MM_STAYS)
+			a32_store_relaxed(&arena->stays,
+					  1); /* nothing is mapped yet that a claim could meet */
 		a32_store_release(&arena->mm_count, mm->index + 1); /* pairs with folio_lock_block */
 	}
 	engine_unlock(arena, &arena->mm_lock);

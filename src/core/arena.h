@@ -23,6 +23,13 @@ struct sublet__arena_config {
 
 /* Create an engine over the frames. -EINVAL: sizes that do not fit. -ENOMEM: no memory for metadata. */
 int sublet__arena_init(const struct sublet__arena_config *config, struct sublet_arena **arena);
+/* What each public call answers first (core/call.h), for layers that do not see the engine's structures. */
+int sublet__arena_call(const struct sublet_arena *arena);
+/*
+ * -EBUSY: a device, a page table of one, a claim of this process or a pin is left, and leads to the arena. Nobody else is in
+ * a call.
+ */
+int sublet__arena_busy(struct sublet_arena *arena);
 /* The address spaces are about to go: notifiers are told, and removed. While their memory is still mapped. */
 void sublet__arena_exit(struct sublet_arena *arena);
 /*
@@ -54,6 +61,13 @@ bool sublet__mm_contains(const struct sublet_mm *mm, const void *addr, uint64_t 
  */
 int sublet__mm_reserve(struct sublet_mm *mm, uint64_t bytes, uint64_t align_bytes, void **addr);
 
+/*
+ * As sublet_claim, for another process: its claim does not keep the arena from being destroyed, which that process is told
+ * in its own way.
+ */
+int sublet__claim_for_guest(struct sublet_arena *arena, uint64_t bytes,
+			    const struct sublet_claim_options *options, struct sublet_claim *claim);
+
 /* Bytes of the program's heap that lie outside every window: added to plain_bytes, each call on top of the last. */
 void sublet__arena_note_outside(struct sublet_arena *arena, uint64_t bytes);
 
@@ -64,16 +78,22 @@ void sublet__arena_note_outside(struct sublet_arena *arena, uint64_t bytes);
  * and later, from any thread:
  *   fork_restore once no child shares the memory: shared again, run by run. -EAGAIN: some runs are
  *                pinned or could not be restored yet, call again.
+ *
+ * A child does not have all of it: fork_begin waits until until_ns (of the platform's clock; one for all mms of a fork)
+ * for short pins and for devices that decline their invalidation, since what a device writes must not be lost in a
+ * snapshot. The folios that are still in use then are left out of the child, as those under a long-term pin are:
+ * the addresses are not mapped there. The parent keeps them as they are, pins included.
+ *
  * Between fork_begin and fork_restore the frames are held: a claim names child_pid as the blocker.
  * fork_begin may be called again before restore (a second child). -ENOMEM: a run could not be made
- * private; the caller must not fork, and calls fork_end(mm, 0).
+ * private, or be left out; the caller must not fork, and calls fork_end(mm, 0). A pin or a device is never an error.
  *
  * Each fork_begin makes a new epoch. The platform reads the epoch, makes sure that no process shares
  * the memory any more, and passes that epoch to fork_restore, which restores nothing that a fork
- * begun since may share: -EAGAIN then. fork_begin waits up to a second for pins to end, and returns
- * -EAGAIN when they do not: what a device writes must not be lost in a snapshot.
+ * begun since may share: -EAGAIN then.
  */
-int sublet__mm_fork_begin(struct sublet_mm *mm);
+#define SUBLET__FORK_WAIT_NS (1 * SUBLET_SEC) /* what a fork waits in all, from its beginning */
+int sublet__mm_fork_begin(struct sublet_mm *mm, uint64_t until_ns);
 void sublet__mm_fork_end(struct sublet_mm *mm, int32_t child_pid);
 /* The child that a claim names from now on; any thread, at any time between fork_end and fork_restore. */
 void sublet__mm_fork_child(struct sublet_mm *mm, int32_t child_pid);

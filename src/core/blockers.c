@@ -8,6 +8,8 @@
  */
 #include "core/claim.h"
 
+#include <errno.h>
+
 /* Who has the frame at pfn. blockers_lock is held, and claim_lock is not. */
 static void claim_describe(struct sublet_arena *arena, uint32_t pfn, struct sublet_blocker *b)
 {
@@ -69,28 +71,33 @@ out:
 	engine_unlock(arena, &job->blockers_lock);
 }
 
-/* What cannot move at pfn: its kind, and for a child its pid. */
-static uint32_t immovable_kind(const struct sublet__claim_job *job, uint32_t pfn, uint32_t word, int *pid)
+/* What cannot move at pfn: its kind, and what struct sublet_blocker has as its error. */
+static uint32_t immovable_kind(const struct sublet__claim_job *job, uint32_t pfn, uint32_t word, int *error)
 {
 	const struct sublet_arena *arena = job->arena;
 	uint32_t index = a32_load_relaxed(&arena->frames[pfn].b);
 
-	*pid = 0;
+	*error = 0;
 	if (word_state(word) == FRAME_CLAIMED || word_state(word) == FRAME_ISOLATED)
 		return SUBLET_BLOCKER_CLAIM;
+	if (word_state(word) == FRAME_MOVABLE && !(word & (FRAME_HELD | FRAME_PROTECTED)) &&
+	    a32_load_relaxed(&arena->stays)) {
+		*error = -EOPNOTSUPP;
+		return SUBLET_BLOCKER_PLATFORM;
+	}
 	if (word_state(word) != FRAME_PARKED && (!(word & FRAME_HELD) || (word & FRAME_PROTECTED)))
 		return SUBLET_BLOCKER_PROTECTED;
 	if (index < a32_load_acquire(&arena->mm_count))
-		*pid = (int)a32_load_relaxed(&arena->mm[index]->child_pid);
+		*error = (int)a32_load_relaxed(&arena->mm[index]->child_pid);
 	return SUBLET_BLOCKER_CHILD;
 }
 
 void sublet__blocker_immovable(struct sublet__claim_job *job, uint32_t pfn, uint32_t word)
 {
-	int pid;
-	uint32_t kind = immovable_kind(job, pfn, word, &pid);
+	int error;
+	uint32_t kind = immovable_kind(job, pfn, word, &error);
 
-	sublet__blocker_add(job, kind, pfn, 1u << word_order(word), pid);
+	sublet__blocker_add(job, kind, pfn, 1u << word_order(word), error);
 }
 
 /*
@@ -130,20 +137,20 @@ void sublet__blockers_immovable(struct sublet__claim_job *job)
 {
 	const struct sublet_arena *arena = job->arena;
 	uint32_t end = arena->zone[ZONE_AREA].frames, first = 0, kind = SUBLET_BLOCKER_NONE, slot = 0;
-	int pid = 0;
+	int error = 0;
 
 	for (uint32_t pfn = 0; pfn <= end && job->claim->blocker_count < SUBLET_BLOCKERS_MAX;) {
 		uint32_t word = pfn < end ? a32_load_acquire(&arena->frames[pfn].word) : 0;
-		bool blocks = (word & FRAME_HEAD) && word_blocks(word);
-		int now_pid = 0;
-		uint32_t now = blocks ? immovable_kind(job, pfn, word, &now_pid) : SUBLET_BLOCKER_NONE;
+		bool blocks = (word & FRAME_HEAD) && word_blocks(arena, word);
+		int now_error = 0;
+		uint32_t now = blocks ? immovable_kind(job, pfn, word, &now_error) : SUBLET_BLOCKER_NONE;
 		uint32_t now_slot = now == SUBLET_BLOCKER_CLAIM ? a32_load_relaxed(&arena->frames[pfn].a) : 0;
 		if (now != kind || now_slot != slot) {
 			if (kind != SUBLET_BLOCKER_NONE)
-				sublet__blocker_add(job, kind, first, pfn - first, pid);
+				sublet__blocker_add(job, kind, first, pfn - first, error);
 			kind = now;
 			slot = now_slot;
-			pid = now_pid;
+			error = now_error;
 			first = pfn;
 		}
 		pfn += (word & FRAME_HEAD) ? 1u << word_order(word) : 1;

@@ -107,7 +107,10 @@ int sublet_bo_create(struct sublet_device *device, struct sublet_mm *mm, void *a
 	uint32_t kind = flags & (SUBLET_BO_TRACKED | SUBLET_BO_PINNED), vpn, pages;
 	uint64_t at = (uint64_t)(uintptr_t)addr;
 	struct sublet__bo *bo;
+	int err = mm && handle ? call_device(device) : -EINVAL;
 
+	if (err)
+		return err;
 	if ((flags & ~(kind | SUBLET_BO_READONLY)) ||
 	    (kind != SUBLET_BO_TRACKED && kind != SUBLET_BO_PINNED) || mm->arena != device->arena ||
 	    (at & (device->limits.align_bytes - 1)) || sublet__mm_range(mm, addr, bytes, &vpn, &pages))
@@ -123,7 +126,7 @@ int sublet_bo_create(struct sublet_device *device, struct sublet_mm *mm, void *a
 	plan.is_bound = kind == SUBLET_BO_PINNED && device_has(device, SUBLET_DEVICE_REGISTERED);
 	if (plan.span > device->limits.bo_bytes_max && !plan.is_bound)
 		return -E2BIG;
-	int err = bo_take(device, &plan, owner ? owner : "bo", &bo);
+	err = bo_take(device, &plan, owner ? owner : "bo", &bo);
 	if (err)
 		return err;
 	err = bo_secure(bo);
@@ -137,16 +140,19 @@ int sublet_bo_create(struct sublet_device *device, struct sublet_mm *mm, void *a
 int sublet_bo_create_claim(struct sublet_device *device, const struct sublet_claim *claim, uint32_t flags,
 			   const char *owner, struct sublet_bo *handle)
 {
-	struct sublet__bo plan = { .flags = flags | SUBLET_BO_CLAIMED, .claim_id = claim->id };
 	struct sublet__bo *bo;
+	int err = claim && handle ? call_device(device) : -EINVAL;
 
+	if (err)
+		return err;
+	struct sublet__bo plan = { .flags = flags | SUBLET_BO_CLAIMED, .claim_id = claim->id };
 	if ((flags & ~(uint32_t)SUBLET_BO_READONLY) ||
 	    sublet__claim_hold(device->arena, claim->id, &plan.base, &plan.span))
 		return -EINVAL;
 	plan.bytes = plan.span;
 	plan.addr = (uint64_t)(uintptr_t)device->arena->linear + plan.base;
 	plan.is_bound = device_has(device, SUBLET_DEVICE_REGISTERED);
-	int err = plan.span > device->limits.bo_bytes_max && !plan.is_bound ? -E2BIG : 0;
+	err = plan.span > device->limits.bo_bytes_max && !plan.is_bound ? -E2BIG : 0;
 	if (!err)
 		err = bo_take(device, &plan, owner ? owner : "bo", &bo);
 	if (err)
@@ -185,10 +191,11 @@ void sublet__bo_finish(struct sublet__bo *bo)
 
 int sublet_bo_destroy(struct sublet_bo *handle)
 {
-	struct sublet_device *device = handle->device;
+	struct sublet_device *device = handle ? handle->device : NULL;
+	int err = call_device(device);
 
-	if (!device)
-		return -EINVAL;
+	if (err)
+		return err;
 	device_lock(device);
 	struct sublet__bo *bo = sublet__bo_find(device, handle->id);
 	if (!bo) {
@@ -250,11 +257,12 @@ int sublet_bo_extents(const struct sublet_bo *handle, uint64_t from_bytes, struc
 {
 	struct sublet_extent
 		found[EXTENTS_AT_ONCE]; /* the caller's may lie in memory that moves: not under the lock */
-	struct sublet_device *device = handle->device;
-	int n = -EINVAL;
+	struct sublet_device *device = handle ? handle->device : NULL;
+	int n = extents && count ? call_device(device) : -EINVAL;
 
-	if (!device || !count)
-		return -EINVAL;
+	if (n)
+		return n;
+	n = -EINVAL;
 	device_lock(device);
 	const struct sublet__bo *bo = bo_find_used(device, handle->id);
 	if (bo && (bo->flags & SUBLET_BO_TRACKED))
@@ -306,11 +314,13 @@ static bool bo_next(struct sublet_device *device, uint32_t *slot, struct sublet_
 /* *next: index of the device in its arena, and slot there. */
 size_t sublet_bo_list(struct sublet_arena *arena, uint64_t *next, size_t count, struct sublet_bo_info *out)
 {
-	uint32_t index = (uint32_t)(*next >> 32), slot = (uint32_t)*next;
 	struct sublet_device *device;
 	struct sublet_bo_info info;
 	size_t n = 0;
 
+	if (!next || !out || call_arena(arena))
+		return 0;
+	uint32_t index = (uint32_t)(*next >> 32), slot = (uint32_t)*next;
 	while (n < count) {
 		uint32_t at = index;
 		device = sublet__device_get(arena, &index);

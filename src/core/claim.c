@@ -20,6 +20,8 @@
  */
 #include "core/claim.h"
 
+#include "core/call.h"
+
 #include <errno.h>
 #include <string.h>
 
@@ -48,7 +50,7 @@ static bool scan_avoids(const struct sublet_arena *arena, uint32_t pfn, uint32_t
 {
 	enum sublet__frame_state state = word_state(word);
 
-	if (word_blocks(word))
+	if (word_blocks(arena, word))
 		return true;
 	if (scan == SCAN_FREE)
 		return state != FRAME_FREE && state != FRAME_CACHED;
@@ -240,25 +242,26 @@ static int claim_try(struct sublet__claim_job *job)
 	struct sublet_arena *arena = job->arena;
 	const struct sublet__platform *p = &arena->platform;
 
-	for (uint64_t wait_ns = CLAIM_WAIT_FIRST_NS;;) {
+	for (struct sublet__backoff backoff = { 0 };;) {
 		for (uint32_t i = 0; i < a32_load_acquire(&arena->mm_count); i++)
 			sublet__mm_relieve(arena->mm[i]);
+		if (a32_load_relaxed(&arena->stays))
+			sublet__cache_drain(
+				arena); /* what is cached looks like what is mapped, until it is recalled */
 		int err = room_is_enough(job) ? windows_try(job) : noroom(job);
 		uint64_t now = engine_now(arena);
 		stuck_unmark(job);
 		if (err != -EBUSY || (job->flags & SUBLET_CLAIM_NOWAIT) || now >= job->deadline_ns ||
 		    !sublet__blockers_pass(job))
 			return err;
-		wait_ns = wait_ns < job->deadline_ns - now ? wait_ns : job->deadline_ns - now;
-		p->ops->sleep_ns(p->ctx, wait_ns);
+		backoff_sleep(p, &backoff, now, job->deadline_ns);
 		job->claim->waits++;
 		job->claim->waited_ns += engine_now(arena) - now;
 		job->claim->blocker_count = 0; /* what is in the way is seen anew */
-		wait_ns = 2 * wait_ns < CLAIM_WAIT_MOST_NS ? 2 * wait_ns : CLAIM_WAIT_MOST_NS;
 	}
 }
 
-static struct sublet__claim_slot *slot_take(struct sublet_arena *arena, const char *owner)
+static struct sublet__claim_slot *slot_take(struct sublet_arena *arena, const char *owner, bool is_guests)
 {
 	struct sublet__claim_slot *slot = NULL;
 
@@ -269,6 +272,7 @@ static struct sublet__claim_slot *slot_take(struct sublet_arena *arena, const ch
 		slot = &arena->claim[i];
 		slot->id = ++arena->claim_generation * ENGINE_CLAIMS_MAX + i;
 		slot->frames = 0; /* not to be released before it is complete */
+		slot->is_guests = is_guests;
 		slot->since_ns = engine_now(arena);
 		sublet__owner_copy(slot->owner, owner ? owner : "claim");
 		break;
@@ -329,11 +333,9 @@ static void claim_finish(struct sublet__claim_job *job, int err, uint64_t start_
 static int options_read(const struct sublet_claim_options *from, struct sublet_claim_options *to)
 {
 	*to = (struct sublet_claim_options){ .size_bytes = sizeof *to };
-	if (from) {
-		if (from->size_bytes < offsetof(struct sublet_claim_options, owner))
-			return -EINVAL;
-		memcpy(to, from, from->size_bytes < sizeof *to ? (size_t)from->size_bytes : sizeof *to);
-	}
+	int err = from ? sublet__struct_in(to, sizeof *to, from, FIRST_CLAIM_OPTIONS) : 0;
+	if (err || to->reserved)
+		return err ? err : -EINVAL;
 	if (!to->deadline_ns)
 		to->deadline_ns = ENGINE_DEADLINE_NS;
 	uint64_t align = to->align_bytes ? to->align_bytes : 1;
@@ -353,16 +355,20 @@ static bool stack_is_lent(struct sublet_arena *arena)
 	return false;
 }
 
-int sublet_claim(struct sublet_arena *arena, uint64_t bytes, const struct sublet_claim_options *options,
-		 struct sublet_claim *claim)
+static int claim_for(struct sublet_arena *arena, uint64_t bytes, const struct sublet_claim_options *options,
+		     struct sublet_claim *claim, bool is_guests)
 {
+	struct sublet_claim_options o;
+	int err = claim ? call_arena(arena) : -EINVAL;
+
+	if (claim)
+		*claim = (struct sublet_claim){ 0 };
+	if (!err)
+		err = bytes ? options_read(options, &o) : -EINVAL;
+	if (err)
+		return err;
 	uint32_t shift = frames_bytes_shift(arena);
 	uint64_t start_ns = engine_now(arena), area = (uint64_t)arena->zone[ZONE_AREA].frames << shift;
-	struct sublet_claim_options o;
-
-	*claim = (struct sublet_claim){ 0 };
-	if (!bytes || options_read(options, &o))
-		return -EINVAL;
 	if (bytes > area) {
 		claim->claimable_bytes = area;
 		return -E2BIG;
@@ -377,20 +383,35 @@ int sublet_claim(struct sublet_arena *arena, uint64_t bytes, const struct sublet
 		.flags = o.flags,
 		.deadline_ns = o.deadline_ns < UINT64_MAX - start_ns ? start_ns + o.deadline_ns : UINT64_MAX,
 	};
-	job.slot = slot_take(arena, o.owner);
+	job.slot = slot_take(arena, o.owner, is_guests);
 	if (!job.slot) {
 		sublet__blocker_add(&job, SUBLET_BLOCKER_CLAIM, 0, arena->zone[ZONE_AREA].frames, 0);
 		return -EBUSY;
 	}
-	int err = claim_try(&job);
+	err = claim_try(&job);
 	claim_finish(&job, err, start_ns);
 	return err;
+}
+
+int sublet_claim(struct sublet_arena *arena, uint64_t bytes, const struct sublet_claim_options *options,
+		 struct sublet_claim *claim)
+{
+	return claim_for(arena, bytes, options, claim, false);
+}
+
+int sublet__claim_for_guest(struct sublet_arena *arena, uint64_t bytes,
+			    const struct sublet_claim_options *options, struct sublet_claim *claim)
+{
+	return claim_for(arena, bytes, options, claim, true);
 }
 
 int sublet_release(struct sublet_arena *arena, struct sublet_claim *claim)
 {
 	uint32_t pfn, frames;
+	int err = claim ? call_arena(arena) : -EINVAL;
 
+	if (err)
+		return err;
 	engine_lock(arena, &arena->claim_lock);
 	struct sublet__claim_slot *slot = &arena->claim[claim->id % ENGINE_CLAIMS_MAX];
 	if (!claim->id || slot->id != claim->id || !slot->frames) {

@@ -11,9 +11,7 @@
 
 #include "core/engine.h"
 
-#define CLAIM_WINDOWS_MAX   8u               /* tried by one claim */
-#define CLAIM_WAIT_FIRST_NS (20 * SUBLET_US) /* between looks at what is stuck; doubles up to */
-#define CLAIM_WAIT_MOST_NS  (1 * SUBLET_MS)
+#define CLAIM_WINDOWS_MAX 8u /* tried by one claim */
 
 /* On the stack of whoever claims. */
 struct sublet__claim_job {
@@ -43,11 +41,11 @@ struct sublet__claim_job {
 };
 
 /* A folio that stands in the way of a window for good, or for now. */
-static inline bool word_blocks(uint32_t word)
+static inline bool word_blocks(const struct sublet_arena *arena, uint32_t word)
 {
 	enum sublet__frame_state state = word_state(word);
-	return state == FRAME_CLAIMED || state == FRAME_PARKED || state == FRAME_ISOLATED ||
-	       (word & (FRAME_HELD | FRAME_PROTECTED));
+	return (state == FRAME_MOVABLE && a32_load_relaxed(&arena->stays)) || state == FRAME_CLAIMED ||
+	       state == FRAME_PARKED || state == FRAME_ISOLATED || (word & (FRAME_HELD | FRAME_PROTECTED));
 }
 
 /* ---- core/empty.c ---- */

@@ -59,9 +59,11 @@ static uint64_t piece_move(struct sublet__bo *bo, uint64_t from)
 
 uint64_t sublet_device_collapse(struct sublet_device *device, uint64_t budget_bytes)
 {
-	const struct sublet_arena *arena = device->arena;
 	uint64_t moved = 0, from;
 
+	if (call_device(device))
+		return 0;
+	const struct sublet_arena *arena = device->arena;
 	/* Where no folio is as large as a piece, moving would not bring one together. */
 	if (!device->iopt || (device->limits.large_disabled & 1) ||
 	    (1ull << arena->order_max << frames_bytes_shift(arena)) < PIECE_BYTES)

@@ -19,12 +19,17 @@
  * Discardable memory carries FRAME_DROPPABLE. Unlocked, its folios are DISCARDABLE and their
  * reference count is frozen, so nothing can pin them and a claim may take them at once. INTACT is a
  * promise about every byte (G1), so a page given anew is PTE_FRESH until a lock has told of it.
+ *
+ * Both work on units of 64 KiB, whatever size the folios have: a folio that reaches beyond the range is cut at its edge.
+ * Unlock takes the units that lie in the range as a whole, lock those that it touches, so that neither ever gives up a
+ * byte that somebody counts on. To the kernel unlocked memory is nothing, and its edges are counted as mappings.
  */
-#include "core/engine.h"
+#include "core/call.h"
 
 #include <errno.h>
 
-#define AHEAD_ROOM 32u /* of the area, so great a part must be free for memory that nobody asked for yet */
+#define AHEAD_ROOM    32u /* of the area, so great a part must be free for memory that nobody asked for yet */
+#define HIDE_MAPPINGS 2u  /* kernel mappings that a range gains when only its middle is unlocked */
 
 /* ---- decommit ---- */
 
@@ -199,8 +204,10 @@ static void range_decommit(struct sublet_mm *mm, uint32_t vpn, uint32_t end)
 int sublet_decommit(struct sublet_mm *mm, void *addr, uint64_t bytes)
 {
 	uint32_t vpn, pages;
-	int err = movable_range(mm, addr, bytes, &vpn, &pages);
+	int err = call_mm(mm);
 
+	if (!err)
+		err = movable_range(mm, addr, bytes, &vpn, &pages);
 	if (err)
 		return err;
 	range_decommit(mm, vpn, vpn + pages);
@@ -295,10 +302,14 @@ static bool range_is_holes(struct sublet_mm *mm, uint32_t vpn, uint32_t pages)
 int sublet_commit(struct sublet_mm *mm, void *addr, uint64_t bytes, uint32_t flags)
 {
 	uint32_t vpn, pages;
-	int err = movable_range(mm, addr, bytes, &vpn, &pages);
+	int err = call_mm(mm);
 
+	if (!err)
+		err = movable_range(mm, addr, bytes, &vpn, &pages);
+	if (err)
+		return err;
 	/* All holes, or a failure half way could not tell what to undo. */
-	if (err || (flags & ~(uint32_t)SUBLET_PLAIN_OK) || !range_is_holes(mm, vpn, pages))
+	if ((flags & ~(uint32_t)SUBLET_PLAIN_OK) || !range_is_holes(mm, vpn, pages))
 		return -EINVAL;
 	uint32_t end = vpn + pages, ahead = ahead_end(mm, vpn, end);
 	for_each_block(at, count, vpn, end) {
@@ -355,32 +366,72 @@ static bool folio_at(const struct sublet_mm *mm, uint32_t at, uint32_t *head, ui
 	return true;
 }
 
-/* Unlocked folios [vpn, end) become inaccessible; where the kernel refuses they are locked again. */
-static void hide(struct sublet_mm *mm, uint32_t vpn, uint32_t end)
+/*
+ * Unlocked folios [vpn, end) become inaccessible; false: the kernel refuses, or it would take more of its mappings than may
+ * be used, and they are locked again.
+ */
+static bool hide(struct sublet_mm *mm, uint32_t vpn, uint32_t end)
 {
-	if (end == vpn || !mm->config.ops->unmap(mm->config.ctx, vpn, end - vpn))
-		return;
+	if (end == vpn)
+		return true;
+	bool fits = a32_load_relaxed(&mm->mapping_count) + HIDE_MAPPINGS <= mm->config.mapping_limit;
+	if (fits && !mm->config.ops->unmap(mm->config.ctx, vpn, end - vpn))
+		return true;
 	for (uint32_t at = vpn, head, word, first; at < end && folio_at(mm, at, &head, &word, &first);) {
 		folio_lock(mm->arena, head, 0);
 		at += 1u << word_order(word);
 	}
+	return false;
 }
 
-/* Unlock the folios that lie in a range of one block as a whole; block lock held. */
-static void block_unlock(struct sublet_mm *mm, uint32_t vpn, uint32_t pages)
+/* Unlock the folio at `at`, cut to what of it lies in the range. *next: the first page behind it. */
+static bool page_unlock(struct sublet_mm *mm, uint32_t at, uint32_t vpn, uint32_t pages, uint32_t *next)
 {
-	uint32_t run = vpn, head, word, first;
+	uint32_t head, word, first;
+	bool is_whole = true;
 
-	for (uint32_t at = vpn, next; at < vpn + pages; at = next) {
-		bool memory = folio_at(mm, at, &head, &word, &first);
-		next = memory ? first + (1u << word_order(word)) : at + 1;
-		if (memory && first >= vpn && next <= vpn + pages && folio_unlock(mm->arena, head, word))
+	if (!folio_at(mm, at, &head, &word, &first)) {
+		*next = at + 1;
+		return false;
+	}
+	*next = first + (1u << word_order(word));
+	if (word_state(word) != FRAME_MOVABLE || (word & FRAME_HELD))
+		return false;
+	if (first < vpn || *next > vpn + pages) {
+		is_whole = sublet__mm_cut(mm, first, *next, vpn, pages);
+		(void)folio_at(mm, at, &head, &word, &first);
+		*next = first + (1u << word_order(word));
+	}
+	return is_whole && folio_unlock(mm->arena, head, word);
+}
+
+/* Whether something of a range that was to be unlocked is still locked. */
+static bool page_is_kept(const struct sublet_mm *mm, uint32_t at)
+{
+	uint32_t head, word, first;
+
+	return folio_at(mm, at, &head, &word, &first) && word_state(word) == FRAME_MOVABLE;
+}
+
+/* Unlock a range of one block, whole units; block lock held. False: something of it stays locked. */
+static bool block_unlock(struct sublet_mm *mm, uint32_t vpn, uint32_t pages)
+{
+	uint32_t run = vpn, end = vpn + pages;
+	bool all = true;
+
+	a32_store_relaxed(&mm->has_unlocked, 1);
+	uint32_t before = sublet__mm_mappings_of(mm, vpn, pages);
+	for (uint32_t at = vpn, next; at < end; at = next) {
+		if (page_unlock(mm, at, vpn, pages, &next))
 			continue;
-		hide(mm, run, at);
+		all = !page_is_kept(mm, at) && all;
+		all = hide(mm, run, min_u32(at, end)) && all;
 		run = next;
 	}
-	if (run < vpn + pages)
-		hide(mm, run, vpn + pages);
+	if (run < end)
+		all = hide(mm, run, end) && all;
+	sublet__mm_mappings_changed(mm, vpn, pages, before);
+	return all;
 }
 
 /* Make some of the unlocked folios [vpn, end), which lie end to end, accessible again and lock them. */
@@ -428,16 +479,22 @@ static int show(struct sublet_mm *mm, uint32_t vpn, uint32_t end)
 	return err;
 }
 
-/* Lock the folios that touch a range of one block; block lock held. */
+/* Lock a range of one block, whole units; block lock held. What lies beyond it stays unlocked. */
 static int block_lock(struct sublet_mm *mm, uint32_t vpn, uint32_t pages)
 {
-	uint32_t run = 0, run_end = 0, head, word, first;
+	uint32_t run = 0, run_end = 0, head, word, first, before = sublet__mm_mappings_of(mm, vpn, pages);
 	int err = 0;
 
 	for (uint32_t at = vpn, next; at < vpn + pages && !err; at = next) {
 		bool memory = folio_at(mm, at, &head, &word, &first);
+		bool unlocked = memory && word_state(word) == FRAME_DISCARDABLE;
+		if (unlocked) {
+			/* it is frozen: it can always be cut */
+			(void)sublet__mm_cut(mm, first, first + (1u << word_order(word)), vpn, pages);
+			(void)folio_at(mm, at, &head, &word, &first);
+		}
 		next = memory ? first + (1u << word_order(word)) : at + 1;
-		if (memory && word_state(word) == FRAME_DISCARDABLE) {
+		if (unlocked) {
 			run = run_end > run ? run : first;
 			run_end = next;
 		} else if (run_end > run) {
@@ -445,7 +502,10 @@ static int block_lock(struct sublet_mm *mm, uint32_t vpn, uint32_t pages)
 			run = run_end = 0;
 		}
 	}
-	return run_end > run && !err ? show(mm, run, run_end) : err;
+	if (run_end > run && !err)
+		err = show(mm, run, run_end);
+	sublet__mm_mappings_changed(mm, vpn, pages, before);
+	return err;
 }
 
 /*
@@ -496,39 +556,75 @@ static int droppable_range(struct sublet_mm *mm, const void *addr, uint64_t byte
 	return !err && range_is(mm, *vpn, *pages, FRAME_DROPPABLE) ? 0 : -EINVAL;
 }
 
-static void range_unlock(struct sublet_mm *mm, uint32_t vpn, uint32_t pages)
+/*
+ * The units that lie in [addr, addr + bytes) as a whole; the last one of a mapping may be short, and of its last page a part
+ * will do, for sublet_map rounds up. False: there is none. The range is mapped.
+ */
+static bool units_inside(struct sublet_mm *mm, const void *addr, uint64_t bytes, uint32_t *vpn,
+			 uint32_t *pages)
 {
+	uint32_t shift = frames_bytes_shift(mm->arena), unit = unit_pages(mm->arena);
+	uint64_t unit_bytes = (uint64_t)unit << shift, from = (uint64_t)(uintptr_t)addr - mm->config.base;
+	uint64_t first = (from + unit_bytes - 1) & ~(unit_bytes - 1),
+		 end = (from + bytes) & ~(unit_bytes - 1);
+	uint32_t end_page = (uint32_t)((from + bytes + (1ull << shift) - 1) >> shift);
+
+	/* What is mapped of a unit are its first pages (unit_mapped_pages). */
+	if (end_page % unit ? !a32_load_relaxed(&mm->pte[end_page])
+			    : end < (uint64_t)end_page << shift && sublet__mm_ends_at(mm, end_page))
+		end = (uint64_t)end_page << shift;
+	*vpn = (uint32_t)(first >> shift);
+	*pages = (uint32_t)((end - first) >> shift);
+	return first < end;
+}
+
+static bool range_unlock(struct sublet_mm *mm, uint32_t vpn, uint32_t pages)
+{
+	bool all = true;
+
 	for_each_block(at, count, vpn, vpn + pages) {
 		engine_lock(mm->arena, block_lock_of(mm, at));
-		block_unlock(mm, at, count);
+		all = block_unlock(mm, at, count) && all;
 		engine_unlock(mm->arena, block_lock_of(mm, at));
 	}
+	return all;
 }
 
 int sublet_unlock(struct sublet_mm *mm, void *addr, uint64_t bytes)
 {
 	uint32_t vpn, pages;
-	int err = droppable_range(mm, addr, bytes, &vpn, &pages);
+	int err = call_mm(mm);
 
 	if (!err)
-		range_unlock(mm, vpn, pages);
-	return err;
+		err = droppable_range(mm, addr, bytes, &vpn, &pages);
+	if (err)
+		return err;
+	if (!units_inside(mm, addr, bytes, &vpn, &pages))
+		return -EINVAL;
+	return range_unlock(mm, vpn, pages) ? SUBLET_UNLOCKED : SUBLET_KEPT;
 }
 
 int sublet_lock(struct sublet_mm *mm, void *addr, uint64_t bytes)
 {
-	uint32_t vpn, pages;
-	int err = droppable_range(mm, addr, bytes, &vpn, &pages);
+	uint32_t vpn, pages, undo_vpn, undo_pages;
+	int err = call_mm(mm);
 
+	if (!err)
+		err = droppable_range(mm, addr, bytes, &vpn, &pages);
 	if (err)
 		return err;
-	for_each_block(at, count, vpn, vpn + pages) {
+	uint32_t unit = unit_pages(mm->arena);
+	uint32_t first = vpn & ~(unit - 1),
+		 end = min_u32((vpn + pages + unit - 1) & ~(unit - 1), mm->config.pages);
+	for_each_block(at, count, first, end) {
 		engine_lock(mm->arena, block_lock_of(mm, at));
 		err = block_lock(mm, at, count);
 		err = err ? err : dropped_give(mm, at, count);
 		engine_unlock(mm->arena, block_lock_of(mm, at));
 		if (err) {
-			range_unlock(mm, vpn, pages);
+			/* Of a unit that is only touched another part may be somebody's, who locked it before. */
+			if (units_inside(mm, addr, bytes, &undo_vpn, &undo_pages))
+				(void)range_unlock(mm, undo_vpn, undo_pages);
 			return err;
 		}
 	}

@@ -105,6 +105,8 @@ void sublet__devices_check(struct sublet_arena *arena)
 
 void sublet_device_died(struct sublet_device *device)
 {
+	if (call_device(device))
+		return;
 	device_lock(device);
 	device->is_dead = device->has_died = true;
 	/* Who is resetting it finds it dead, and does the rest: no two calls of the backend at once. */
@@ -172,18 +174,6 @@ static void list_remove(struct sublet_device *device)
 }
 
 /* ---- create, close ---- */
-
-int sublet__options_copy(void *to, size_t to_bytes, const void *from, uint64_t from_bytes, size_t least_bytes)
-{
-	if (from_bytes < least_bytes || from_bytes > 4096)
-		return -EINVAL;
-	for (uint64_t i = to_bytes; i < from_bytes; i++)
-		if (((const unsigned char *)from)[i])
-			return -EINVAL; /* a newer program wants what we do not know */
-	memset(to, 0, to_bytes);
-	memcpy(to, from, from_bytes < to_bytes ? (size_t)from_bytes : to_bytes);
-	return 0;
-}
 
 static bool ops_make_sense(const struct sublet_device_ops *ops, const struct sublet_device_limits *limits)
 {
@@ -269,16 +259,18 @@ static void device_free(struct sublet_device *device)
 int sublet_device_create(struct sublet_arena *arena, const struct sublet_device_ops *ops, void *ctx,
 			 const struct sublet_device_limits *limits, struct sublet_device **out)
 {
-	const struct sublet__platform *p = &arena->platform;
 	struct sublet_device plan = { .arena = arena, .ctx = ctx };
+	int err = out ? call_arena(arena) : -EINVAL;
 
-	if (!ops || !limits ||
-	    sublet__options_copy(&plan.limits, sizeof plan.limits, limits, limits->size_bytes,
-				 offsetof(struct sublet_device_limits, aperture_first_bytes)) ||
-	    sublet__options_copy(&plan.ops, sizeof plan.ops, ops, ops->size_bytes,
-				 offsetof(struct sublet_device_ops, count)) ||
-	    !limits_make_sense(&plan.limits) || !ops_make_sense(&plan.ops, &plan.limits))
+	if (!err)
+		err = sublet__struct_in(&plan.limits, sizeof plan.limits, limits, FIRST_DEVICE_LIMITS);
+	if (!err)
+		err = sublet__struct_in(&plan.ops, sizeof plan.ops, ops, FIRST_DEVICE_OPS);
+	if (err)
+		return err;
+	if (!limits_make_sense(&plan.limits) || !ops_make_sense(&plan.ops, &plan.limits))
 		return -EINVAL;
+	const struct sublet__platform *p = &arena->platform;
 	plan.limits.bo_bytes_max = bo_bytes_most(&plan.limits);
 	plan.jobs = plan.limits.jobs_max + DEVICE_FENCES_SPARE;
 	plan.memory_bytes = device_lay(&plan, NULL);
@@ -291,7 +283,7 @@ int sublet_device_create(struct sublet_arena *arena, const struct sublet_device_
 	sublet__owner_copy(device->name, plan.limits.name ? plan.limits.name : "device");
 	device->limits.name = device->name;
 	tables_init(device);
-	int err = iopt_make(device);
+	err = iopt_make(device);
 	if (!err)
 		err = list_add(device);
 	if (err) {
@@ -304,7 +296,7 @@ int sublet_device_create(struct sublet_arena *arena, const struct sublet_device_
 
 void sublet_device_close(struct sublet_device *device)
 {
-	if (!device)
+	if (call_device(device))
 		return;
 	list_remove(device);
 	device_lock(device);
@@ -318,7 +310,9 @@ void sublet_device_close(struct sublet_device *device)
 	}
 	device->ops.close(device->ctx);
 	/* With lost jobs its tables live on: notifiers lead there, and hold what the device may still access. */
-	if (!device->lost_count)
+	if (device->lost_count)
+		a32_add_relaxed(&device->arena->devices_lost, 1);
+	else
 		device_free(device);
 }
 
@@ -326,16 +320,19 @@ void sublet_device_close(struct sublet_device *device)
 
 struct sublet_iopt *sublet_device_iopt(struct sublet_device *device)
 {
-	return device->iopt;
+	return device ? device->iopt : NULL;
 }
 
 int sublet_device_info(struct sublet_device *device, struct sublet_device_info *info)
 {
-	const struct sublet_device_limits *l = &device->limits;
 	struct sublet_device_info all;
+	int err = call_device(device);
 
-	if (!info || info->size_bytes < sizeof info->size_bytes)
-		return -EINVAL;
+	if (!err)
+		err = sublet__struct_out_check(info, FIRST_DEVICE_INFO);
+	if (err)
+		return err;
+	const struct sublet_device_limits *l = &device->limits;
 	device_lock(device);
 	while (device->is_resetting) /* the backend is asked too, one call at a time */
 		sublet__device_wait(device, &device->pulse, UINT64_MAX);
@@ -344,7 +341,6 @@ int sublet_device_info(struct sublet_device *device, struct sublet_device_info *
 	if (device->ops.count)
 		device->ops.count(device->ctx, &all);
 	device_unlock(device);
-	all.size_bytes = info->size_bytes;
 	memcpy(all.name, device->name, sizeof all.name);
 	all.features = l->features;
 	all.bos_max = l->bos_max;
@@ -356,6 +352,6 @@ int sublet_device_info(struct sublet_device *device, struct sublet_device_info *
 	all.iopt = (struct sublet_iopt_stats){ SUBLET_OPTIONS(sublet_iopt_stats) };
 	if (device->iopt && sublet_iopt_stats(device->iopt, &all.iopt))
 		return -EINVAL;
-	memcpy(info, &all, info->size_bytes < sizeof all ? (size_t)info->size_bytes : sizeof all);
+	sublet__struct_out(info, &all, sizeof all);
 	return 0;
 }

@@ -15,7 +15,7 @@
 #ifndef SUBLET_CORE_DEVICE_H
 #define SUBLET_CORE_DEVICE_H
 
-#include "core/engine.h"
+#include "core/call.h"
 
 #include <sublet/bo.h>
 #include <sublet/notifier.h>
@@ -168,6 +168,11 @@ struct sublet_device {
 	struct sublet_device_info count; /* the counters of it */
 };
 
+static inline int call_device(const struct sublet_device *device)
+{
+	return device ? call_arena(device->arena) : -EINVAL;
+}
+
 static inline void device_lock(struct sublet_device *device)
 {
 	engine_lock(device->arena, &device->lock);
@@ -219,9 +224,6 @@ void sublet__device_pulse(struct sublet_device *device);
  * Where a job is past its deadline the device is reset instead. May return for no reason: the caller looks again.
  */
 void sublet__device_wait(struct sublet_device *device, const sublet__a32 *word, uint64_t until_ns);
-/* Copy an option struct of the caller's, whatever version it is of; -EINVAL. */
-int sublet__options_copy(void *to, size_t to_bytes, const void *from, uint64_t from_bytes,
-			 size_t least_bytes);
 /* Next device of the arena at or after *index, kept from closing until put; NULL: no more. */
 struct sublet_device *sublet__device_get(struct sublet_arena *arena, uint32_t *index);
 void sublet__device_put(struct sublet_device *device);

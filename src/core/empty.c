@@ -265,7 +265,8 @@ static int window_wait(struct sublet__claim_job *job, uint64_t until_ns, uint32_
 {
 	struct sublet_arena *arena = job->arena;
 	const struct sublet__platform *p = &arena->platform;
-	uint64_t wait_ns = CLAIM_WAIT_FIRST_NS, since_ns = engine_now(arena);
+	struct sublet__backoff backoff = { 0 };
+	uint64_t since_ns = engine_now(arena);
 	struct sublet_mm *held = NULL;
 	int err = 0;
 
@@ -284,13 +285,11 @@ static int window_wait(struct sublet__claim_job *job, uint64_t until_ns, uint32_
 			break;
 		}
 		pins_hold_off(job, *stuck_pfn, now - since_ns, &held);
-		wait_ns = wait_ns < until_ns - now ? wait_ns : until_ns - now;
-		p->ops->sleep_ns(p->ctx, wait_ns);
+		backoff_sleep(p, &backoff, now, until_ns);
 		/* what hangs holds memory no longer than its job may take (G11) */
 		sublet__devices_check(arena);
 		job->claim->waits++;
 		job->claim->waited_ns += engine_now(arena) - now;
-		wait_ns = 2 * wait_ns < CLAIM_WAIT_MOST_NS ? 2 * wait_ns : CLAIM_WAIT_MOST_NS;
 	}
 	if (held)
 		sublet__pins_let_in(held);

@@ -12,6 +12,7 @@
 
 #include "core/arena.h"
 #include "core/atomic.h"
+#include "core/backoff.h"
 #include "core/frame.h"
 #include "core/lock.h"
 #include "core/notifier.h"
@@ -31,8 +32,8 @@
 #define ENGINE_CACHE_FOLIOS  13u                /* one cache is 64 bytes */
 #define ENGINE_DEADLINE_NS   (1000 * SUBLET_MS) /* where the caller gives none */
 #define ENGINE_CHILD_NS      (300 * SUBLET_MS)  /* a child of fork() that shares memory may exec or end */
-#define ENGINE_CHILD_LOOK_NS (200 * SUBLET_US)
-#define ENGINE_GATE_NS       (250 * SUBLET_MS) /* pins are held off for so long, then let in for as long */
+#define ENGINE_GATE_NS       (250 * SUBLET_MS)  /* pins are held off for so long, then let in for as long */
+#define ENGINE_EXCLUDED      2u /* kernel mappings that a range gains when children do not inherit its middle */
 #define ENGINE_SHARED        (-EALREADY) /* inside the engine: shared with a child; -EBUSY for whoever called */
 
 /* ---- page-table entries ---- */
@@ -166,16 +167,20 @@ struct sublet_mm {
 	uint32_t blocks;
 	sublet__a64 pin_gate; /* pages that new pins stay away from: first << 32 | end; 0: none (pin.c) */
 	sublet__a32 *pte;     /* [config.pages]; written under the block lock, read by pins without */
+	const uint32_t *here; /* the arena's, beside what each pin looks at */
 	struct sublet__lock *block;  /* [blocks]: page-table entries and MOVABLE folios of 512 pages; several
 	                                  only by unmap, in ascending order */
 	sublet__a32 *block_mappings; /* [blocks]; changed under the block lock, looked at without as a hint */
-	struct sublet__lock va_lock; /* protects va_used, va_low; nests in nothing, holds nothing */
+	struct sublet__lock va_lock; /* protects va_used, va_first, va_low; nests in nothing, holds nothing */
 	uint64_t *va_used;           /* a bit a unit of addresses */
+	uint64_t *va_first;          /* the same: a mapping begins there */
 	uint32_t va_units;
-	uint32_t va_low;            /* all units below are in use */
-	sublet__a32 blocks_used;    /* blocks from here on were never mapped */
-	sublet__a32 mapping_count;  /* kernel mappings: sum of block_mappings */
-	sublet__a32 calm;           /* runs to move without pre-copy; a guess, so relaxed (move.c) */
+	uint32_t va_low;           /* all units below are in use */
+	sublet__a32 blocks_used;   /* blocks from here on were never mapped */
+	sublet__a32 mapping_count; /* kernel mappings: sum of block_mappings */
+	sublet__a32
+		has_unlocked; /* 1: discardable memory was unlocked once; a hint for who counts mappings */
+	sublet__a32 calm;     /* runs to move without pre-copy; a guess, so relaxed (move.c) */
 	sublet__a32 fork_pending;   /* fork_begin without fork_end */
 	sublet__a32 fork_epoch;     /* changes when a fork begins, and when it ends */
 	sublet__a32 restored_epoch; /* as of which no child shares anything */
@@ -183,6 +188,9 @@ struct sublet_mm {
 	sublet__a32 child_pid;      /* of the last fork that is not restored */
 	sublet__a64 longterm_pages; /* under long-term pins, each pin counted on its own */
 	sublet__a64 longterm_limit_pages;
+	sublet__a64 plain_pins; /* short pins with ordinary memory in them, which has no count of its own */
+	/* Kernel mappings, counted in mapping_count, of what the last fork left out of its child. */
+	sublet__a32 left_out_mappings;
 	struct sublet__lock parked_lock; /* protects parked; nests in the block lock */
 	uint32_t parked;                 /* list of PARKED folios by frame.a */
 	struct sublet__notifiers notifiers;
@@ -208,6 +216,7 @@ struct sublet__histogram {
 struct sublet__claim_slot {
 	uint64_t id;    /* 0: free */
 	uint32_t users; /* buffer objects over it: it is not released before they are gone */
+	bool is_guests; /* of another process, which minds the end of the arena itself */
 	uint32_t first_pfn;
 	uint32_t frames;
 	uint64_t since_ns;
@@ -238,6 +247,7 @@ enum { ZONE_AREA = 0, ZONE_NORMAL = 1, ZONES = 2 };
 
 struct sublet_arena {
 	struct sublet__platform platform;
+	const uint32_t *here; /* the platform's, or one that is always 1 */
 	uint32_t frames_total;
 	uint32_t unit_order; /* log2 of pages in a unit: 64 KiB, or one frame */
 	uint32_t order_max;  /* largest folio that is mapped: fits in one run */
@@ -272,9 +282,13 @@ struct sublet_arena {
 	struct sublet__lock mm_lock; /* protects mm[] growing */
 	sublet__a32 mm_count;
 	struct sublet_mm *mm[ENGINE_MMS_MAX];
+	sublet__a32
+		stays; /* 1: memory of an mm does not move (SUBLET__MM_STAYS), and is in the way of a claim for good */
 
 	struct sublet__lock device_lock; /* protects device[] and each one's users; holds nothing */
 	struct sublet_device *device[ENGINE_DEVICES_MAX];
+	sublet__a32 devices_lost; /* closed, and could not be stopped: what they hold is held for good */
+	sublet__a32 iopts;        /* that exist */
 
 	sublet__a32 zero_wanted; /* 1: memory was freed since somebody began to look for what to zero */
 	sublet__a32 emptying;    /* windows that workers empty right now */
@@ -420,6 +434,8 @@ void sublet__pins_let_in(struct sublet_mm *mm);
 
 /* ---- core/pins.c ---- */
 #define PIN_UNLISTED UINT32_MAX
+/* Whether a pin is held of anything. Nobody pins or unpins meanwhile. */
+bool sublet__pins_any(struct sublet_arena *arena);
 uint32_t sublet__pins_max(uint32_t frames);
 /* List a pin. Returns its record, or PIN_UNLISTED when all are taken. */
 uint32_t sublet__pin_list_add(struct sublet_mm *mm, uint64_t addr, uint64_t bytes, uint32_t flags,
@@ -485,6 +501,11 @@ int sublet__mm_give(struct sublet_mm *mm, uint32_t vpn, uint32_t pages, uint32_t
    False: something is pinned, and nothing is frozen. */
 bool sublet__mm_freeze(struct sublet_mm *mm, uint32_t vpn, uint32_t pages);
 void sublet__mm_unfreeze(struct sublet_mm *mm, uint32_t vpn, uint32_t pages);
+/* Whether a mapping ends where the unit at vpn begins. */
+bool sublet__mm_ends_at(struct sublet_mm *mm, uint32_t vpn);
+/* Cut the folio of pages [first, end) where it crosses an end of [vpn, vpn + pages), so that what lies inside can be
+   treated alone; block lock held. False: it is pinned, and whole. */
+bool sublet__mm_cut(struct sublet_mm *mm, uint32_t first, uint32_t end, uint32_t vpn, uint32_t pages);
 /* A frozen range of one block, made inaccessible already, gives up its memory; entries become `entry`.
    Block lock held. */
 void sublet__mm_strip(struct sublet_mm *mm, uint32_t vpn, uint32_t pages, uint32_t entry);

@@ -8,6 +8,14 @@
  * shares them any more, the pages the parent wrote meanwhile are copied into the frames, and the
  * mappings are shared again.
  *
+ * What a device writes goes to the frame, and would be lost in a snapshot. So a fork waits for short pins, and for
+ * devices that decline to let go, up to a deadline that is one for all blocks and mms. A pin that somebody forgot must not
+ * end a program: the folios that are still in use then are left out of the child. They stay shared mappings, of which the
+ * child inherits nothing, as under a long-term pin (core/longterm.c), and may be pinned and unpinned as ever. A folio turns
+ * private only if it has no pin after HELD keeps new ones away, so each folio that is in use is left out. It stays
+ * out until the fork has happened, because nothing that is not private moves while fork_pending is set. Children may have
+ * it again after the next fork_begin that turns it private, after a move, or at the latest after fork_restore.
+ *
  * The race that matters: memory mapped by another thread between fork_begin and the fork itself.
  *
  *   fork_begin                          map                          fork_restore(epoch)
@@ -25,8 +33,6 @@
 
 #include <errno.h>
 
-#define PIN_WAIT_NS  (1 * SUBLET_SEC) /* in one fork: a device write in flight must end before the snapshot */
-#define PIN_POLL_NS  (100 * SUBLET_US)
 #define RUN_SEGMENTS 64u /* of one call to the platform: small, for the stack of a thread that forks */
 
 struct fork_run {
@@ -34,6 +40,9 @@ struct fork_run {
 	struct sublet__segment segs[RUN_SEGMENTS];
 	uint32_t count;
 	uint32_t flags;
+	bool by_folio;         /* each folio is a run of its own */
+	uint32_t left_out_end; /* the page behind the last folio that was left out */
+	uint32_t left_out_mappings;
 };
 
 typedef int (*run_fn)(struct fork_run *run);
@@ -80,7 +89,8 @@ static int block_runs(struct fork_run *run, uint32_t vpn, uint32_t pages, folio_
 		uint32_t flags =
 			(sublet__mm_flagged(run->mm, at, step, PTE_LOCKED) ? SUBLET__MAP_LOCKED : 0) |
 			((word & FRAME_PROTECTED) ? SUBLET__MAP_PROTECTED : 0);
-		if (run->count && (!take || flags != run->flags || run->count == RUN_SEGMENTS))
+		if (run->count &&
+		    (!take || run->by_folio || flags != run->flags || run->count == RUN_SEGMENTS))
 			err = run_flush(run, fn);
 		if (take && !err) {
 			struct sublet__segment *last = run->count ? &run->segs[run->count - 1] : NULL;
@@ -128,14 +138,20 @@ static bool run_is_pinned(const struct fork_run *run)
 	return false;
 }
 
-static int run_privatize(struct fork_run *run)
+static uint32_t run_pages(const struct fork_run *run)
 {
 	const struct sublet__segment *last = &run->segs[run->count - 1];
+
+	return last->vpn + last->pages - run->segs[0].vpn;
+}
+
+/* -EAGAIN: something is in use, and nothing was changed. */
+static int run_privatize(struct fork_run *run)
+{
 	struct sublet__invalidation told;
-	uint32_t vpn = run->segs[0].vpn;
 
 	/* Devices that look here without a pin must let go too. Declined: waited for, like a pin. */
-	if (sublet__invalidate_begin(run->mm, &told, vpn, last->vpn + last->pages - vpn, SUBLET_NOTIFIER_MOVE,
+	if (sublet__invalidate_begin(run->mm, &told, run->segs[0].vpn, run_pages(run), SUBLET_NOTIFIER_MOVE,
 				     false))
 		return -EAGAIN;
 	/* HELD first: no new pin from here on. What a device still writes under one that is there would be
@@ -148,6 +164,31 @@ static int run_privatize(struct fork_run *run)
 		run_hold(run, false);
 	sublet__invalidate_end(run->mm, &told);
 	return err;
+}
+
+static int run_inherit(struct fork_run *run, bool inherit)
+{
+	const struct sublet__mm_config *config = &run->mm->config;
+
+	return config->ops->inherit(config->ctx, run->segs[0].vpn, run_pages(run), inherit);
+}
+
+/* Of a run of one folio: turn it private, or leave it out of the child where it is in use. */
+static int run_privatize_or_leave_out(struct fork_run *run)
+{
+	int err = run_privatize(run);
+
+	if (err != -EAGAIN)
+		return err;
+	if (!run->left_out_mappings || run->left_out_end != run->segs[0].vpn)
+		run->left_out_mappings += ENGINE_EXCLUDED;
+	run->left_out_end = run->segs[0].vpn + run_pages(run);
+	return run_inherit(run, false);
+}
+
+static int run_take_back_in(struct fork_run *run)
+{
+	return run_inherit(run, true);
 }
 
 static int run_restore(struct fork_run *run)
@@ -169,39 +210,63 @@ static uint32_t used_pages(const struct sublet_mm *mm)
  * Make one block private. Pins are waited for without the block lock: whoever holds one may be about
  * to take it, for the next folio of the same pin. Meanwhile new pins are held off (core/pin.c).
  */
-static int block_begin(struct fork_run *run, uint32_t at, uint32_t count, uint64_t *waited_ns)
+static int block_begin(struct fork_run *run, uint32_t at, uint32_t count, uint64_t since_ns,
+		       uint64_t until_ns)
 {
 	const struct sublet__platform *p = &run->mm->arena->platform;
+	struct sublet__backoff backoff = { 0 };
 
-	for (;; *waited_ns += PIN_POLL_NS) {
+	for (;;) {
 		engine_lock(run->mm->arena, block_lock_of(run->mm, at));
 		int err = block_runs(run, at, count, wanted_shared, run_privatize);
+		uint64_t now = engine_now(run->mm->arena);
+		if (err == -EAGAIN && now >= until_ns) {
+			run->by_folio = true;
+			err = block_runs(run, at, count, wanted_shared, run_privatize_or_leave_out);
+			run->by_folio = false;
+		}
 		engine_unlock(run->mm->arena, block_lock_of(run->mm, at));
-		if (err != -EAGAIN || *waited_ns >= PIN_WAIT_NS)
+		if (err != -EAGAIN)
 			return err;
-		p->ops->sleep_ns(p->ctx, PIN_POLL_NS);
-		sublet__pins_hold_off(run->mm, 0, run->mm->config.pages, *waited_ns);
+		backoff_sleep(p, &backoff, now, until_ns);
+		sublet__pins_hold_off(run->mm, 0, run->mm->config.pages, now - since_ns);
 		sublet__devices_check(run->mm->arena); /* one that hangs declines until it is reset (G11) */
 	}
 }
 
-int sublet__mm_fork_begin(struct sublet_mm *mm)
+/*
+ * The kernel mappings of what is left out now are counted instead of those of what an earlier fork left out: this one
+ * has looked at all of it again. relaxed: a budget, checked with a margin, and under the epoch for fork_restore.
+ */
+static void left_out_count(struct sublet_mm *mm, uint32_t mappings)
+{
+	uint32_t old = a32_exchange_acq_rel(&mm->left_out_mappings, mappings);
+
+	a32_add_relaxed(&mm->mapping_count, mappings - old);
+}
+
+int sublet__mm_fork_begin(struct sublet_mm *mm, uint64_t until_ns)
 {
 	struct fork_run run = { .mm = mm };
-	uint64_t waited_ns = 0;
+	uint64_t since_ns = engine_now(mm->arena);
+	int err = 0;
 
 	a32_add_acq_rel(&mm->fork_epoch, 1);
 	/* seq_cst with the load in sublet__mm_populate and fork_restore; see the picture above */
 	a32_add_seq_cst(&mm->fork_pending, 1);
 	a32_store_seq_cst(&mm->fork_held, 1);
 	for_each_block(at, count, 0, used_pages(mm)) {
-		int err = block_begin(&run, at, count, &waited_ns);
+		err = block_begin(&run, at, count, since_ns, until_ns);
 		sublet__pins_let_in(mm);
 		if (err)
-			return err;
+			break;
 	}
-	a64_add_relaxed(&mm->arena->counters.forks, 1);
-	return 0;
+	/* After an error some of what was left out before may still be. */
+	left_out_count(mm, err ? max_u32(run.left_out_mappings, a32_load_relaxed(&mm->left_out_mappings))
+			       : run.left_out_mappings);
+	if (!err)
+		a64_add_relaxed(&mm->arena->counters.forks, 1);
+	return err;
 }
 
 void sublet__mm_fork_end(struct sublet_mm *mm, int32_t child_pid)
@@ -264,12 +329,20 @@ int sublet__mm_fork_restore(struct sublet_mm *mm, uint32_t epoch)
 	/* Cleared first: a fork that begins meanwhile sets it again, and is not overlooked. */
 	if (!a32_exchange_acq_rel(&mm->fork_held, 0))
 		return 0;
+	uint32_t left_out = a32_exchange_acq_rel(&mm->left_out_mappings, 0);
 	for_each_block(at, count, 0, used_pages(mm)) {
 		engine_lock(mm->arena, block_lock_of(mm, at));
-		if (fork_since(mm, epoch) || block_runs(&run, at, count, wanted_held, run_restore))
+		/* What was left out is among what is not private. In use or not, the next fork decides anew. */
+		if (fork_since(mm, epoch) ||
+		    (left_out && block_runs(&run, at, count, wanted_shared, run_take_back_in)) ||
+		    block_runs(&run, at, count, wanted_held, run_restore))
 			again = true; /* pinned, or no memory: the other blocks can be restored meanwhile */
 		engine_unlock(mm->arena, block_lock_of(mm, at));
 	}
+	if (again)
+		a32_add_relaxed(&mm->left_out_mappings, left_out);
+	else
+		a32_sub_relaxed(&mm->mapping_count, left_out);
 	if (!again) {
 		a32_store_relaxed(&mm->child_pid, 0);
 		/* Before the list is emptied: who has its lock after that parks nothing any more (folio_park). */

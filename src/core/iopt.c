@@ -96,7 +96,7 @@ void sublet_iopt_flush(struct sublet_iopt *iopt)
 {
 	struct sublet__iopt_hull hull;
 
-	if (!iopt->device_flush)
+	if (call_iopt(iopt) || !iopt->device_flush)
 		return;
 	engine_lock(iopt->arena, &iopt->flush_lock);
 	table_lock(iopt);
@@ -366,10 +366,12 @@ int sublet_iopt_map(struct sublet_iopt *iopt, uint64_t *iova, uint64_t bytes, ui
 {
 	uint64_t pages = bytes >> IOPT_PAGE_SHIFT, align = align_bytes >> IOPT_PAGE_SHIFT;
 	uint64_t offset = align_offset_bytes >> IOPT_PAGE_SHIFT;
-	bool anywhere = *iova == SUBLET_IOVA_ANY;
 	uint32_t id;
-	int err = 0;
+	int err = iova ? call_iopt(iopt) : -EINVAL;
 
+	if (err)
+		return err;
+	bool anywhere = *iova == SUBLET_IOVA_ANY;
 	if (!bytes || ((bytes | align_bytes | align_offset_bytes) & (SUBLET_IOPT_PAGE_BYTES - 1)) ||
 	    (!anywhere && *iova & (SUBLET_IOPT_PAGE_BYTES - 1)) || (align & (align - 1)) ||
 	    !(flags & ENTRY_ACCESS) || (flags & ~(ENTRY_ACCESS | SUBLET_IOPT_NOFLUSH)))
@@ -411,8 +413,11 @@ int sublet_iopt_fill(struct sublet_iopt *iopt, uint64_t iova, const struct suble
 		     uint32_t count, uint32_t flags)
 {
 	uint64_t pages, pn = iova >> IOPT_PAGE_SHIFT;
-	int err = extents_check(iopt, extents, count, &pages);
+	int err = extents ? call_iopt(iopt) : -EINVAL;
 
+	if (err)
+		return err;
+	err = extents_check(iopt, extents, count, &pages);
 	if (err || (iova & (SUBLET_IOPT_PAGE_BYTES - 1)) || (flags & ~(uint32_t)SUBLET_IOPT_NOFLUSH))
 		return -EINVAL;
 	table_lock(iopt);
@@ -437,7 +442,10 @@ int sublet_iopt_fill(struct sublet_iopt *iopt, uint64_t iova, const struct suble
 int sublet_iopt_clear(struct sublet_iopt *iopt, uint64_t iova, uint64_t bytes, uint32_t flags)
 {
 	uint64_t pn = iova >> IOPT_PAGE_SHIFT, pages = bytes >> IOPT_PAGE_SHIFT;
+	int err = call_iopt(iopt);
 
+	if (err)
+		return err;
 	if (!bytes || ((iova | bytes) & (SUBLET_IOPT_PAGE_BYTES - 1)) ||
 	    (flags & ~(uint32_t)SUBLET_IOPT_NOFLUSH))
 		return -EINVAL;
@@ -454,7 +462,10 @@ int sublet_iopt_clear(struct sublet_iopt *iopt, uint64_t iova, uint64_t bytes, u
 int sublet_iopt_unmap(struct sublet_iopt *iopt, uint64_t iova, uint64_t bytes, uint32_t flags)
 {
 	uint64_t pn = iova >> IOPT_PAGE_SHIFT, end = pn + (bytes >> IOPT_PAGE_SHIFT);
+	int err = call_iopt(iopt);
 
+	if (err)
+		return err;
 	if (flags & ~(uint32_t)SUBLET_IOPT_NOFLUSH)
 		return -EINVAL;
 	table_lock(iopt);
@@ -477,7 +488,10 @@ int sublet_iopt_translate(const struct sublet_iopt *iopt, uint64_t iova, uint32_
 			  struct sublet_extent *extent)
 {
 	uint64_t pn = iova >> IOPT_PAGE_SHIFT;
+	int err = extent ? call_iopt(iopt) : -EINVAL;
 
+	if (err)
+		return err;
 	if (pn - iopt->first >= iopt->pages)
 		return -EFAULT;
 	for (uint32_t level = iopt->levels; level-- > 0;) {
@@ -551,15 +565,17 @@ static int iopt_plan(struct sublet_arena *arena, const struct sublet_iopt_option
 int sublet_iopt_create(struct sublet_arena *arena, const struct sublet_iopt_options *options,
 		       struct sublet_iopt **out)
 {
-	const struct sublet__platform *p = &arena->platform;
-	struct sublet_iopt_options o = { .size_bytes = sizeof o };
+	struct sublet_iopt_options o;
 	struct sublet_iopt plan;
+	int err = out ? call_arena(arena) : -EINVAL;
 
-	if (!options || options->size_bytes < offsetof(struct sublet_iopt_options, mappings_max))
-		return -EINVAL;
-	memcpy(&o, options, (size_t)min_u64(options->size_bytes, sizeof o));
+	if (!err)
+		err = sublet__struct_in(&o, sizeof o, options, FIRST_IOPT_OPTIONS);
+	if (err)
+		return err;
+	const struct sublet__platform *p = &arena->platform;
 	o.mappings_max = o.mappings_max ? o.mappings_max : IOPT_MAPPINGS_DEFAULT;
-	int err = iopt_plan(arena, &o, &plan);
+	err = iopt_plan(arena, &o, &plan);
 	if (err)
 		return err;
 	plan.memory_bytes = iopt_lay(&plan, o.mappings_max, NULL);
@@ -571,25 +587,29 @@ int sublet_iopt_create(struct sublet_arena *arena, const struct sublet_iopt_opti
 	iopt_lay(iopt, o.mappings_max, memory);
 	/* Page 0 is never handed out: iova 0 can mean none. */
 	sublet__iova_init(&iopt->iova, o.mappings_max, max_u64(plan.first, 1), plan.first + plan.pages);
+	a32_add_relaxed(&arena->iopts, 1);
 	*out = iopt;
 	return 0;
 }
 
 void sublet_iopt_destroy(struct sublet_iopt *iopt)
 {
-	if (iopt)
-		iopt->arena->platform.ops->unreserve(iopt->arena->platform.ctx, iopt, iopt->memory_bytes);
+	if (call_iopt(iopt))
+		return;
+	a32_sub_relaxed(&iopt->arena->iopts, 1);
+	iopt->arena->platform.ops->unreserve(iopt->arena->platform.ctx, iopt, iopt->memory_bytes);
 }
 
 int sublet_iopt_stats(struct sublet_iopt *iopt, struct sublet_iopt_stats *stats)
 {
-	uint64_t size = stats->size_bytes;
+	int err = call_iopt(iopt);
 
-	if (size < sizeof size)
-		return -EINVAL;
+	if (!err)
+		err = sublet__struct_out_check(stats, FIRST_IOPT_STATS);
+	if (err)
+		return err;
 	table_lock(iopt);
 	struct sublet_iopt_stats s = {
-		.size_bytes = size,
 		.mappings = iopt->iova.taken,
 		.mapped_bytes = iopt->iova.taken_pages << IOPT_PAGE_SHIFT,
 		.entries_4k = iopt->entries[0],
@@ -603,6 +623,6 @@ int sublet_iopt_stats(struct sublet_iopt *iopt, struct sublet_iopt_stats *stats)
 	for (uint32_t level = 0; level < IOPT_LEVELS; level++)
 		s.filled_bytes += iopt->entries[level] * level_bytes(level);
 	table_unlock(iopt);
-	memcpy(stats, &s, size < sizeof s ? (size_t)size : sizeof s);
+	sublet__struct_out(stats, &s, sizeof s);
 	return 0;
 }

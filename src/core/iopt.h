@@ -9,7 +9,7 @@
 #ifndef SUBLET_CORE_IOPT_H
 #define SUBLET_CORE_IOPT_H
 
-#include "core/engine.h"
+#include "core/call.h"
 #include "core/iova.h"
 
 #include <sublet/iopt.h>
@@ -62,6 +62,11 @@ struct sublet_iopt {
 	uint64_t entries[IOPT_LEVELS];     /* that a walker can meet: not those below a large one */
 	uint64_t splits, merges, flushes;
 };
+
+static inline int call_iopt(const struct sublet_iopt *iopt)
+{
+	return iopt ? call_arena(iopt->arena) : -EINVAL;
+}
 
 static inline uint64_t level_pages(uint32_t level)
 {

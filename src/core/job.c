@@ -21,8 +21,9 @@
 
 #include <errno.h>
 
-#define TIMEOUT_NS (5 * SUBLET_SEC) /* where the job names none */
-#define AGAIN_NS   (20 * SUBLET_US) /* before another look at what was just being changed */
+#define TIMEOUT_NS (5 * SUBLET_SEC)  /* where the job names none */
+#define AGAIN_NS   (20 * SUBLET_US)  /* before another look at what was just being changed */
+#define SHARED_NS  (200 * SUBLET_US) /* and at what a child of fork() shares */
 
 /* A job on its way in. */
 struct request {
@@ -61,13 +62,15 @@ static bool op_writes(uint32_t op, uint32_t i)
 static int request_init(struct request *rq, struct sublet_device *device, const struct sublet_job *job,
 			uint32_t count)
 {
-	const struct sublet_device_limits *l = &device->limits;
-	uint64_t unaligned = l->align_bytes - 1;
+	int err = call_device(device);
 
 	*rq = (struct request){ .device = device };
-	if (!job || sublet__options_copy(&rq->job, sizeof rq->job, job, job->size_bytes,
-					 offsetof(struct sublet_job, pattern)))
-		return -EINVAL;
+	if (!err)
+		err = sublet__struct_in(&rq->job, sizeof rq->job, job, FIRST_JOB);
+	if (err)
+		return err;
+	const struct sublet_device_limits *l = &device->limits;
+	uint64_t unaligned = l->align_bytes - 1;
 	job = &rq->job;
 	if (job->op < SUBLET_JOB_COPY || job->op > SUBLET_JOB_WRITE || count != op_buffers(job->op) ||
 	    !job->bytes || job->bytes > l->job_bytes_max || (job->bytes & unaligned) ||
@@ -142,7 +145,7 @@ static uint64_t bind_again_ns(struct request *rq, int err, uint64_t now_ns)
 	}
 	if (!rq->shared_ns)
 		rq->shared_ns = time_after(now_ns, ENGINE_CHILD_NS);
-	return now_ns < rq->shared_ns ? ENGINE_CHILD_LOOK_NS : 0;
+	return now_ns < rq->shared_ns ? SHARED_NS : 0;
 }
 
 /* One look. 0: all is ready. -EAGAIN: look again, later or at once; what was to be done for it is done. */
@@ -433,6 +436,8 @@ int sublet_submit(struct sublet_device *device, const struct sublet_job *job, co
 	struct request rq;
 	int err = request_init(&rq, device, job, count);
 
+	if (!err && !bos)
+		err = -EINVAL;
 	for (uint32_t i = 0; i < count && !err; i++) {
 		rq.id[i] = bos[i].id;
 		err = bos[i].device == device ? 0 : -EINVAL;
@@ -480,7 +485,8 @@ int sublet_submit_range(struct sublet_device *device, const struct sublet_job *j
 
 	if (!err && !device_has(device, SUBLET_DEVICE_RANGES))
 		err = -EOPNOTSUPP;
-	if (!err && (mm->arena != device->arena || ((uintptr_t)addr & (device->limits.align_bytes - 1))))
+	if (!err &&
+	    (!mm || mm->arena != device->arena || ((uintptr_t)addr & (device->limits.align_bytes - 1))))
 		err = -EINVAL;
 	if (err)
 		return err;
@@ -502,6 +508,8 @@ int sublet_submit_range(struct sublet_device *device, const struct sublet_job *j
 
 void sublet_device_complete(struct sublet_device *device, uint64_t work_id, int status, uint64_t result)
 {
+	if (call_device(device))
+		return;
 	device_lock(device);
 	struct sublet__job *job = job_find(device, work_id);
 	if (job && job->state == JOB_RUNNING)
@@ -513,13 +521,13 @@ void sublet_device_complete(struct sublet_device *device, uint64_t work_id, int 
 
 int sublet_fence_wait(const struct sublet_fence *fence, uint64_t timeout_ns, bool *done, uint64_t *result)
 {
-	struct sublet_device *device = fence->device;
-	uint64_t id = fence->id, value = 0, until_ns;
+	struct sublet_device *device = fence ? fence->device : NULL;
 	const struct sublet__job *job;
-	int err = 0;
+	int err = call_device(device);
 
-	if (!device)
-		return -EINVAL;
+	if (err)
+		return err;
+	uint64_t id = fence->id, value = 0, until_ns;
 	until_ns = time_after(engine_now(device->arena), timeout_ns);
 	device_lock(device);
 	while ((job = job_find(device, id)) && job->has_fence && !job->is_settled) {
@@ -546,10 +554,11 @@ int sublet_fence_wait(const struct sublet_fence *fence, uint64_t timeout_ns, boo
 
 int sublet_fence_put(struct sublet_fence *fence)
 {
-	struct sublet_device *device = fence->device;
+	struct sublet_device *device = fence ? fence->device : NULL;
+	int err = call_device(device);
 
-	if (!device)
-		return -EINVAL;
+	if (err)
+		return err;
 	device_lock(device);
 	struct sublet__job *job = job_find(device, fence->id);
 	bool is_held = job && job->has_fence;

@@ -28,24 +28,7 @@
 
 #include <errno.h>
 
-#define WAIT_FIRST_NS     (20 * SUBLET_US)
-#define WAIT_MOST_NS      (1 * SUBLET_MS)
-#define EXCLUDED_MAPPINGS 2u /* kernel mappings that a range gains when only its middle is not inherited */
-
 /* ---- moving out; block lock held ---- */
-
-/* Cut the folio at both ends of [vpn, vpn + pages), so that what lies inside can move alone. */
-static bool folio_cut(struct sublet_mm *mm, uint32_t first, uint32_t end, uint32_t vpn, uint32_t pages)
-{
-	uint32_t low = max_u32(first, vpn), high = min_u32(end, vpn + pages);
-
-	if (low == first && high == end)
-		return true;
-	if (!sublet__mm_freeze(mm, low, high - low))
-		return false;
-	sublet__mm_unfreeze(mm, low, high - low);
-	return true;
-}
 
 /*
  * The folio of page `at`, and its pages; false: no memory there. A decommitted page has its memory for as long as a pin
@@ -96,7 +79,7 @@ static int block_out(struct sublet_mm *mm, uint32_t vpn, uint32_t pages)
 			return err;
 		/* One that is long-term pinned already cannot be cut; all of it is where it should be. */
 		bool pinned = a32_load_relaxed(&arena->frames[head].ref) & REF_LONG_MASK;
-		if (!pinned && !folio_cut(mm, first, end, vpn, pages))
+		if (!pinned && !sublet__mm_cut(mm, first, end, vpn, pages))
 			return -EAGAIN;
 		if (zone_of(arena, head) == &arena->zone[ZONE_NORMAL]) {
 			at = min_u32(end, vpn + pages);
@@ -169,10 +152,12 @@ static int block_ref(struct sublet_mm *mm, uint32_t vpn, uint32_t pages, uint32_
 	err = block_inherit(mm, vpn, end, false);
 	if (err) {
 		(void)block_unref(mm, vpn, end);
-		(void)block_inherit(mm, vpn, end, true); /* fewer mappings than a moment ago */
+		/* As in range_unpin: what a fork that is under way left out stays out. */
+		if (!a32_load_seq_cst(&mm->fork_pending))
+			(void)block_inherit(mm, vpn, end, true); /* fewer mappings than a moment ago */
 		return err;
 	}
-	a32_add_relaxed(&mm->mapping_count, EXCLUDED_MAPPINGS);
+	a32_add_relaxed(&mm->mapping_count, ENGINE_EXCLUDED);
 	return 0;
 }
 
@@ -224,7 +209,7 @@ static int block_pin_wait(struct sublet_mm *mm, uint32_t vpn, uint32_t pages, ui
 	uint64_t since_ns = engine_now(arena), now = since_ns;
 	int err;
 
-	for (uint64_t wait_ns = WAIT_FIRST_NS;; now = engine_now(arena)) {
+	for (struct sublet__backoff backoff = { 0 };; now = engine_now(arena)) {
 		err = block_pin(mm, vpn, pages, flags, until_ns);
 		if (err == -ENOMEM && now < until_ns && normal_relieve(arena, pages))
 			continue;
@@ -232,9 +217,8 @@ static int block_pin_wait(struct sublet_mm *mm, uint32_t vpn, uint32_t pages, ui
 			break;
 		sublet__pins_hold_off(mm, vpn & ~(ENGINE_BLOCK_PAGES - 1), ENGINE_BLOCK_PAGES,
 				      now - since_ns);
-		p->ops->sleep_ns(p->ctx, wait_ns);
+		backoff_sleep(p, &backoff, now, until_ns);
 		sublet__devices_check(arena); /* one that hangs declines until it is reset (G11) */
-		wait_ns = 2 * wait_ns < WAIT_MOST_NS ? 2 * wait_ns : WAIT_MOST_NS;
 	}
 	if (now > since_ns)
 		sublet__pins_let_in(mm);
@@ -249,7 +233,7 @@ static void range_unpin(struct sublet_mm *mm, uint32_t vpn, uint32_t end)
 		/* seq_cst: pairs with fork_begin; see the picture above */
 		if (last && !a32_load_seq_cst(&mm->fork_pending))
 			(void)block_inherit(mm, at, at + count, true); /* refused: a child goes without it */
-		a32_sub_relaxed(&mm->mapping_count, EXCLUDED_MAPPINGS);
+		a32_sub_relaxed(&mm->mapping_count, ENGINE_EXCLUDED);
 		engine_unlock(mm->arena, block_lock_of(mm, at));
 	}
 }

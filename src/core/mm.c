@@ -14,13 +14,12 @@
  * other (the next frame, or nothing after nothing) share one. The sum is the budget that moves
  * are charged against.
  */
-#include "core/engine.h"
+#include "core/call.h"
 
 #include <errno.h>
 #include <string.h>
 
-#define UNMAP_RETRIES 15u
-#define UNMAP_WAIT_NS (10 * SUBLET_US) /* doubles: 330 ms all together */
+#define UNMAP_NS (330 * SUBLET_MS) /* pins are waited for */
 
 /* ---- addresses ---- */
 
@@ -29,13 +28,36 @@ static bool unit_used(const struct sublet_mm *mm, uint32_t unit)
 	return mm->va_used[unit / 64] >> (unit % 64) & 1;
 }
 
+static void unit_set(uint64_t *bits, uint32_t unit, bool set)
+{
+	if (set)
+		bits[unit / 64] |= 1ull << (unit % 64);
+	else
+		bits[unit / 64] &= ~(1ull << (unit % 64));
+}
+
+/* What is left of a mapping behind a part that goes is one of its own. */
 static void units_mark(struct sublet_mm *mm, uint32_t unit, uint32_t count, bool used)
 {
-	for (uint32_t u = unit; u < unit + count; u++)
-		if (used)
-			mm->va_used[u / 64] |= 1ull << (u % 64);
-		else
-			mm->va_used[u / 64] &= ~(1ull << (u % 64));
+	uint32_t end = unit + count;
+
+	for (uint32_t u = unit; u < end; u++) {
+		unit_set(mm->va_used, u, used);
+		unit_set(mm->va_first, u, used && u == unit);
+	}
+	if (!used && end < mm->va_units && unit_used(mm, end))
+		unit_set(mm->va_first, end, true);
+}
+
+bool sublet__mm_ends_at(struct sublet_mm *mm, uint32_t vpn)
+{
+	uint32_t unit = vpn >> mm->arena->unit_order;
+
+	engine_lock(mm->arena, &mm->va_lock);
+	bool ends = unit >= mm->va_units || !unit_used(mm, unit) ||
+		    (mm->va_first[unit / 64] >> (unit % 64) & 1);
+	engine_unlock(mm->arena, &mm->va_lock);
+	return ends;
 }
 
 static uint32_t units_of(const struct sublet_arena *arena, uint32_t pages)
@@ -115,18 +137,41 @@ static bool pte_continues(uint32_t before, uint32_t pte)
 	return pte_is_plain(pte) == pte_is_plain(before);
 }
 
+/* What the kernel has at the page: nothing, too, where its discardable memory is unlocked. */
+static uint32_t pte_visible(const struct sublet_mm *mm, uint32_t pte)
+{
+	if (!(pte & PTE_PRESENT) || !a32_load_relaxed(&mm->has_unlocked))
+		return pte;
+	uint32_t head = sublet__frame_head(mm->arena, pte_pfn(pte));
+	bool hidden = head != ENGINE_NONE &&
+		      word_state(a32_load_relaxed(&mm->arena->frames[head].word)) == FRAME_DISCARDABLE;
+	return hidden ? 0 : pte;
+}
+
+/* Kernel mappings that begin in [vpn, end). */
+static uint32_t mappings_begin(const struct sublet_mm *mm, uint32_t vpn, uint32_t end)
+{
+	uint32_t raw = vpn ? a32_load_relaxed(&mm->pte[vpn - 1]) : 0, before = pte_visible(mm, raw),
+		 count = 0;
+
+	for (uint32_t at = vpn; at < end; at++) {
+		uint32_t pte = a32_load_relaxed(&mm->pte[at]);
+		/* A frame that is no head belongs to the folio of the one before it. */
+		bool goes_on = (pte & raw & PTE_PRESENT) && pte_pfn(pte) == pte_pfn(raw) + 1 &&
+			       !(a32_load_relaxed(&mm->arena->frames[pte_pfn(pte)].word) & FRAME_HEAD);
+		uint32_t visible = goes_on ? (before ? pte : 0) : pte_visible(mm, pte);
+		count += !pte_continues(before, visible);
+		before = visible;
+		raw = pte;
+	}
+	return count;
+}
+
 uint32_t sublet__mm_mappings_recount(struct sublet_mm *mm, uint32_t block)
 {
-	uint32_t first = block * ENGINE_BLOCK_PAGES;
-	uint32_t end = min_u32(first + ENGINE_BLOCK_PAGES, mm->config.pages);
-	uint32_t before = first ? a32_load_relaxed(&mm->pte[first - 1]) : 0;
-	uint32_t count = 0, old = a32_load_relaxed(&mm->block_mappings[block]);
+	uint32_t first = block * ENGINE_BLOCK_PAGES, old = a32_load_relaxed(&mm->block_mappings[block]);
+	uint32_t count = mappings_begin(mm, first, min_u32(first + ENGINE_BLOCK_PAGES, mm->config.pages));
 
-	for (uint32_t vpn = first; vpn < end; vpn++) {
-		uint32_t pte = a32_load_relaxed(&mm->pte[vpn]);
-		count += !pte_continues(before, pte);
-		before = pte;
-	}
 	a32_store_relaxed(&mm->block_mappings[block], count);
 	a32_add_relaxed(&mm->mapping_count, count - old); /* relaxed: a budget, checked with a margin */
 	return count;
@@ -135,16 +180,9 @@ uint32_t sublet__mm_mappings_recount(struct sublet_mm *mm, uint32_t block)
 uint32_t sublet__mm_mappings_of(const struct sublet_mm *mm, uint32_t vpn, uint32_t pages)
 {
 	/* The page behind the range may stop or start continuing it, unless it is another block's. */
-	uint32_t end = vpn + pages,
-		 last = min_u32((vpn / ENGINE_BLOCK_PAGES + 1) * ENGINE_BLOCK_PAGES, mm->config.pages);
-	uint32_t before = vpn ? a32_load_relaxed(&mm->pte[vpn - 1]) : 0, count = 0;
+	uint32_t last = min_u32((vpn / ENGINE_BLOCK_PAGES + 1) * ENGINE_BLOCK_PAGES, mm->config.pages);
 
-	for (uint32_t at = vpn; at < min_u32(end + 1, last); at++) {
-		uint32_t pte = a32_load_relaxed(&mm->pte[at]);
-		count += !pte_continues(before, pte);
-		before = pte;
-	}
-	return count;
+	return mappings_begin(mm, vpn, min_u32(vpn + pages + 1, last));
 }
 
 void sublet__mm_mappings_changed(struct sublet_mm *mm, uint32_t vpn, uint32_t pages, uint32_t before)
@@ -339,6 +377,18 @@ void sublet__mm_unfreeze(struct sublet_mm *mm, uint32_t vpn, uint32_t pages)
 	}
 }
 
+bool sublet__mm_cut(struct sublet_mm *mm, uint32_t first, uint32_t end, uint32_t vpn, uint32_t pages)
+{
+	uint32_t low = max_u32(first, vpn), high = min_u32(end, vpn + pages);
+
+	if (low == first && high == end)
+		return true;
+	if (!sublet__mm_freeze(mm, low, high - low))
+		return false;
+	sublet__mm_unfreeze(mm, low, high - low);
+	return true;
+}
+
 /* Folios that leave together, contiguous and accounted alike: one visit to the zone for all of them. */
 struct leaving {
 	uint32_t pfn;
@@ -521,10 +571,17 @@ static bool range_unmap_once(struct sublet_mm *mm, uint32_t vpn, uint32_t pages,
 static int range_unmap(struct sublet_mm *mm, uint32_t vpn, uint32_t pages)
 {
 	const struct sublet__platform *p = &mm->arena->platform;
+	struct sublet__backoff backoff = { 0 };
+	uint64_t until_ns = 0;
 	int err = -EBUSY;
 
-	for (uint32_t i = 0; !range_unmap_once(mm, vpn, pages, &err) && i < UNMAP_RETRIES; i++)
-		p->ops->sleep_ns(p->ctx, UNMAP_WAIT_NS << i);
+	while (!range_unmap_once(mm, vpn, pages, &err)) {
+		uint64_t now = engine_now(mm->arena);
+		until_ns = until_ns ? until_ns : now + UNMAP_NS;
+		if (now >= until_ns)
+			break;
+		backoff_sleep(p, &backoff, now, until_ns);
+	}
 	return err;
 }
 
@@ -553,14 +610,17 @@ static int addresses_take(struct sublet_mm *mm, uint64_t bytes, uint64_t align_b
 int sublet_map_aligned(struct sublet_mm *mm, uint64_t bytes, uint64_t align_bytes, uint32_t flags,
 		       void **addr)
 {
-	struct sublet_arena *arena = mm->arena;
 	uint32_t kind = flags & (SUBLET_MOVABLE | SUBLET_DISCARDABLE), vpn, pages;
+	int err = addr ? call_mm(mm) : -EINVAL;
 
+	if (err)
+		return err;
+	struct sublet_arena *arena = mm->arena;
 	if ((kind != SUBLET_MOVABLE && kind != SUBLET_DISCARDABLE) ||
 	    (flags & ~(uint32_t)(SUBLET_MOVABLE | SUBLET_DISCARDABLE | SUBLET_PLAIN_OK)) ||
 	    (kind == SUBLET_DISCARDABLE && (flags & SUBLET_PLAIN_OK)))
 		return -EINVAL;
-	int err = addresses_take(mm, bytes, align_bytes, &vpn, &pages);
+	err = addresses_take(mm, bytes, align_bytes, &vpn, &pages);
 	if (err)
 		return err;
 	for_each_block(at, count, vpn, vpn + pages) {
@@ -620,10 +680,13 @@ static bool range_is_unmappable(const struct sublet_mm *mm, uint32_t vpn, uint32
 
 int sublet_unmap(struct sublet_mm *mm, void *addr, uint64_t bytes)
 {
-	struct sublet_arena *arena = mm->arena;
 	uint32_t vpn, pages;
-	int err = sublet__mm_range(mm, addr, bytes, &vpn, &pages);
+	int err = call_mm(mm);
 
+	if (err)
+		return err;
+	struct sublet_arena *arena = mm->arena;
+	err = sublet__mm_range(mm, addr, bytes, &vpn, &pages);
 	if (err || (uintptr_t)addr % (1ull << frames_bytes_shift(arena)) ||
 	    !range_is_unmappable(mm, vpn, pages))
 		return -EINVAL;

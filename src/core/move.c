@@ -462,7 +462,7 @@ int64_t sublet__move_locked(struct sublet_mm *mm, uint32_t vpn, const struct sub
 	r.src_runs = r.dst_runs = r.count = 0;
 	r.tracked = false;
 	int err = run_find(&r, vpn, range);
-	/* What is not private during a fork had a long-term pin when fork_begin came by, and no child inherits it; a
+	/* What is not private during a fork was pinned when fork_begin came by, or in use, and no child inherits it; a
 	   remap would make it inherited, and shared (G1). seq_cst: pairs with fork_begin, as in core/longterm.c. */
 	if (!err && a32_load_seq_cst(&mm->fork_pending))
 		err = -EAGAIN;

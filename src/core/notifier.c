@@ -9,6 +9,8 @@
  */
 #include "core/invalidate.h"
 
+#include "core/call.h"
+
 #include <errno.h>
 #include <string.h>
 
@@ -77,17 +79,20 @@ int sublet_notifier_add(struct sublet_mm *mm, const void *addr, uint64_t bytes,
 			const struct sublet_notifier_ops *ops, void *ctx, const char *owner,
 			struct sublet_notifier *notifier)
 {
-	struct sublet__notifiers *n = &mm->notifiers;
+	struct sublet_notifier_ops own; /* what is the caller's is read before the lock is taken (L3) */
 	uint32_t vpn, pages;
+	int err = notifier ? call_mm(mm) : -EINVAL;
 
-	if (sublet__mm_range(mm, addr, bytes, &vpn, &pages) || !ops || ops->size_bytes < sizeof *ops ||
-	    !ops->invalidate)
-		return -EINVAL;
-	int err = sublet__notifier_grow_level(mm, pages);
+	if (!err)
+		err = sublet__struct_in(&own, sizeof own, ops, FIRST_NOTIFIER_OPS);
 	if (err)
 		return err;
-	/* What is the caller's is read before the lock is taken (L3). */
-	int (*invalidate)(void *c, const struct sublet_invalidation *inv) = ops->invalidate;
+	if (sublet__mm_range(mm, addr, bytes, &vpn, &pages) || !own.invalidate)
+		return -EINVAL;
+	err = sublet__notifier_grow_level(mm, pages);
+	if (err)
+		return err;
+	struct sublet__notifiers *n = &mm->notifiers;
 	char tag[SUBLET_OWNER_BYTES];
 	owner_copy(tag, owner);
 	sublet__notifier_prefetch_add(n, vpn, vpn + pages);
@@ -95,7 +100,7 @@ int sublet_notifier_add(struct sublet_mm *mm, const void *addr, uint64_t bytes,
 	if (!i)
 		return err;
 	struct sublet__notifier_client *client = notifier_client(n, i);
-	client->invalidate = invalidate;
+	client->invalidate = own.invalidate;
 	client->ctx = ctx;
 	client->declined_at = 0;
 	a32_store_relaxed(&client->busy, 0);
@@ -266,9 +271,12 @@ static struct sublet__notifier_node *handle_node(const struct sublet_notifier *n
 
 int sublet_notifier_remove(struct sublet_notifier *notifier)
 {
-	struct sublet_mm *mm = notifier->mm;
-	uint64_t id = notifier->id;
+	struct sublet_mm *mm = notifier ? notifier->mm : NULL;
+	int err = call_mm(mm);
 
+	if (err)
+		return err;
+	uint64_t id = notifier->id;
 	if (!handle_node(notifier))
 		return -EINVAL;
 	sublet__notifier_prefetch_remove(&mm->notifiers, (uint32_t)id, notifier->hint);
@@ -294,11 +302,14 @@ static uint32_t node_wait_mark(struct sublet_mm *mm, struct sublet__notifier_nod
 
 int sublet_notifier_read_begin(const struct sublet_notifier *notifier, uint64_t timeout_ns, uint64_t *seq)
 {
-	struct sublet__notifier_node *node = handle_node(notifier);
-	struct sublet_mm *mm = notifier->mm;
-	uint32_t generation = (uint32_t)(notifier->id >> 32);
+	struct sublet_mm *mm = notifier && seq ? notifier->mm : NULL;
 	uint64_t until = 0;
+	int err = call_mm(mm);
 
+	if (err)
+		return err;
+	struct sublet__notifier_node *node = handle_node(notifier);
+	uint32_t generation = (uint32_t)(notifier->id >> 32);
 	if (!node)
 		return -EINVAL;
 	const struct sublet__platform *p = &mm->arena->platform;
@@ -329,7 +340,8 @@ int sublet_notifier_read_begin(const struct sublet_notifier *notifier, uint64_t 
 
 bool sublet_notifier_read_retry(const struct sublet_notifier *notifier, uint64_t seq)
 {
-	const struct sublet__notifier_node *node = handle_node(notifier);
+	const struct sublet__notifier_node *node = notifier && !call_mm(notifier->mm) ? handle_node(notifier)
+										      : NULL;
 
 	/* Pairs with mark_all, by way of the driver's lock or of a page-table entry that was read. */
 	return !node || a64_load_acquire(&node->seq) != seq ||
@@ -402,11 +414,14 @@ bool sublet__notifier_decliner(struct sublet_mm *mm, uint32_t vpn, uint32_t page
 
 int sublet_notifier_stats(struct sublet_mm *mm, struct sublet_notifier_stats *stats)
 {
-	struct sublet__notifiers *n = &mm->notifiers;
-	struct sublet_notifier_stats s = { .size_bytes = stats->size_bytes };
+	struct sublet_notifier_stats s = { 0 };
+	int err = call_mm(mm);
 
-	if (s.size_bytes < sizeof s.size_bytes)
-		return -EINVAL;
+	if (!err)
+		err = sublet__struct_out_check(stats, FIRST_NOTIFIER_STATS);
+	if (err)
+		return err;
+	struct sublet__notifiers *n = &mm->notifiers;
 	notifiers_lock(mm);
 	s.registered = n->registered;
 	s.invalidations = n->invalidations;
@@ -416,7 +431,7 @@ int sublet_notifier_stats(struct sublet_mm *mm, struct sublet_notifier_stats *st
 		n->touched_bytes + (uint64_t)(n->nodes_used - 1) * (sizeof(struct sublet__notifier_node) +
 								    sizeof(struct sublet__notifier_client));
 	notifiers_unlock(mm);
-	memcpy(stats, &s, s.size_bytes < sizeof s ? (size_t)s.size_bytes : sizeof s);
+	sublet__struct_out(stats, &s, sizeof s);
 	return 0;
 }
 

@@ -21,7 +21,7 @@
  * A flag "has been pinned" on anything wider than the folio would be one line for all pinning
  * threads to fight over; there is none.
  */
-#include "core/engine.h"
+#include "core/call.h"
 
 #include <sublet/notifier.h>
 #include <sublet/pin.h>
@@ -30,10 +30,13 @@
 
 #define PIN_FLAGS ((uint32_t)(SUBLET_PIN_READ | SUBLET_PIN_WRITE | SUBLET_PIN_NOWAIT | SUBLET_PIN_LONGTERM))
 #define PIN_SLOW  1 /* the fast path could not decide */
+#define PIN_NONE  2 /* ordinary memory: nothing to count */
+
+#define PIN_HAS_PLAIN ((uint32_t)1 << 31) /* in struct sublet_pin: some of it was ordinary memory */
 
 /*
- * Try to pin the folio under vpn; *next becomes the first page after it. 0, PIN_SLOW, -EFAULT, -EBUSY, ENGINE_SHARED. What
- * the program protected stays private when the child is gone, and is -EBUSY for good.
+ * Try to pin the folio under vpn; *next becomes the first page after it. 0, PIN_NONE, PIN_SLOW, -EFAULT, -EBUSY,
+ * ENGINE_SHARED. What the program protected stays private when the child is gone, and is -EBUSY for good.
  */
 static int folio_pin(struct sublet_mm *mm, uint32_t vpn, uint32_t write, uint32_t *next)
 {
@@ -42,7 +45,7 @@ static int folio_pin(struct sublet_mm *mm, uint32_t vpn, uint32_t write, uint32_
 	int err;
 
 	if (!(pte & PTE_PRESENT) || (pte & PTE_HOLE))
-		return pte == PTE_PLAIN ? (*next = vpn + 1, 0) : -EFAULT;
+		return pte == PTE_PLAIN ? (*next = vpn + 1, PIN_NONE) : -EFAULT;
 	uint32_t head = sublet__frame_head(arena, pte_pfn(pte));
 	if (head == ENGINE_NONE)
 		return PIN_SLOW;
@@ -99,16 +102,18 @@ static void pages_unpin(struct sublet_mm *mm, uint32_t vpn, uint32_t end)
 	}
 }
 
-/* All or nothing. */
-static int pages_pin(struct sublet_mm *mm, uint32_t vpn, uint32_t pages, uint32_t flags)
+/* All or nothing; *flags gets PIN_HAS_PLAIN. */
+static int pages_pin(struct sublet_mm *mm, uint32_t vpn, uint32_t pages, uint32_t *flags)
 {
-	uint32_t write = (flags & SUBLET_PIN_WRITE) ? REF_WRITTEN : 0;
+	uint32_t write = (*flags & SUBLET_PIN_WRITE) ? REF_WRITTEN : 0;
 
 	for (uint32_t at = vpn, next = vpn; at < vpn + pages; at = next) {
 		int err = folio_pin(mm, at, write, &next);
 		if (err == PIN_SLOW)
-			err = folio_pin_slow(mm, at, write, flags & SUBLET_PIN_NOWAIT, &next);
-		if (err) {
+			err = folio_pin_slow(mm, at, write, *flags & SUBLET_PIN_NOWAIT, &next);
+		if (err == PIN_NONE) {
+			*flags |= PIN_HAS_PLAIN;
+		} else if (err) {
 			pages_unpin(mm, vpn, at);
 			return err;
 		}
@@ -147,7 +152,7 @@ static inline int pin_try(struct sublet_pin *pin, struct sublet_mm *mm, const ch
 	uint32_t vpn = (uint32_t)pin->first, pages = (uint32_t)pin->pages;
 
 	return (pin->flags & SUBLET_PIN_LONGTERM) ? pin_long(mm, vpn, pages, pin, owner)
-						  : pages_pin(mm, vpn, pages, pin->flags);
+						  : pages_pin(mm, vpn, pages, &pin->flags);
 }
 
 /* A child of fork() shares some of it: most children exec, or end, at once. */
@@ -155,13 +160,15 @@ static int pin_beside_child(struct sublet_pin *pin, struct sublet_mm *mm, const 
 			    uint64_t until_ns)
 {
 	const struct sublet__platform *p = &mm->arena->platform;
+	struct sublet__backoff backoff = { 0 };
 	int err = ENGINE_SHARED;
+	uint64_t now = engine_now(mm->arena);
 
 	if (!until_ns)
-		until_ns = engine_now(mm->arena) + ENGINE_CHILD_NS;
-	while (err == ENGINE_SHARED && !(pin->flags & SUBLET_PIN_NOWAIT) &&
-	       engine_now(mm->arena) < until_ns) {
-		p->ops->sleep_ns(p->ctx, ENGINE_CHILD_LOOK_NS);
+		until_ns = now + ENGINE_CHILD_NS;
+	for (; err == ENGINE_SHARED && !(pin->flags & SUBLET_PIN_NOWAIT) && now < until_ns;
+	     now = engine_now(mm->arena)) {
+		backoff_sleep(p, &backoff, now, until_ns);
 		err = pin_try(pin, mm, owner);
 	}
 	return err == ENGINE_SHARED ? -EBUSY : err;
@@ -206,10 +213,12 @@ static int pin_at_gate(const struct sublet_pin *pin, const struct sublet_mm *mm,
 
 	if (pin->flags & SUBLET_PIN_NOWAIT)
 		return -EAGAIN;
-	*until_ns = engine_now(mm->arena) + ENGINE_CHILD_NS;
-	while (gate_is_closed(mm, (uint32_t)pin->first, (uint32_t)pin->pages) &&
-	       engine_now(mm->arena) < *until_ns)
-		p->ops->sleep_ns(p->ctx, ENGINE_CHILD_LOOK_NS);
+	struct sublet__backoff backoff = { 0 };
+	uint64_t now = engine_now(mm->arena);
+	*until_ns = now + ENGINE_CHILD_NS;
+	for (; gate_is_closed(mm, (uint32_t)pin->first, (uint32_t)pin->pages) && now < *until_ns;
+	     now = engine_now(mm->arena))
+		backoff_sleep(p, &backoff, now, *until_ns);
 	return 0;
 }
 
@@ -217,8 +226,12 @@ int sublet_pin(struct sublet_mm *mm, const void *addr, uint64_t bytes, uint32_t 
 	       struct sublet_pin *pin)
 {
 	uint32_t vpn, pages;
+	int err = pin ? call_mm(mm) : -EINVAL;
 
-	pin->mm = NULL;
+	if (pin)
+		pin->mm = NULL;
+	if (err)
+		return err;
 	pin->longterm_bytes = pin->longterm_limit_bytes = 0;
 	if (!(flags & (SUBLET_PIN_READ | SUBLET_PIN_WRITE)) || (flags & ~PIN_FLAGS) ||
 	    sublet__mm_range(mm, addr, bytes, &vpn, &pages))
@@ -230,7 +243,7 @@ int sublet_pin(struct sublet_mm *mm, const void *addr, uint64_t bytes, uint32_t 
 				    .addr = (uint64_t)(uintptr_t)addr,
 				    .bytes = bytes };
 	uint64_t until_ns = 0;
-	int err = gate_is_closed(mm, vpn, pages) ? pin_at_gate(pin, mm, &until_ns) : 0;
+	err = gate_is_closed(mm, vpn, pages) ? pin_at_gate(pin, mm, &until_ns) : 0;
 	if (!err)
 		err = pin_try(pin, mm, owner);
 	if (err == ENGINE_SHARED)
@@ -239,22 +252,29 @@ int sublet_pin(struct sublet_mm *mm, const void *addr, uint64_t bytes, uint32_t 
 		return err;
 	if (owner && !(flags & SUBLET_PIN_LONGTERM))
 		pin->record = sublet__pin_list_add(mm, pin->addr, bytes, flags, owner);
+	if (pin->flags & PIN_HAS_PLAIN)
+		a64_add_relaxed(&mm->plain_pins, 1);
 	pin->mm = mm;
 	return 0;
 }
 
 int sublet_unpin(struct sublet_pin *pin)
 {
-	struct sublet_mm *mm = pin->mm;
-	uint32_t vpn = (uint32_t)pin->first, pages = (uint32_t)pin->pages;
+	struct sublet_mm *mm = pin ? pin->mm : NULL;
+	int err = call_mm(mm);
 
-	if (!mm || !pages)
+	if (err)
+		return err;
+	uint32_t vpn = (uint32_t)pin->first, pages = (uint32_t)pin->pages;
+	if (!pages)
 		return -EINVAL;
 	pin->mm = NULL;
 	if (pin->record != PIN_UNLISTED && !sublet__pin_list_remove(mm->arena, pin->record))
 		return -EINVAL; /* a copy of a pin that is gone */
 	if (!(pin->flags & SUBLET_PIN_LONGTERM)) {
 		pages_unpin(mm, vpn, vpn + pages);
+		if (pin->flags & PIN_HAS_PLAIN)
+			a64_sub_relaxed(&mm->plain_pins, 1);
 		return 0;
 	}
 	sublet__longterm_unpin(mm, vpn, pages);
@@ -264,6 +284,8 @@ int sublet_unpin(struct sublet_pin *pin)
 
 void sublet_pin_limit(struct sublet_mm *mm, uint64_t bytes)
 {
+	if (call_mm(mm))
+		return;
 	a64_store_relaxed(&mm->longterm_limit_pages, bytes >> frames_bytes_shift(mm->arena));
 }
 
@@ -331,7 +353,11 @@ static int extents_fill(struct sublet_mm *mm, uint64_t addr, uint64_t bytes, uin
 int sublet_pin_extents(const struct sublet_pin *pin, uint64_t from_bytes, struct sublet_extent *extents,
 		       uint32_t count)
 {
-	if (!pin->mm || from_bytes > pin->bytes || !count || count > INT32_MAX)
+	int err = pin && extents ? call_mm(pin->mm) : -EINVAL;
+
+	if (err)
+		return err;
+	if (from_bytes > pin->bytes || !count || count > INT32_MAX)
 		return -EINVAL;
 	return extents_fill(pin->mm, pin->addr, pin->bytes, from_bytes, true, extents, count);
 }
@@ -340,7 +366,10 @@ int sublet_mm_extents(struct sublet_mm *mm, const void *addr, uint64_t bytes, ui
 		      struct sublet_extent *extents, uint32_t count)
 {
 	uint32_t vpn, pages;
+	int err = extents ? call_mm(mm) : -EINVAL;
 
+	if (err)
+		return err;
 	if (sublet__mm_range(mm, addr, bytes, &vpn, &pages) || from_bytes > bytes || !count ||
 	    count > INT32_MAX)
 		return -EINVAL;

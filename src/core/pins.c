@@ -14,7 +14,7 @@
  *
  * A member that was read new was written after WRITING, which the second look at state then sees.
  */
-#include "core/engine.h"
+#include "core/call.h"
 
 #include <sublet/pin.h>
 
@@ -150,6 +150,8 @@ size_t sublet_pin_list(struct sublet_arena *arena, uint64_t *next, size_t count,
 {
 	size_t n = 0;
 
+	if (!next || !out || call_arena(arena))
+		return 0;
 	for (; n < count && *next < a32_load_acquire(&arena->pins_high); (*next)++)
 		n += record_read(arena, (uint32_t)*next, &out[n]);
 	return n;
@@ -173,4 +175,26 @@ bool sublet__pin_owner(struct sublet_mm *mm, uint32_t vpn, uint32_t pages, char 
 		found = true;
 	}
 	return found;
+}
+
+bool sublet__pins_any(struct sublet_arena *arena)
+{
+	for (uint32_t i = 0; i < a32_load_acquire(&arena->mm_count); i++)
+		if (a64_load_relaxed(&arena->mm[i]->plain_pins))
+			return true;
+	for (uint32_t pfn = 0; pfn < arena->frames_total;) {
+		const struct sublet__pageblock *pb = pageblock_of(arena, pfn);
+		uint32_t word = a32_load_acquire(&arena->frames[pfn].word);
+		bool is_first = !(pfn & ((1u << arena->pageblock_order) - 1));
+		if (is_first && !sublet__account_get(pb, ACCOUNT_MOVABLE) &&
+		    !sublet__account_get(pb, ACCOUNT_HELD)) {
+			pfn += 1u << arena->pageblock_order;
+			continue;
+		}
+		if ((word & FRAME_HEAD) && word_state(word) == FRAME_MOVABLE &&
+		    (a32_load_relaxed(&arena->frames[pfn].ref) & REF_COUNT_MASK))
+			return true;
+		pfn += (word & FRAME_HEAD) ? 1u << word_order(word) : 1;
+	}
+	return false;
 }

@@ -169,6 +169,7 @@ struct sublet__mm_ops {
 
 enum sublet__mm_features {
 	SUBLET__MM_TRACK = 1u << 0, /* track and dirty are there: pre-copy is possible */
+	SUBLET__MM_STAYS = 1u << 1, /* block and track answer -EOPNOTSUPP, for good: nothing of it moves */
 };
 
 /* Facts about the platform, fixed while the arena lives. */
@@ -178,6 +179,8 @@ struct sublet__platform {
 	uint32_t frame_shift;   /* log2 of the frame size in bytes: 12 or 21 */
 	uint32_t run_pages_max; /* largest run to block at once, a power of two <= SUBLET__RUN_PAGES_MAX */
 	uint32_t workers;       /* most threads that parallel() uses, the caller included */
+	/* 1 as long as the arena lives, in the process that made it; 0 in a child of fork(). NULL: there are none. */
+	const uint32_t *here;
 };
 
 /* One address space, as announced to sublet__mm_create. */

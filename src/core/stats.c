@@ -5,7 +5,7 @@
  *
  * Histograms are log-linear with 4 buckets to a power of two: a percentile is right to within 19 %.
  */
-#include "core/engine.h"
+#include "core/call.h"
 
 #include <sublet/notifier.h>
 
@@ -39,7 +39,7 @@ uint64_t sublet_histogram_percentile_ns(const struct sublet_histogram *h, uint32
 {
 	uint64_t below = 0, want;
 
-	if (!h->count)
+	if (!h || !h->count)
 		return 0;
 	want = (h->count * (permille < 1000 ? permille : 1000) + 999) / 1000;
 	for (uint32_t i = 0; i < SUBLET_HISTOGRAM_BUCKETS; i++) {
@@ -130,12 +130,15 @@ static void mms_read(struct sublet_arena *arena, struct sublet_stats *s)
 
 int sublet_arena_stats(struct sublet_arena *arena, struct sublet_stats *stats)
 {
-	uint32_t shift = frames_bytes_shift(arena);
-	uint64_t bytes[ACCOUNTS], size = stats->size_bytes;
-	struct sublet_stats s = { .size_bytes = size };
+	int err = call_arena(arena);
 
-	if (size < sizeof size)
-		return -EINVAL;
+	if (!err)
+		err = sublet__struct_out_check(stats, FIRST_STATS);
+	if (err)
+		return err;
+	uint32_t shift = frames_bytes_shift(arena);
+	uint64_t bytes[ACCOUNTS];
+	struct sublet_stats s = { 0 };
 	s.area_bytes = (uint64_t)arena->zone[ZONE_AREA].frames << shift;
 	s.normal_bytes = (uint64_t)arena->zone[ZONE_NORMAL].frames << shift;
 	zone_read(arena, &arena->zone[ZONE_AREA], bytes);
@@ -158,15 +161,18 @@ int sublet_arena_stats(struct sublet_arena *arena, struct sublet_stats *stats)
 	counters_read(arena, &s);
 	histogram_read(&arena->claim_ns, &s.claim_ns);
 	histogram_read(&arena->blocked_ns, &s.blocked_ns);
-	memcpy(stats, &s, size < sizeof s ? (size_t)size : sizeof s);
+	sublet__struct_out(stats, &s, sizeof s);
 	return 0;
 }
 
 size_t sublet_arena_pageblocks(struct sublet_arena *arena, size_t first, size_t count,
 			       struct sublet_pageblock *out)
 {
-	size_t blocks = arena->zone[ZONE_AREA].frames >> arena->pageblock_order, done = 0;
+	size_t done = 0;
 
+	if (!out || call_arena(arena))
+		return 0;
+	size_t blocks = arena->zone[ZONE_AREA].frames >> arena->pageblock_order;
 	for (; done < count && first + done < blocks && first + done >= first; done++) {
 		/* one load: the six counts belong together */
 		uint64_t counts = a64_load_relaxed(&arena->pageblocks[first + done].counts);

@@ -47,13 +47,15 @@ void sublet__window_touch(struct sublet_arena *arena, uint32_t pageblock)
 	a64_or_seq_cst(top, top_bit);
 }
 
-static uint64_t block_cost(const struct sublet__pageblock *pb)
+static uint64_t block_cost(const struct sublet_arena *arena, const struct sublet__pageblock *pb)
 {
 	uint64_t cost = (uint64_t)sublet__account_get(pb, ACCOUNT_MOVABLE) * COST_COPY +
 			(uint64_t)sublet__account_get(pb, ACCOUNT_DISCARDABLE) * COST_DROP;
 
 	if (sublet__account_get(pb, ACCOUNT_CLAIMED) || sublet__account_get(pb, ACCOUNT_HELD) ||
 	    sublet__account_get(pb, ACCOUNT_ISOLATED) || a32_load_acquire(&pb->isolated))
+		cost += WINDOW_BLOCKED;
+	if (a32_load_relaxed(&arena->stays) && sublet__account_get(pb, ACCOUNT_MOVABLE))
 		cost += WINDOW_BLOCKED;
 	if (a32_load_relaxed(&pb->stuck))
 		cost += WINDOW_STUCK;
@@ -64,7 +66,7 @@ static void leaf_update(struct sublet_arena *arena, uint32_t pageblock)
 {
 	uint32_t node = arena->tree_leaves + pageblock;
 
-	arena->tree_sum[node] = arena->tree_min[node] = block_cost(&arena->pageblocks[pageblock]);
+	arena->tree_sum[node] = arena->tree_min[node] = block_cost(arena, &arena->pageblocks[pageblock]);
 	for (node /= 2; node; node /= 2) {
 		uint64_t left = arena->tree_min[2 * node], right = arena->tree_min[2 * node + 1];
 		arena->tree_sum[node] = arena->tree_sum[2 * node] + arena->tree_sum[2 * node + 1];

@@ -424,23 +424,27 @@ static const struct sublet_device_ops soft_ops = {
 static int options_read(const struct sublet_soft_options *given, struct sublet_soft_options *o)
 {
 	*o = (struct sublet_soft_options){ 0 };
-	if (given && sublet__options_copy(o, sizeof *o, given, given->size_bytes, sizeof o->size_bytes))
-		return -EINVAL;
+	int err = given ? sublet__struct_in(o, sizeof *o, given, FIRST_SOFT_OPTIONS) : 0;
+	if (err)
+		return err;
 	o->name = o->name ? o->name : "soft";
 	o->aperture_bytes = o->aperture_bytes ? o->aperture_bytes : APERTURE_BYTES;
 	o->jobs_max = o->jobs_max ? o->jobs_max : JOBS_MAX;
 	o->bos_max = o->bos_max ? o->bos_max : BOS_MAX;
-	return o->reserved ? -EINVAL : 0;
+	return o->reserved || o->jobs_max > QUEUE_MAX ? -EINVAL : 0;
 }
 
 int sublet_device_open_soft(struct sublet_arena *arena, const struct sublet_soft_options *options,
 			    struct sublet_device **out)
 {
-	const struct sublet__platform *p = &arena->platform;
 	struct sublet_soft_options o;
+	int err = out ? call_arena(arena) : -EINVAL;
 
-	if (options_read(options, &o) || o.jobs_max > QUEUE_MAX)
-		return -EINVAL;
+	if (!err)
+		err = options_read(options, &o);
+	if (err)
+		return err;
+	const struct sublet__platform *p = &arena->platform;
 	const struct sublet_device_limits limits = {
 		SUBLET_OPTIONS(sublet_device_limits),
 		.name = o.name,
@@ -462,7 +466,7 @@ int sublet_device_open_soft(struct sublet_arena *arena, const struct sublet_soft
 	soft->bytes_per_s = o.bytes_per_s;
 	soft->delay_ns = o.delay_ns;
 	soft->jobs_max = o.jobs_max;
-	int err = sublet_device_create(arena, &soft_ops, soft, &limits, &soft->device);
+	err = sublet_device_create(arena, &soft_ops, soft, &limits, &soft->device);
 	if (err) {
 		p->ops->unreserve(p->ctx, soft, bytes);
 		return err;
@@ -481,6 +485,10 @@ int sublet_device_open_soft(struct sublet_arena *arena, const struct sublet_soft
 
 int sublet_device_soft_fault(struct sublet_device *device, enum sublet_soft_fault fault)
 {
+	int err = call_device(device);
+
+	if (err)
+		return err;
 	if (device->ops.submit != soft_submit || (unsigned int)fault < SUBLET_SOFT_HANG ||
 	    (unsigned int)fault > SUBLET_SOFT_DIE)
 		return -EINVAL;

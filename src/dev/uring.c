@@ -349,8 +349,9 @@ static struct uring *uring_new(uint32_t jobs_max)
 static int options_read(const struct sublet_uring_options *given, struct sublet_uring_options *o)
 {
 	*o = (struct sublet_uring_options){ 0 };
-	if (given && sublet__options_copy(o, sizeof *o, given, given->size_bytes, sizeof o->size_bytes))
-		return -EINVAL;
+	int err = given ? sublet__struct_in(o, sizeof *o, given, FIRST_URING_OPTIONS) : 0;
+	if (err)
+		return err;
 	o->name = o->name ? o->name : "uring";
 	o->jobs_max = o->jobs_max ? o->jobs_max : JOBS_MAX;
 	o->bos_max = o->bos_max ? o->bos_max : BOS_MAX;
@@ -362,8 +363,10 @@ int sublet_device_open_uring(struct sublet_arena *arena, const struct sublet_uri
 {
 	struct sublet_arena_info info = { SUBLET_OPTIONS(sublet_arena_info) };
 	struct sublet_uring_options o;
-	int err = options_read(options, &o);
+	int err = out ? call_arena(arena) : -EINVAL;
 
+	if (!err)
+		err = options_read(options, &o);
 	if (!err)
 		err = sublet_arena_info(arena, &info);
 	/* There one thread runs at a time, and io_uring_enter() is not known as a call that may wait: all stand still. */

@@ -7,11 +7,10 @@
  * teardown is the same list backwards, so a failed creation and a destroy share their code: each
  * step is undone only if `step` says that it was reached.
  *
- * Option structs begin with their size. A shorter one than ours is from an older program: what it
- * does not know is 0, the default. A longer one is from a newer program: it is accepted if what we
- * do not know is 0.
+ * Destroy refuses what would lead nowhere afterwards (sublet__arena_busy) before it stops anything; what serves others,
+ * and notifiers, are told.
  */
-#include "core/engine.h"
+#include "core/call.h"
 #include "linux/fork.h"
 #include "linux/instance.h"
 #include "linux/limit.h"
@@ -36,7 +35,7 @@
 #define WINDOW_MAX_PAGES     ((uint64_t)1 << 31) /* the engine counts them, rounded up to blocks, in 32 bits */
 
 /* How far creation came. */
-enum step { STEP_NONE, STEP_BACKING, STEP_MM, STEP_PLATFORM, STEP_ENGINE };
+enum step { STEP_NONE, STEP_HERE, STEP_BACKING, STEP_MM, STEP_PLATFORM, STEP_ENGINE };
 
 const char *sublet_version(void)
 {
@@ -50,27 +49,10 @@ struct sublet__instance *sublet__instance_of(struct sublet_arena *arena)
 
 struct sublet_mm *sublet_arena_mm(struct sublet_arena *arena)
 {
-	return sublet__arena_mm(arena, 0);
+	return arena ? sublet__arena_mm(arena, 0) : NULL;
 }
 
 /* ---- options ---- */
-
-static int options_read(struct sublet_arena_options *o, const struct sublet_arena_options *given)
-{
-	uint64_t bytes;
-
-	if (!given)
-		return -EINVAL;
-	bytes = given->size_bytes;
-	if (bytes < sizeof given->size_bytes || bytes > 4096)
-		return -EINVAL;
-	for (uint64_t i = sizeof *o; i < bytes; i++)
-		if (((const unsigned char *)given)[i])
-			return -EINVAL;
-	memset(o, 0, sizeof *o);
-	memcpy(o, given, bytes < sizeof *o ? bytes : sizeof *o);
-	return 0;
-}
 
 /* Round up to 2 MiB; false where that does not fit. */
 static bool round_up(uint64_t *bytes)
@@ -133,6 +115,8 @@ static void undo(struct sublet__instance *in, enum step step)
 		sublet__arena_fini(in->arena);
 	if (step >= STEP_BACKING)
 		sublet__backing_close(&in->backing);
+	if (step >= STEP_HERE)
+		sublet__here_close(in->here);
 	munmap(in, sizeof *in);
 }
 
@@ -142,6 +126,7 @@ static int engine_open(struct sublet__instance *in, const struct sublet_arena_op
 		.platform = {
 			.ops = &sublet__linux_platform_ops,
 			.ctx = &in->platform,
+			.here = in->here,
 			.frame_shift = in->backing.frame_shift,
 			.run_pages_max = sublet__linux_mm_run_pages(&in->mm[0]),
 			.workers = in->platform.workers,
@@ -195,6 +180,10 @@ static int build(struct sublet__instance *in, const struct sublet_arena_options 
 	in->area_bytes = o->area_bytes;
 	in->normal_bytes = o->normal_bytes;
 	in->mapping_limit = o->mapping_limit;
+	err = sublet__here_open(&in->here);
+	if (err)
+		goto out;
+	step = STEP_HERE;
 	err = sublet__backing_open(&in->backing, o, o->area_bytes + o->normal_bytes);
 	if (err)
 		goto out;
@@ -221,7 +210,7 @@ static int create(const struct sublet_arena_options *given, struct sublet_arena 
 {
 	struct sublet_arena_options o;
 	static sublet__a32 told;
-	int err = arena ? options_read(&o, given) : -EINVAL;
+	int err = arena ? sublet__struct_in(&o, sizeof o, given, FIRST_ARENA_OPTIONS) : -EINVAL;
 	bool window_is_given = !err && o.window_bytes;
 
 	if (!err)
@@ -251,17 +240,20 @@ int sublet_arena_create(const struct sublet_arena_options *options, struct suble
 	return err;
 }
 
-void sublet_arena_destroy(struct sublet_arena *arena)
+int sublet_arena_destroy(struct sublet_arena *arena)
 {
 	struct sublet__instance *in;
 	int cancel_state;
 
 	if (!arena)
-		return;
-	in = sublet__instance_of(arena);
+		return 0;
 	/* A child has neither its threads nor its linear map; what it has is ordinary memory in use. */
-	if (a32_load_acquire(&in->in_child))
-		return;
+	int err = call_arena(arena);
+	if (!err)
+		err = sublet__arena_busy(arena);
+	if (err)
+		return err;
+	in = sublet__instance_of(arena);
 	pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, &cancel_state);
 	for (uint32_t i = 0; i < in->companions; i++)
 		if (in->companion[i].stop)
@@ -272,6 +264,7 @@ void sublet_arena_destroy(struct sublet_arena *arena)
 	sublet__arena_exit(in->arena);
 	undo(in, STEP_ENGINE);
 	pthread_setcancelstate(cancel_state, NULL);
+	return 0;
 }
 
 /* ---- further address spaces ---- */
@@ -297,9 +290,12 @@ static int mm_create(struct sublet__instance *in)
 
 int sublet_arena_mm_add(struct sublet_arena *arena, struct sublet_mm **mm)
 {
-	struct sublet__instance *in = sublet__instance_of(arena);
-	int err = -EBUSY;
+	int err = mm ? call_arena(arena) : -EINVAL;
 
+	if (err)
+		return err;
+	struct sublet__instance *in = sublet__instance_of(arena);
+	err = -EBUSY;
 	/* Companions have a table of descriptors of their own, in which a new mm's would be missing. */
 	sublet__lock(&in->companion_lock);
 	if (!in->companions)
@@ -317,11 +313,14 @@ int sublet_arena_info(struct sublet_arena *arena, struct sublet_arena_info *info
 	const struct sublet__instance *in;
 	struct sublet_arena_info all;
 
-	if (!arena || !info || info->size_bytes < sizeof info->size_bytes)
-		return -EINVAL;
+	int err = call_arena(arena);
+
+	if (!err)
+		err = sublet__struct_out_check(info, FIRST_ARENA_INFO);
+	if (err)
+		return err;
 	in = sublet__instance_of(arena);
 	all = (struct sublet_arena_info){
-		.size_bytes = info->size_bytes,
 		.backing = in->backing.kind,
 		.technique = in->mm[0].technique,
 		.frame_bytes = (uint64_t)1 << in->backing.frame_shift,
@@ -334,7 +333,7 @@ int sublet_arena_info(struct sublet_arena *arena, struct sublet_arena_info *info
 		.mapping_limit = in->mapping_limit,
 		.metadata_bytes = sublet__arena_metadata_bytes(arena),
 	};
-	memcpy(info, &all, info->size_bytes < sizeof all ? info->size_bytes : sizeof all);
+	sublet__struct_out(info, &all, sizeof all);
 	return 0;
 }
 

@@ -177,6 +177,12 @@ static int populate(struct sublet__backing *b)
 	return 0;
 }
 
+/* Whether it is the caller's mapping that does not do: it may not be written, or there is none at those addresses. */
+static bool is_no_memory(const struct sublet__backing *b, int err)
+{
+	return err == -EOPNOTSUPP || (madvise(b->linear, b->bytes, MADV_NORMAL) && errno == ENOMEM);
+}
+
 static int map_linear(struct sublet__backing *b, void *given)
 {
 	int err;
@@ -194,7 +200,7 @@ static int map_linear(struct sublet__backing *b, void *given)
 	}
 	err = populate(b);
 	if (err)
-		return given && err == -ENOMEM ? -EINVAL : err;
+		return given && is_no_memory(b, err) ? -EINVAL : err;
 	/* A child would keep the frames, and see every later owner's bytes; a core dump would hold it all. */
 	if (madvise(b->linear, b->bytes, MADV_DONTFORK) || madvise(b->linear, b->bytes, MADV_DONTDUMP))
 		return -ENOMEM;
@@ -246,6 +252,14 @@ static int seal(int fd)
 	return fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_SEAL) ? -errno : 0;
 }
 
+/* Not every refusal means that the kernel has no such memory: there may be no descriptor left, or no memory. */
+static int no_file(enum sublet_backing kind, int err)
+{
+	if (err == -EMFILE || err == -ENFILE || err == -ENOMEM)
+		return err;
+	return kind == SUBLET_BACKING_THP || err == -EINVAL || err == -ENOENT ? -EOPNOTSUPP : err;
+}
+
 static int open_file(enum sublet_backing kind, uint64_t bytes)
 {
 	unsigned int flags = MFD_CLOEXEC;
@@ -262,8 +276,7 @@ static int open_file(enum sublet_backing kind, uint64_t bytes)
 	else
 		fd = open_memfd(flags);
 	if (fd < 0)
-		return kind == SUBLET_BACKING_THP || errno == EINVAL || errno == ENOENT ? -EOPNOTSUPP
-											: -errno;
+		return no_file(kind, kind == SUBLET_BACKING_THP ? fd : -errno);
 	if (ftruncate(fd, (off_t)bytes)) {
 		int err = errno == EINVAL ? -EOPNOTSUPP : -ENOMEM;
 		close(fd);

@@ -84,7 +84,6 @@ static const int allowed[] = {
 	SYS_read,
 	SYS_pread64,
 	SYS_write,
-	SYS_close,
 	SYS_fstat,
 	SYS_ftruncate,
 	SYS_memfd_create,
@@ -93,8 +92,7 @@ static const int allowed[] = {
 	SYS_getsockopt,
 	SYS_sendmsg,
 	SYS_sendto,
-	SYS_recvmsg,
-	SYS_recvfrom,
+	SYS_recvfrom, /* not recvmsg, which takes descriptors */
 	SYS_shutdown,
 	/* itself, and whether others live */
 	SYS_gettid,
@@ -102,7 +100,6 @@ static const int allowed[] = {
 	SYS_getcpu,
 	SYS_sched_getaffinity,
 	SYS_sched_setaffinity,
-	SYS_setpriority,
 	SYS_rt_sigprocmask,
 	SYS_rt_sigreturn,
 	SYS_kcmp,
@@ -166,6 +163,28 @@ static void allow_values(struct program *p, int number, uint32_t i, const uint32
 	answer(p, false);
 }
 
+/* Of the call `number`: with any other value than this one as argument 0. */
+static void allow_others(struct program *p, int number, uint32_t value)
+{
+	add(p, (struct sock_filter)BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, (uint32_t)number, 0, 4));
+	load(p, argument(0));
+	add(p, (struct sock_filter)BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, value, 1, 0));
+	answer(p, true);
+	answer(p, false);
+}
+
+/* Of the call `number`: only with 0 as its first two arguments. */
+static void allow_zeros(struct program *p, int number)
+{
+	add(p, (struct sock_filter)BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, (uint32_t)number, 0, 6));
+	load(p, argument(0));
+	add(p, (struct sock_filter)BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, 0, 0, 3));
+	load(p, argument(1));
+	add(p, (struct sock_filter)BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, 0, 0, 1));
+	answer(p, true);
+	answer(p, false);
+}
+
 /* Of the call `number`: only without PROT_EXEC in its third argument. */
 static void allow_no_code(struct program *p, int number)
 {
@@ -194,6 +213,9 @@ static void build(struct program *p, int program_pidfd, bool can_remove)
 	allow_values(p, SYS_fcntl, 1, fcntls, COUNT(fcntls));
 	allow_values(p, SYS_prctl, 0, prctls, COUNT(prctls));
 	allow_values(p, SYS_clone, 0, &clone_flags, 1);
+	allow_zeros(p, SYS_setpriority); /* PRIO_PROCESS, of the calling thread */
+	/* Its number would go to the next pidfd_open, of any process, and the right to signal with it. */
+	allow_others(p, SYS_close, pidfd);
 	if (can_remove)
 		allow_if(p, SYS_unlinkat);
 	if (program_pidfd >= 0)
@@ -220,7 +242,9 @@ static int capabilities_drop(void)
 /* From here on files can be removed from this directory only. False: the kernel cannot do that. */
 static bool removal_limit(int dir)
 {
-	const struct landlock_ruleset_attr rules = { .handled_access_fs = LANDLOCK_ACCESS_FS_REMOVE_FILE };
+	/* Directories are not to be removed anywhere. */
+	const struct landlock_ruleset_attr rules = { .handled_access_fs = LANDLOCK_ACCESS_FS_REMOVE_FILE |
+									  LANDLOCK_ACCESS_FS_REMOVE_DIR };
 	const struct landlock_path_beneath_attr beneath = { .allowed_access = LANDLOCK_ACCESS_FS_REMOVE_FILE,
 							    .parent_fd = dir };
 	long set = dir < 0 ? -1 : syscall(SYS_landlock_create_ruleset, &rules, sizeof rules, 0u);

@@ -10,9 +10,9 @@
 #include <stdio.h>
 #include <string.h>
 
-static const char *kind_text(uint32_t kind)
+static const char *kind_text(const struct sublet_blocker *b)
 {
-	switch (kind) {
+	switch (b->kind) {
 	case SUBLET_BLOCKER_PIN:
 		return "a short pin that was not released in time";
 	case SUBLET_BLOCKER_CLAIM:
@@ -26,7 +26,8 @@ static const char *kind_text(uint32_t kind)
 	case SUBLET_BLOCKER_NOROOM:
 		return "no room to move to";
 	case SUBLET_BLOCKER_PLATFORM:
-		return "the system refused a step";
+		return b->error == -EOPNOTSUPP ? "memory that does not move under valgrind"
+					       : "the system refused a step";
 	case SUBLET_BLOCKER_NOTIFIER:
 		return "a device, or whoever else was told, that did not let go in time";
 	case SUBLET_BLOCKER_WATCHED:
@@ -53,7 +54,7 @@ int sublet_blocker_describe(const struct sublet_claim *claim, uint32_t i, char *
 {
 	char size[32], at[40] = "", who[SUBLET_OWNER_BYTES + 48] = "", age[40] = "";
 
-	if (i >= claim->blocker_count || i >= SUBLET_BLOCKERS_MAX)
+	if (!claim || (!text && bytes) || i >= claim->blocker_count || i >= SUBLET_BLOCKERS_MAX)
 		return -EINVAL;
 	const struct sublet_blocker *b = &claim->blockers[i];
 
@@ -62,11 +63,11 @@ int sublet_blocker_describe(const struct sublet_claim *claim, uint32_t i, char *
 		snprintf(at, sizeof at, " at 0x%llx", (unsigned long long)b->offset_bytes);
 	if (b->kind == SUBLET_BLOCKER_CHILD && b->error)
 		snprintf(who, sizeof who, " (pid %d)", b->error);
-	else if (b->kind == SUBLET_BLOCKER_PLATFORM)
+	else if (b->kind == SUBLET_BLOCKER_PLATFORM && b->error != -EOPNOTSUPP)
 		snprintf(who, sizeof who, " (%s)", strerror(-b->error));
 	else if (b->owner[0])
 		snprintf(who, sizeof who, " '%.*s'", SUBLET_OWNER_BYTES, b->owner);
 	if (b->age_ns)
 		snprintf(age, sizeof age, ", %.1f s old", (double)b->age_ns / 1e9);
-	return snprintf(text, bytes, "%s%s: %s%s%s", size, at, kind_text(b->kind), who, age);
+	return snprintf(text, bytes, "%s%s: %s%s%s", size, at, kind_text(b), who, age);
 }

@@ -5,7 +5,6 @@
  * Facts are found by trying the very calls that an arena would make: version numbers lie on
  * distribution kernels, and permissions depend on sandboxes that no file describes.
  */
-#include "linux/cgroup.h"
 #include "linux/copy.h"
 #include "linux/instance.h"
 #include "linux/proc.h"
@@ -68,9 +67,7 @@ static void memory_facts(struct sublet__linux_facts *f)
 {
 	struct sublet__text by;
 
-	f->memory_available_bytes = sublet__memory_available();
-	if (sublet__cgroup_memory_left("", &by) > f->memory_available_bytes)
-		return;
+	f->memory_available_bytes = sublet__memory_left(&by);
 	size_t bytes = by.bytes < sizeof f->memory_limit ? by.bytes : sizeof f->memory_limit - 1;
 	memcpy(f->memory_limit, by.data, bytes);
 	f->memory_limit[bytes] = 0;

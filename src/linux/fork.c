@@ -8,7 +8,7 @@
  *   prepare   every lent mapping of every arena turns private (sublet__mm_fork_begin); a token is mapped (token.c)
  *   fork      ordinary copy-on-write for both
  *   parent    unmaps the token, lets the engine go on (sublet__mm_fork_end)
- *   child     signs the token; its arenas are plain memory from now on (in_child)
+ *   child     signs the token, as its own children will; its arenas are plain memory from now on (in_child)
  *   watcher   a thread; when all tokens are free, no process sees the frames any more: shared again
  *             (sublet__mm_fork_restore)
  *
@@ -24,8 +24,9 @@
  * In a program with a helper process (helper.c) the descriptors are the helper's. There prepare and parent are orders to a
  * task of their own, which is not the watcher: a fork must not wait until the watcher has copied an earlier snapshot home.
  *
- * A fork may be refused: no memory to keep a child apart (-ENOMEM), or a pin of lent memory, or a device that writes
- * into it, that does not end (-EAGAIN, after a second). Handlers of pthread_atfork cannot refuse; there the process is stopped.
+ * A pin of lent memory, or a device that works on it, refuses no fork: it is waited for, a second at most in all, then
+ * that memory is left out of the child. A fork may be refused where there is no memory to keep a child apart (-ENOMEM), or
+ * where the helper process has ended (-EPIPE). Handlers of pthread_atfork cannot refuse; there the process is stopped.
  *
  * From prepare to the end of its fork a thread cannot be cancelled: memory would stay private for ever.
  *
@@ -44,6 +45,7 @@
 #include <stdlib.h>
 
 #define TOKENS_MAX    64u
+#define INHERITED_MAX 8u  /* what is more is not signed: a claim names nobody then */
 #define PREPARE_TRIES 100 /* a millisecond apart, where the alternative is to stop the process */
 #define LOOK_MIN_NS   (500 * SUBLET_US)
 #define LOOK_MAX_NS   (50 * SUBLET_MS)
@@ -59,6 +61,10 @@ struct fork_here {
 };
 
 static __thread struct fork_here here __attribute__((tls_model("initial-exec")));
+
+/* In a child: the pages that it has from those before it. More than one only where children made arenas themselves. */
+static struct sublet__token_page *inherited[INHERITED_MAX];
+static uint32_t inherited_count;
 
 /*
  * One for the process, as pthread_atfork is. Guarded by lock, but for the futex words. The watcher
@@ -113,11 +119,11 @@ static void mms_end(struct sublet__instance *in, uint32_t count)
 }
 
 /* All mms of an arena or none. Lock held. */
-static int mms_begin(struct sublet__instance *in)
+static int mms_begin(struct sublet__instance *in, uint64_t until_ns)
 {
 	in->fork_epoch++;
 	for (uint32_t i = 0; i < in->mms; i++) {
-		int err = sublet__mm_fork_begin(sublet__arena_mm(in->arena, i));
+		int err = sublet__mm_fork_begin(sublet__arena_mm(in->arena, i), until_ns);
 		if (err) {
 			mms_end(in, i + 1);
 			in->fork_epoch++;
@@ -137,10 +143,10 @@ static void end_all(const struct sublet__instance *until)
 }
 
 /* Lock held. All arenas or none. */
-static int begin_all(void)
+static int begin_all(uint64_t until_ns)
 {
 	for (struct sublet__instance *in = forks.first; in; in = in->next) {
-		int err = mms_begin(in);
+		int err = mms_begin(in, until_ns);
 		if (err) {
 			end_all(in);
 			return err;
@@ -175,6 +181,8 @@ static struct sublet__token_page *token_take(void)
 struct fork_call {
 	struct sublet__token_page *page;
 	bool any;
+	uint64_t
+		until_ns; /* pins and devices are waited for until then; 0: not known before the first attempt */
 };
 
 static int begin_here(void *arg)
@@ -183,9 +191,12 @@ static int begin_here(void *arg)
 	int err = 0;
 
 	lock_from_program();
+	/* Another fork may have waited before: this one waits as long for what it finds. */
+	if (!call->until_ns)
+		call->until_ns = sublet__now_ns() + SUBLET__FORK_WAIT_NS;
 	call->any = forks.first;
 	if (call->any)
-		err = begin_all();
+		err = begin_all(call->until_ns);
 	if (call->any && !err) {
 		call->page = token_take();
 		if (!call->page) {
@@ -219,40 +230,45 @@ static int call_there(int (*fn)(void *arg), struct fork_call *call)
 	return sublet__descriptors_are_here() ? fn(call) : sublet__order_give(&forks.order, fn, call);
 }
 
-static int prepare(void)
+static int prepare(struct fork_call *call)
 {
-	struct fork_call call = { .page = NULL };
 	int cancel_state;
 
 	pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, &cancel_state);
-	int err = call_there(begin_here, &call);
-	if (err || !call.any) {
+	int err = call_there(begin_here, call);
+	if (err || !call->any) {
 		pthread_setcancelstate(cancel_state, NULL);
 		return err;
 	}
-	here = (struct fork_here){ .prepared = true, .page = call.page, .cancel_state = cancel_state };
+	here = (struct fork_here){ .prepared = true, .page = call->page, .cancel_state = cancel_state };
 	return 0;
 }
 
 int sublet__linux_fork_prepare(void)
 {
-	return here.prepared ? 0 : prepare();
+	struct fork_call call = { .page = NULL };
+
+	return here.prepared ? 0 : prepare(&call);
 }
 
 static void on_prepare(void)
 {
+	struct fork_call call = { .page = NULL };
 	int err, tries = 0;
 
 	if (here.prepared)
 		return;
-	while ((err = prepare()) == -ENOMEM && ++tries < PREPARE_TRIES)
+	while ((err = prepare(&call)) == -ENOMEM && ++tries < PREPARE_TRIES)
 		sublet__raw_sleep_ns(SUBLET_MS);
 	if (err) {
-		sublet__complain(err == -EAGAIN ? "a pin or a device does not end its use of lent memory; a "
-						  "child of fork() here would lose what it writes"
-						: "no memory to keep lent memory apart from a child; fork() "
-						  "here would corrupt it",
-				 err);
+		sublet__complain(
+			err == -EPIPE ? "fork() cannot keep lent memory apart from a child, because the "
+					"helper process of this program has ended; do not end it, or use "
+					"posix_spawn()"
+				      : "fork() cannot keep lent memory apart from a child: no memory or no "
+					"kernel mapping is left; free some, raise vm.max_map_count, or use "
+					"posix_spawn()",
+			err);
 		abort();
 	}
 }
@@ -297,9 +313,11 @@ static void on_child(void)
 {
 	struct fork_here mine = here;
 
-	/* Not prepared: no arena existed then. The page stays mapped as long as the memory that it stands for. */
-	if (mine.prepared)
-		sublet__token_sign(mine.page);
+	/* Not prepared: no arena existed then. A page stays mapped as long as the memory that it stands for. */
+	if (mine.prepared && inherited_count < INHERITED_MAX)
+		inherited[inherited_count++] = mine.page;
+	for (uint32_t i = 0; i < inherited_count; i++)
+		sublet__token_sign(inherited[i]);
 	here.prepared = false;
 	for (struct sublet__instance *in = forks.first; in; in = in->next)
 		abandon(in);
@@ -358,10 +376,9 @@ static void tokens_look(void)
 	}
 	if (forks.spare.fd < 0)
 		(void)sublet__token_make(&forks.spare);
-	if (!pid)
-		return;
+	/* Also 0: a name that has died is not to stay. Of hugetlb memory a child has copies, and blocks nothing. */
 	for (struct sublet__instance *in = forks.first; in; in = in->next)
-		for (uint32_t i = 0; i < in->mms; i++)
+		for (uint32_t i = 0; i < in->mms && !in->backing.is_hugetlb; i++)
 			sublet__mm_fork_child(sublet__arena_mm(in->arena, i), pid);
 }
 
@@ -560,7 +577,7 @@ int sublet__fork_add(struct sublet__instance *instance)
 	lock_quiet();
 	err = start();
 	for (uint32_t i = 0; !err && i < forks.pending; i++)
-		err = mms_begin(instance);
+		err = mms_begin(instance, 0); /* nothing is mapped yet, so nothing is waited for */
 	if (!err) {
 		instance->next = forks.first;
 		forks.first = instance;

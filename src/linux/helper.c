@@ -17,8 +17,10 @@
  * When does it end? With the program: at exit, at a signal's, at exec. Nothing signals exec to another process. But the
  * kernel clears the word of set_tid_address when the main thread leaves its address space, by exec or by its end, if
  * somebody else uses that address space, and wakes a futex there; libc has one for the main thread. The helper's first
- * task waits on it. A main thread that ended alone (pthread_exit) looks the same: then the pidfd of the program tells
- * whether it lives, and kcmp whether its address space still is this one.
+ * task waits on it. The kernel wakes one waiter, which may be the wrong one: somebody may join the main thread. So the task
+ * passes the wake on. A main thread that ended alone (pthread_exit) looks the same: then the pidfd of the program tells
+ * whether it lives, and kcmp whether its address space still is this one. A main thread that has ended has none, which
+ * /proc/PID/status says; where there is no /proc, the helper ends with the main thread.
  *
  * How does a thread of the program have something done by a task? By an order: one slot, two futex words, and the same
  * calls that any lock of libc makes. The first task takes orders and never takes a lock of the engine, so a caller
@@ -30,6 +32,7 @@
 #include "linux/helper.h"
 
 #include "linux/platform.h"
+#include "linux/proc.h"
 #include "linux/raw.h"
 
 #include <sublet/types.h>
@@ -148,10 +151,27 @@ static bool program_has_ended(void)
 	return helper.program_pidfd >= 0 && sublet__raw_poll(&p, 1, 0) > 0;
 }
 
+/*
+ * The main thread has left its address space, and not for another one: it ends, and its pid stays the program's. Its state
+ * says so only later.
+ */
+static bool main_thread_has_no_memory(void)
+{
+	char text[4096];
+	long n = sublet__raw_pread(helper.status_fd, text, sizeof text - 1, 0);
+
+	if (n <= 0)
+		return false;
+	text[n] = 0;
+	return n < (long)sizeof text - 1 && !strstr(text, "\nVmSize:");
+}
+
 /* Whether the program still runs in this address space. The main thread has left it. */
 static bool program_is_here(void)
 {
-	return !program_has_ended() &&
+	if (program_has_ended())
+		return false;
+	return main_thread_has_no_memory() ||
 	       syscall(SYS_kcmp, helper.program_pid, syscall(SYS_getpid), KCMP_VM, 0, 0) == 0;
 }
 
@@ -174,6 +194,9 @@ static uint64_t look_after_program(void)
 	}
 	if (!program_is_here())
 		end();
+	/* For a thread that joins the main thread. */
+	if (!helper.looks)
+		(void)syscall(SYS_futex, helper.alive, FUTEX_WAKE, INT_MAX, NULL, NULL, 0);
 	/* An exec clears the word before it changes the address space. */
 	return helper.looks++ < CLOSELY_TIMES ? LOOK_CLOSELY_NS : LOOK_GONE_NS;
 }
@@ -261,6 +284,17 @@ static int first_task(void *arg)
 }
 
 /* ---- start ---- */
+
+bool sublet__helper_is_possible(void)
+{
+	char own[64], of_children[64];
+	long n = syscall(SYS_readlinkat, AT_FDCWD, "/proc/self/ns/pid", own, sizeof own);
+
+	/* Without /proc it is not known, and rare. A namespace without an init yet has no name. */
+	return n <= 0 || (syscall(SYS_readlinkat, AT_FDCWD, "/proc/self/ns/pid_for_children", of_children,
+				  sizeof of_children) == n &&
+			  !memcmp(own, of_children, (size_t)n));
+}
 
 /* With every signal blocked, which the helper inherits. */
 static int clone_first(void *arg)
@@ -405,6 +439,8 @@ static int confine(void *arg)
 	(void)arg;
 	bool can_remove = false;
 
+	/* For its files, which a fork on huge pages will want to read (private.c). */
+	(void)sublet__memory_available();
 	limit_lift(RLIMIT_AS);
 	limit_lift(RLIMIT_DATA);
 	limit_lift(RLIMIT_MEMLOCK);

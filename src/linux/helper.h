@@ -24,6 +24,11 @@
 	 CLONE_PARENT_SETTID | CLONE_CHILD_CLEARTID)
 
 /*
+ * Whether it can be started: not after unshare(CLONE_NEWPID) or setns(), which put the children of a process into another
+ * pid namespace. The first one there is its init, which a helper must not be: with it the namespace ends.
+ */
+bool sublet__helper_is_possible(void);
+/*
  * Start the helper of this process, once, from the main thread while it is the only one. Tasks that are started before
  * sublet__helper_confine run after it. -errno of clone, of memory, or -EOPNOTSUPP; then there is none.
  */

@@ -54,6 +54,7 @@ struct sublet__instance {
 	sublet__a32 again; /* restore once more, whatever restored_epoch says */
 
 	sublet__a32 in_child; /* written once, in a child of fork() */
+	uint32_t *here;       /* a page of its own: 1; 0 in a child */
 };
 
 struct sublet__instance *sublet__instance_of(struct sublet_arena *arena);

@@ -73,6 +73,13 @@ static uint64_t soft_limit(int resource)
 	return getrlimit((__rlimit_resource_t)resource, &limit) ? RLIM_INFINITY : limit.rlim_cur;
 }
 
+static uint64_t hard_limit(int resource)
+{
+	struct rlimit limit;
+
+	return getrlimit((__rlimit_resource_t)resource, &limit) ? RLIM_INFINITY : limit.rlim_max;
+}
+
 /* One of the two limits that count what is mapped, and what of it is taken when an arena is made. */
 struct space {
 	uint64_t limit;
@@ -118,15 +125,14 @@ static bool explain_bytes(struct sublet__text *text, const char *name, const cha
 static bool explain_memory(struct sublet__text *text, uint64_t need)
 {
 	struct sublet__text by;
-	uint64_t left = sublet__memory_available();
-	bool is_group = sublet__cgroup_memory_left("", &by) <= left;
+	uint64_t left = sublet__memory_left(&by);
 
 	if (left >= need)
 		return false;
 	add_kib(text, "it takes ", need, " KiB, and ");
 	add_kib(text, "", left, " KiB are left ");
-	sublet__text_add(text, is_group ? "under the limit in " : "on this machine");
-	sublet__text_add(text, is_group ? by.data : "");
+	sublet__text_add(text, by.data[0] ? "under the limit in " : "on this machine");
+	sublet__text_add(text, by.data);
 	sublet__text_add(text, "; try a smaller --area and --normal");
 	return true;
 }
@@ -196,11 +202,11 @@ static bool explain(int err, const struct sublet_arena_options *o, struct sublet
 		add_kib(text, "", bytes, "` or `ulimit -f unlimited`");
 		return true;
 	case -EMFILE:
-		sublet__text_add(text, "the limit of open files (RLIMIT_NOFILE) is ");
-		sublet__text_add_number(text, soft_limit(RLIMIT_NOFILE));
+		sublet__text_add(text, "the hard limit of open files (RLIMIT_NOFILE) is ");
+		sublet__text_add_number(text, hard_limit(RLIMIT_NOFILE));
 		sublet__text_add(text, "; allow at least ");
 		sublet__text_add_number(text, SUBLET__DESCRIPTORS_LEAST);
-		sublet__text_add(text, " and what the program opens itself: `ulimit -n 1024`");
+		sublet__text_add(text, ": `ulimit -Hn 1024`");
 		return true;
 	default:
 		return false;

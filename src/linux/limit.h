@@ -5,7 +5,10 @@
 
 #include <sublet/arena.h>
 
-/* Open files of a lent program at its start: some twenty, and those that the program itself begins with. */
+/*
+ * Open files of the helper process: some twenty, and those of the connections that it serves. Its soft limit is the hard
+ * one.
+ */
 #define SUBLET__DESCRIPTORS_LEAST 32u
 /* Ordinary memory beside an arena, of its threads, its server and malloc's own structures; in bytes. */
 #define SUBLET__BESIDE_BYTES (16 * SUBLET_MIB)

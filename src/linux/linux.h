@@ -63,8 +63,9 @@ int sublet__linux_companion_add(struct sublet_arena *arena, const struct sublet_
 /*
  * Fork, for a layer that interposes fork() itself. The pthread_atfork handlers of this layer abort
  * the process when lent memory cannot be kept apart from a child, because they cannot refuse;
- * sublet__linux_fork_prepare called just before by the same thread can: -ENOMEM, or -EAGAIN when a device
- * did not end its use of lent memory within a second, and fork() must not be called (it answers the same).
+ * sublet__linux_fork_prepare called just before by the same thread can: -ENOMEM, or -EPIPE when the helper
+ * process has ended, and fork() must not be called (it answers the same). What is pinned, or used by a device, for more
+ * than a second is no error: the child does not have it (core/arena.h).
  * After 0 either fork() follows (the handlers then know) or sublet__linux_fork_cancel; until then the
  * thread is not cancelled. A process that comes without handlers calls sublet__linux_fork_child before it touches
  * lent memory, and its parent sublet__linux_fork_cancel.
@@ -82,11 +83,24 @@ void sublet__linux_fork_child(void);
 void sublet__linux_fork_again(struct sublet_arena *arena);
 
 /*
+ * Whether the program has asked the kernel to lock what it maps from now on, mlockall(MCL_FUTURE): addresses that lent
+ * memory leaves behind are unlocked then, or they would count as locked. Any thread, any time.
+ */
+void sublet__linux_lock_future(bool locks);
+
+/*
  * Whether this process is a child of fork() of the one that created the arena: its lent memory is
  * ordinary copy-on-write memory here, at the same addresses, and no call may be made on the arena
  * but this one and sublet_arena_destroy, which does nothing. Cheap: one load.
  */
 bool sublet__linux_in_child(struct sublet_arena *arena);
+
+/*
+ * A word that is 1 here, and 0 in every child that this process forks, by whatever call: the kernel clears it there. It has a
+ * page of its own. -errno of the mapping
+ */
+int sublet__here_open(uint32_t **here);
+void sublet__here_close(uint32_t *here);
 
 /*
  * Move a new descriptor of ours out of the low numbers: programs choose those by number, and daemons

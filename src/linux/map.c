@@ -77,6 +77,14 @@ int sublet__mm_map_fixed(uintptr_t addr, size_t bytes, int prot, int flags, int 
 		-errno);
 }
 
+/* mlockall(MCL_FUTURE) is in force; of the process, as that is. Relaxed: one call more or less unlocks nothing. */
+static sublet__a32 locks_future;
+
+void sublet__linux_lock_future(bool locks)
+{
+	a32_store_relaxed(&locks_future, locks);
+}
+
 int sublet__mm_map_nothing(uintptr_t addr, size_t bytes)
 {
 	int err = sublet__mm_map_fixed(addr, bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE,
@@ -85,6 +93,8 @@ int sublet__mm_map_nothing(uintptr_t addr, size_t bytes)
 	/* As the rest of the window, with which it merges. */
 	if (!err)
 		(void)sublet__raw_madvise((void *)addr, bytes, MADV_DONTDUMP);
+	if (!err && a32_load_relaxed(&locks_future))
+		(void)sublet__raw_munlock((void *)addr, bytes);
 	return err;
 }
 
@@ -159,8 +169,7 @@ static int code_there(void *arg)
 	while (sublet__raw_mremap(c->from, c->bytes, flags, c->to) == MAP_FAILED) {
 		int err = -errno;
 		/* A call that failed may have unmapped what was there, and the bytes with it: then it must succeed. */
-		if (mincore(c->to, c->bytes, (unsigned char[SUBLET__RUN_PAGES_MAX]){ 0 }) == 0 ||
-		    errno != ENOMEM || !sublet__mm_must_wait(&tries))
+		if (sublet__mm_is_mapped((uintptr_t)c->to, c->bytes) || !sublet__mm_must_wait(&tries))
 			return err;
 	}
 	return 0;

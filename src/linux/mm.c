@@ -492,7 +492,9 @@ struct sublet__mm_config sublet__linux_mm_config(struct sublet__linux_mm *mm, ui
 		.ctx = mm,
 		.base = mm->base,
 		.pages = (uint32_t)(mm->bytes >> mm->shift),
-		.features = mm->technique == SUBLET_TECHNIQUE_PRECOPY ? SUBLET__MM_TRACK : 0,
+		.features = mm->is_checked                              ? SUBLET__MM_STAYS
+			    : mm->technique == SUBLET_TECHNIQUE_PRECOPY ? SUBLET__MM_TRACK
+									: 0,
 		.mapping_limit = mapping_limit,
 	};
 }

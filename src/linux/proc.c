@@ -24,7 +24,8 @@
 #include <sys/resource.h>
 #include <unistd.h>
 
-#define FD_ROOM 64u /* for an arena, its server, and as many children as usually live at a time */
+#define KEPT_MAX 128u /* files; a control group has four for memory, in each of its ancestors */
+#define FD_ROOM  64u  /* for an arena, its server, and as many children as usually live at a time */
 
 void sublet__text_start(struct sublet__text *text, const char *s)
 {
@@ -53,16 +54,58 @@ void sublet__text_add_number(struct sublet__text *text, uint64_t value)
 	sublet__text_add(text, digits + i);
 }
 
+/*
+ * Files that the helper has read. It may open none once it is confined, so it keeps them. Written by its first task
+ * alone, before the others start. A path is told by a hash of 64 bits.
+ */
+static struct {
+	uint32_t count;
+	struct {
+		uint64_t path;
+		int fd;
+	} file[KEPT_MAX];
+} kept;
+
+static uint64_t path_hash(const char *path)
+{
+	uint64_t hash = 0xcbf29ce484222325u; /* FNV-1a */
+
+	while (*path)
+		hash = (hash ^ (unsigned char)*path++) * 0x100000001b3u;
+	return hash;
+}
+
+/* A descriptor to read from its start; *keep: it stays open. */
+static int open_for_read(int dir, const char *path, bool *keep)
+{
+	uint64_t hash = path_hash(path);
+
+	*keep = false;
+	for (uint32_t i = 0; sublet__helper_is_here() && i < kept.count; i++)
+		if (kept.file[i].path == hash) {
+			*keep = true;
+			return kept.file[i].fd;
+		}
+	int fd = sublet__raw_open(dir, path, O_RDONLY);
+	if (fd < 0 || !sublet__helper_is_here() || kept.count == KEPT_MAX)
+		return fd;
+	*keep = true;
+	kept.file[kept.count].path = hash;
+	kept.file[kept.count++].fd = fd;
+	return fd;
+}
+
 int sublet__proc_read_at(int dir, const char *path, char *data, size_t size)
 {
 	size_t have = 0;
-	int fd = sublet__raw_open(dir, path, O_RDONLY);
+	bool keep;
+	int fd = open_for_read(dir, path, &keep);
 	long n = 1;
 
 	if (fd < 0)
 		return fd;
 	while (have + 1 < size && n) {
-		n = sublet__raw_read(fd, data + have, size - 1 - have);
+		n = sublet__raw_pread(fd, data + have, size - 1 - have, have);
 		if (n == -EINTR)
 			continue;
 		if (n < 0)
@@ -70,7 +113,8 @@ int sublet__proc_read_at(int dir, const char *path, char *data, size_t size)
 		have += (size_t)n;
 	}
 	data[have] = 0;
-	sublet__raw_close(fd);
+	if (!keep)
+		sublet__raw_close(fd);
 	return n < 0 ? (int)n : (int)have;
 }
 
@@ -216,15 +260,24 @@ bool sublet__map_line_parse(const char *line, struct sublet__map_line *map)
 
 /* ---- memory ---- */
 
-uint64_t sublet__memory_available(void)
+uint64_t sublet__memory_left(struct sublet__text *by)
 {
 	char data[4096];
 	uint64_t kib = UINT64_MAX >> 10;
-	uint64_t left = sublet__cgroup_memory_left("", NULL);
+	uint64_t left = sublet__cgroup_memory_left("", by);
 
 	if (sublet__proc_read("/proc/meminfo", data, sizeof data) > 0)
 		(void)sublet__proc_number(data, "MemAvailable", &kib);
-	return kib << 10 < left ? kib << 10 : left;
+	if (left < kib << 10)
+		return left;
+	if (by)
+		sublet__text_start(by, "");
+	return kib << 10;
+}
+
+uint64_t sublet__memory_available(void)
+{
+	return sublet__memory_left(NULL);
 }
 
 uint64_t sublet__max_map_count(void)

@@ -64,6 +64,8 @@ uint64_t sublet__parse(const char **text, unsigned int base);
 
 /* What could be allocated now: MemAvailable, or what the cgroup has left where that is less. */
 uint64_t sublet__memory_available(void);
+/* The same, and in *by the path of the file with that group's limit; empty where the machine decides. */
+uint64_t sublet__memory_left(struct sublet__text *by);
 uint64_t sublet__max_map_count(void);
 /* What RLIMIT_AS leaves this process; UINT64_MAX: there is no limit. */
 uint64_t sublet__addresses_left(void);

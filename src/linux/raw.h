@@ -46,6 +46,11 @@ static inline int sublet__raw_madvise(void *addr, size_t bytes, int advice)
 	return (int)syscall(SYS_madvise, addr, bytes, advice);
 }
 
+static inline int sublet__raw_munlock(void *addr, size_t bytes)
+{
+	return (int)syscall(SYS_munlock, addr, bytes);
+}
+
 static inline int sublet__raw_open(int dir, const char *path, int flags)
 {
 	long fd = syscall(SYS_openat, dir, path, flags | O_CLOEXEC, 0);

@@ -15,7 +15,9 @@
  * writing (F_ADD_SEALS, F_SEAL_WRITE answers EBUSY). The seal stays, so a token serves one fork, or several that overlap.
  *
  * What the parent needs besides, to name the child in the way of a claim, the page holds: each process that has it writes
- * its pid, as it calls itself, which is what a program in the same pid namespace calls it.
+ * its pid, as it calls itself, which is what a program in the same pid namespace calls it. A child in another pid namespace
+ * (unshare, setns) calls itself by a number that is somebody else's here, 1 as a rule: it writes nothing, nor do its own
+ * children, and the claim says "a child" without a number. Such a child has no parent that it could name (getppid is 0).
  *
  * Rejected: a pipe whose write end the child inherits (a child closes descriptors that it does not know, and the program
  * has a number that is not its own); pidfd of the child (tells its end, not its exec, and nothing of its children);
@@ -90,15 +92,22 @@ void sublet__token_close(struct sublet__token *t)
 	t->fd = -1;
 }
 
+/* Inherited by children, as the namespace is. */
+static bool is_in_other_namespace;
+
 void sublet__token_sign(struct sublet__token_page *page)
 {
+	if (getppid() == 0)
+		is_in_other_namespace = true;
+	if (is_in_other_namespace)
+		return;
 	/* Relaxed: the parent may read a slot before its pid is there, and finds it at its next look. */
 	uint32_t at = a32_add_relaxed(&page->count, 1) % SUBLET__TOKEN_PIDS;
 
 	a32_store_relaxed(&page->pid[at], (uint32_t)getpid());
 }
 
-/* Not ended. A zombie has. */
+/* Not ended, as far as can be told: not without a descriptor. A zombie has ended. */
 static bool is_alive(int32_t pid)
 {
 	long fd = pid > 0 ? syscall(SYS_pidfd_open, pid, 0) : -1;

@@ -8,7 +8,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-/* The page of a token. Those who have it mapped write their pid here; the last ones stay. */
+/* The page of a token. Processes that have it mapped write their pids here; the last ones stay. */
 #define SUBLET__TOKEN_PIDS 1023u
 struct sublet__token_page {
 	sublet__a32 count; /* of the pids ever written */
@@ -34,7 +34,7 @@ bool sublet__token_is_free(const struct sublet__token *token);
 int32_t sublet__token_pid(struct sublet__token *token);
 void sublet__token_close(struct sublet__token *token);
 
-/* In the child: "I have it". Async-signal-safe. */
+/* In the child: "I have it". Async-signal-safe. Nothing is written in another pid namespace than the parent's. */
 void sublet__token_sign(struct sublet__token_page *page);
 
 #endif

@@ -10,8 +10,6 @@
 #include "linux/instance.h"
 
 #include <sys/resource.h>
-#include <sys/syscall.h>
-#include <unistd.h>
 
 #define NICE 10
 /* From what was freed to zeroing it: who claims again at once moves into that memory, and would only be
@@ -22,7 +20,7 @@ static void *zeroer_main(void *arg)
 {
 	struct sublet__instance *in = arg;
 
-	(void)setpriority(PRIO_PROCESS, (id_t)syscall(SYS_gettid), NICE);
+	(void)setpriority(PRIO_PROCESS, 0, NICE); /* of this thread alone */
 	/* Pairs with sublet__zeroer_stop. */
 	while (a32_load_acquire(&in->zeroer.running)) {
 		sublet__arena_zero_wait(in->arena);

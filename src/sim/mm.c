@@ -461,6 +461,16 @@ static int op_inherit(void *ctx, uint32_t vpn, uint32_t pages, bool inherit)
 	return err;
 }
 
+/* Why a child does not have a page; no step is taken, since a fork is one instant. */
+static bool is_long_pinned(struct sim *s, const struct sim_page *p)
+{
+	s->is_quiet = true;
+	uint32_t head = has_frame(p) ? sublet__frame_head(s->arena, p->pfn) : ENGINE_NONE;
+	bool is = head != ENGINE_NONE && (a32_load_relaxed(&s->arena->frames[head].ref) & REF_LONG_MASK);
+	s->is_quiet = false;
+	return is;
+}
+
 void mm_fork(struct sim_mm *mm, struct sim_child *child)
 {
 	struct sim *s = mm->sim;
@@ -469,6 +479,8 @@ void mm_fork(struct sim_mm *mm, struct sim_child *child)
 	for (uint32_t vpn = 0; vpn < mm->pages; vpn++) {
 		const struct sim_page *p = &mm->page[vpn];
 		child->frame[vpn] = 0;
+		if (p->uninherited && !is_long_pinned(s, p))
+			cover_event(s, "fork: pinned memory left out");
 		if (p->kind == KIND_NONE || p->uninherited)
 			continue;
 		if (p->kind == KIND_SHARED)
@@ -482,8 +494,23 @@ void mm_fork(struct sim_mm *mm, struct sim_child *child)
 	}
 }
 
+/* No frame of a child is one that its parent, or a device of his, writes to. */
+static void child_frame_check(struct sim_mm *mm, uint32_t vpn, uint32_t pfn)
+{
+	const struct sim_page *p = &mm->page[vpn];
+
+	if (p->kind == KIND_SHARED && p->pfn == pfn)
+		sim_violation(mm->sim, "page %u, frame %u, is shared for writing with a child (G1)", vpn,
+			      pfn);
+	if (mm->sim->held[pfn])
+		sim_violation(mm->sim, "page %u of a child: frame %u is pinned (G1)", vpn, pfn);
+}
+
 void mm_child_check(struct sim_mm *mm, const struct sim_child *child)
 {
+	for (uint32_t vpn = 0; vpn < mm->pages; vpn++)
+		if (child->frame[vpn])
+			child_frame_check(mm, vpn, child->frame[vpn] - 1);
 	for (uint32_t vpn = 0; vpn < mm->pages; vpn++)
 		for (uint32_t w = 0; child->frame[vpn] && w < SIM_WORDS; w++)
 			if (mm->sim->word[child->frame[vpn] - 1][w] != child->value[vpn][w])

@@ -169,7 +169,7 @@ struct sim_region {
 	uint32_t mm;
 	uint32_t vpn;
 	bool is_discardable;
-	bool is_unlocked;
+	bool is_unlocked; /* no page of it is live */
 	bool may_be_plain;
 	bool is_noted;       /* being locked or protected */
 	bool is_exclusive;   /* somebody maps, unmaps, decommits, locks */

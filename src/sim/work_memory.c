@@ -188,12 +188,13 @@ static void do_commit(struct sim *s, struct sim_region *r)
 		range_born(s, r, (struct sim_range){ first, pages }, "commit");
 }
 
-/* Locked again: each page as it was, or zero if that was told (G1). */
-static void locked_check(struct sim *s, struct sim_region *r, int told)
+/* Locked again: each page as it was, or zero if that was told (G1); what was locked all the time, as it was. */
+static void locked_check(struct sim *s, struct sim_region *r, struct sim_range range, const bool *was_live,
+			 int told)
 {
-	for (uint32_t i = 0; i < r->pages; i++) {
+	for (uint32_t i = range.first; i < range.first + range.pages; i++) {
 		struct sim_page *p = page_at(s, r, i);
-		bool same = p->kind != KIND_NONE, zero = p->kind != KIND_NONE;
+		bool same = p->kind != KIND_NONE, zero = p->kind != KIND_NONE && !was_live[i - range.first];
 		for (uint32_t w = 0; w < SIM_WORDS; w++) {
 			same = same && mm_peek(s, p, w) == p->value[w];
 			zero = zero && !mm_peek(s, p, w);
@@ -208,30 +209,60 @@ static void locked_check(struct sim *s, struct sim_region *r, int told)
 	}
 }
 
-static void do_lock(struct sim *s, struct sim_region *r)
+static void do_unlock(struct sim *s, struct sim_region *r, struct sim_range range)
 {
-	struct sublet_mm *mm = s->mm[r->mm].mm;
+	uint32_t unit = unit_pages(s->arena), end = range.first + range.pages;
+	uint32_t first = (range.first + unit - 1) / unit * unit;
 
-	if (!r->is_discardable || device_uses(s, r->mm, r->vpn, r->pages))
-		return;
-	if (!r->is_unlocked) {
-		range_dies(s, r, (struct sim_range){ 0, r->pages });
-		sim_enter(s, "unlock in mm %llu: page %llu, %llu pages", r->mm, r->vpn, r->pages);
-		if (sim_leave(s, sublet_unlock(mm, addr_of(s, r, 0), bytes_of(s, r->pages))))
-			sim_violation(s, "unlock is refused");
-		r->is_unlocked = true;
-		return;
-	}
-	sim_enter(s, "lock in mm %llu: page %llu, %llu pages", r->mm, r->vpn, r->pages);
-	int told = sim_leave(s, sublet_lock(mm, addr_of(s, r, 0), bytes_of(s, r->pages)));
+	end = end == r->pages ? end : end / unit * unit;
+	if (first < end)
+		range_dies(s, r, (struct sim_range){ first, end - first });
+	sim_enter(s, "unlock in mm %llu: page %llu, %llu pages", r->mm, r->vpn + range.first, range.pages);
+	int answer = sim_leave(s, sublet_unlock(s->mm[r->mm].mm, addr_of(s, r, range.first),
+						bytes_of(s, range.pages)));
+	if (first < end ? answer != SUBLET_UNLOCKED && answer != SUBLET_KEPT : answer != -EINVAL)
+		sim_violation(s, "unlock: %d", answer);
+	if (first < end)
+		cover_event(s, answer == SUBLET_KEPT ? "unlock: kept" : "unlock: unlocked");
+}
+
+static void do_lock(struct sim *s, struct sim_region *r, struct sim_range range)
+{
+	static bool was_live[SIM_FIBERS_MAX][SIM_PAGES_MAX];
+	bool *live = was_live[s->current->index];
+
+	for (uint32_t i = 0; i < range.pages; i++)
+		live[i] = page_at(s, r, range.first + i)->is_live;
+	range_dies(s, r, range); /* what is locked already is not, where it fails */
+	sim_enter(s, "lock in mm %llu: page %llu, %llu pages", r->mm, r->vpn + range.first, range.pages);
+	int told = sim_leave(s, sublet_lock(s->mm[r->mm].mm, addr_of(s, r, range.first),
+					    bytes_of(s, range.pages)));
 	if (told < 0) {
 		sim_answer(s, "lock", told);
 		must_be_refusal(s, "lock", told);
 		return;
 	}
 	cover_event(s, told == SUBLET_INTACT ? "lock: intact" : "lock: discarded");
-	r->is_unlocked = false;
-	locked_check(s, r, told);
+	locked_check(s, r, range, live, told);
+}
+
+/* Some of it, or all; mostly what was not so before. */
+static void do_lock_or_unlock(struct sim *s, struct sim_region *r)
+{
+	struct sim_range range = { 0, r->pages };
+	bool any_live = false;
+
+	if (!r->is_discardable || device_uses(s, r->mm, r->vpn, r->pages))
+		return;
+	if (sim_one_in(s, 2))
+		range = range_of(s, r, r->pages);
+	if (sim_one_in(s, 4) ? sim_one_in(s, 2) : range_is_live(s, r, range))
+		do_unlock(s, r, range);
+	else
+		do_lock(s, r, range);
+	for (uint32_t i = 0; i < r->pages; i++)
+		any_live |= page_at(s, r, i)->is_live;
+	r->is_unlocked = !any_live;
 }
 
 static void do_access(struct sim *s, struct sim_region *r, bool is_store)
@@ -334,7 +365,7 @@ void work_memory(struct sim *s, enum sim_op op)
 	else if (op == OP_COMMIT)
 		do_commit(s, r);
 	else
-		do_lock(s, r);
+		do_lock_or_unlock(s, r);
 	if (is_shared)
 		region_put(r);
 	else
@@ -417,14 +448,14 @@ static void do_fork(struct sim *s, struct sim_mm *mm)
 		return;
 	mm->is_forking = true;
 	sim_enter(s, "fork of mm %llu", mm->index, 0, 0);
-	int err = sublet__mm_fork_begin(mm->mm);
+	int err = sublet__mm_fork_begin(mm->mm, engine_now(s->arena) + SUBLET__FORK_WAIT_NS);
 	sim_step(s);
 	if (!err)
 		mm_fork(mm, child);
 	sublet__mm_fork_end(mm->mm, err ? 0 : 4711);
 	(void)sim_leave(s, err);
 	sim_answer(s, "fork", err);
-	if (err && err != -EAGAIN)
+	if (err) /* no pin and no device is an error */
 		must_be_refusal(s, "fork", err);
 	mm->is_forking = false;
 	if (!err)
@@ -476,5 +507,10 @@ void work_fork_close(struct sim *s)
 				sim_violation(s, "mm %u cannot be restored at the end", i);
 			sim_sleep(s, SUBLET_MS);
 		}
+		/* A long-term pin, of a buffer too, that went while a fork was under way leaves it to the next fork. */
+		bool has_long_pins = s->weight[OP_PIN_LONG] || s->weight[OP_BO];
+		for (uint32_t vpn = 0; vpn < mm->pages; vpn++)
+			if (mm->page[vpn].uninherited && !has_long_pins)
+				sim_violation(s, "mm %u page %u is left out of children for good", i, vpn);
 	}
 }

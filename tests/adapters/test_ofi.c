@@ -285,6 +285,10 @@ static void test_refusals(void **state)
 	assert_int_equal(sublet_ofi_close(ofi), -EBUSY);
 	assert_int_equal(sublet_ofi_watch(ofi, world_mm, heap + HEAP_BYTES - 1, 2, &w), -EEXIST);
 	assert_int_equal(sublet_ofi_watch(ofi, world_mm, heap - 1, 2, &w), -EEXIST);
+	assert_int_equal(sublet_ofi_open(NULL), -EINVAL);
+	assert_int_equal(sublet_ofi_watch(NULL, world_mm, heap, 4096, &w), -EINVAL);
+	assert_int_equal(sublet_ofi_watch(ofi, NULL, heap, 4096, &w), -EINVAL);
+	assert_int_equal(sublet_ofi_watch(ofi, world_mm, heap, 4096, NULL), -EINVAL);
 	assert_int_equal(sublet_ofi_watch(ofi, world_mm, heap, 0, &w), -EINVAL);
 	assert_int_equal(sublet_ofi_watch(ofi, world_mm, heap, UINT64_MAX, &w), -EINVAL);
 	assert_int_equal(sublet_ofi_watch(ofi, world_mm, &w, sizeof w, &w), -EINVAL);

@@ -177,6 +177,8 @@ static void test_refusals(void **state)
 	(void)state;
 	struct sublet_ucx_watch *w;
 
+	assert_int_equal(sublet_ucx_watch(NULL, heap, 4096, &w), -EINVAL);
+	assert_int_equal(sublet_ucx_watch(world_mm, heap, 4096, NULL), -EINVAL);
 	assert_int_equal(sublet_ucx_watch(world_mm, heap, 0, &w), -EINVAL);
 	assert_int_equal(sublet_ucx_watch(world_mm, heap, UINT64_MAX, &w), -EINVAL);
 	assert_int_equal(sublet_ucx_watch(world_mm, &w, sizeof w, &w), -EINVAL);

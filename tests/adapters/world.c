@@ -141,7 +141,7 @@ char *world_open(uint64_t normal_bytes)
 
 void world_close(void)
 {
-	sublet_arena_destroy(world_arena);
+	assert_int_equal(sublet_arena_destroy(world_arena), 0);
 	world_arena = NULL;
 	world_mm = NULL;
 }

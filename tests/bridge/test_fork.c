@@ -93,11 +93,11 @@ static void test_fork(void **context)
 	(void)context;
 	check(0, 0);
 	check(-ENOMEM, ENOMEM);
-	check(-EAGAIN, EAGAIN); /* a pin that does not end */
+	check(-EPIPE, ENOMEM); /* the helper process has ended */
 	check(-EINVAL, ENOMEM);
 	assert_int_equal(prepared, 1);
 	state = SUBLET__OWNER_CHILD;
-	check(-EAGAIN, 0);
+	check(-ENOMEM, 0);
 	assert_int_equal(prepared, 0);
 }
 
@@ -177,14 +177,18 @@ static void test_syscall(void **context)
 #ifdef SYS_fork
 	check_call((const long[]){ SYS_fork, 4711, 4711 }, 0, 0, 1, 0);
 #endif
-	prepare_result = -EAGAIN;
-	check_call(fork_like, 0, EAGAIN, 0, 0);
-	prepare_result = 0;
+	prepare_result = -ENOMEM;
+	check_call(fork_like, 0, ENOMEM, 0, 0);
 	state = SUBLET__OWNER_STUCK;
 	check_call(fork_like, 0, ENOMEM, 0, 0);
+	/* Nothing of a child's is shared, but its own children are told. */
 	state = SUBLET__OWNER_CHILD;
+	check_call(fork_like, 0, 0, 1, 0);
+	assert_int_equal(prepared, 0);
+	state = SUBLET__OWNER_OTHER;
 	check_call(fork_like, 0, 0, 0, 0);
-	check_call(with_stack, 0, 0, 0, 0);
+	check_call(with_stack, 4711, 0, 0, 0);
+	prepare_result = 0;
 }
 
 int main(void)

@@ -436,7 +436,7 @@ class Cli(unittest.TestCase):
                  ("sockets", self.sublet("doctor", "--json", XDG_RUNTIME_DIR="/proc")),
                  ("descriptors", limited("-n 12"))]
         if any(c["name"] == "arena" for c in json.loads(self.sublet("doctor", "--json").stdout)["checks"]):
-            cases += [("arena", limited("-v 400000")), ("arena", limited("-f 1000"))]
+            cases += [("arena", limited("-v 40000")), ("arena", limited("-f 1000"))]
         for name, r in cases:
             self.assertEqual(r.returncode, 1, name)
             check, = [c for c in json.loads(r.stdout)["checks"] if c["name"] == name]

@@ -1,11 +1,13 @@
 /* SPDX-License-Identifier: MIT */
-/* Sizes, durations and counts: what is understood, what is refused, and how values are printed. */
+/* Sizes, durations and counts: what is understood, what is refused, and how values are printed; default sizes. */
 #include "cli/cli.h"
+#include "cli/sizes.h"
 
 #include <errno.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <string.h>
+#include <sys/resource.h>
 
 #include <cmocka.h>
 
@@ -141,9 +143,90 @@ static void test_print(void **state)
 	assert_string_equal(sublet__size_option(4097).text, "4097");
 }
 
+/* ---- default sizes ---- */
+
+static void test_default_sizes(void **state)
+{
+	static const uint64_t available_mib[] = { 1,   8,   16,   40,   64,   95,    100,
+						  128, 300, 1000, 4096, 5120, 24000, 900000 };
+	const struct sublet__sizes none = { 0, 0 };
+
+	(void)state;
+	for (size_t i = 0; i < sizeof(available_mib) / sizeof(available_mib[0]); i++) {
+		struct sublet__linux_facts f = { .memory_available_bytes = available_mib[i] * SUBLET_MIB };
+		struct sublet__sizes s = sublet__sizes_choose(&f, &none, false, false, false);
+		uint64_t together = s.area_bytes + s.normal_bytes, share = f.memory_available_bytes / 4;
+
+		assert_true(s.area_bytes >= SUBLET__UNIT_BYTES && s.normal_bytes >= SUBLET__UNIT_BYTES);
+		assert_int_equal(together % SUBLET__UNIT_BYTES + s.area_bytes % SUBLET__UNIT_BYTES, 0);
+		/* What the help says, and no more than two units at the least. */
+		assert_true(together <= share || together == 2 * SUBLET__UNIT_BYTES);
+		assert_true(s.area_bytes <= SUBLET_GIB && s.area_bytes >= s.normal_bytes);
+		/* And most of that share. */
+		assert_true(together + SUBLET__UNIT_BYTES > share || s.area_bytes == SUBLET_GIB ||
+			    together == 2 * SUBLET__UNIT_BYTES);
+	}
+}
+
+static void test_given_sizes(void **state)
+{
+	const struct {
+		uint64_t available_mib, area_mib, normal_mib, expect_area_mib, expect_normal_mib;
+	} cases
+		[] = {
+			{ 24000, 64, 0, 64, 64 },    /* a quarter, raised to 64 */
+			{ 24000, 512, 0, 512, 128 }, /* a quarter */
+			{ 24000, 0, 64, 1024, 64 },
+			{ 100, 16, 0, 16, 8 },  /* raised as far as a quarter of 100 allows */
+			{ 100, 64, 0, 64, 16 }, /* asked for: a quarter of it all the same */
+			{ 100, 0, 20, 4, 20 },
+			{ 100, 0, 90, 2, 90 },
+			{ 100, 3, 5, 4, 6 }, /* whole units */
+		};
+
+	(void)state;
+	for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
+		struct sublet__linux_facts f = { .memory_available_bytes =
+							 cases[i].available_mib * SUBLET_MIB };
+		const struct sublet__sizes given = { cases[i].area_mib * SUBLET_MIB,
+						     cases[i].normal_mib * SUBLET_MIB };
+		struct sublet__sizes s = sublet__sizes_choose(&f, &given, cases[i].area_mib != 0,
+							      cases[i].normal_mib != 0, false);
+
+		assert_int_equal(s.area_bytes / SUBLET_MIB, cases[i].expect_area_mib);
+		assert_int_equal(s.normal_bytes / SUBLET_MIB, cases[i].expect_normal_mib);
+	}
+}
+
+/* A limit of the process makes the defaults smaller, and nothing that was given. */
+static void test_sizes_under_limits(void **state)
+{
+	static const int kinds[] = { RLIMIT_AS, RLIMIT_DATA, RLIMIT_FSIZE };
+	struct sublet__linux_facts f = { .memory_available_bytes = 64 * SUBLET_GIB };
+	const struct sublet__sizes none = { 0, 0 }, given = { SUBLET_GIB, 0 };
+	struct rlimit old;
+
+	(void)state;
+	for (size_t i = 0; i < sizeof(kinds) / sizeof(kinds[0]); i++) {
+		__rlimit_resource_t kind = (__rlimit_resource_t)kinds[i];
+		assert_int_equal(getrlimit(kind, &old), 0);
+		struct rlimit low = { 64 * SUBLET_MIB, old.rlim_max };
+		assert_int_equal(setrlimit(kind, &low), 0);
+		struct sublet__sizes s = sublet__sizes_choose(&f, &none, false, false, false);
+		struct sublet__sizes asked = sublet__sizes_choose(&f, &given, true, false, false);
+		assert_int_equal(setrlimit(kind, &old), 0);
+		if (kind != RLIMIT_DATA) /* lent memory is not private */
+			assert_true(s.area_bytes + s.normal_bytes <= 64 * SUBLET_MIB);
+		assert_int_equal(asked.area_bytes, SUBLET_GIB);
+	}
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(test_default_sizes),
+		cmocka_unit_test(test_given_sizes),
+		cmocka_unit_test(test_sizes_under_limits),
 		cmocka_unit_test(test_parse_sizes),
 		cmocka_unit_test(test_parse_durations),
 		cmocka_unit_test(test_parse_counts),

@@ -10,6 +10,7 @@
 #ifndef SUBLET_TESTS_FAKE_ENGINE_H
 #define SUBLET_TESTS_FAKE_ENGINE_H
 
+#include "core/arena.h"
 #include "linux/linux.h"
 
 #include <sublet/bo.h>
@@ -81,16 +82,6 @@ int sublet__linux_companion_add(struct sublet_arena *arena, const struct sublet_
 		return -ENOSPC;
 	arena->companions[arena->companion_count++] = *companion;
 	return 0;
-}
-
-int sublet__linux_fd_high(int fd)
-{
-	int high = fcntl(fd, F_DUPFD_CLOEXEC, 512);
-
-	if (high < 0)
-		return fd;
-	close(fd);
-	return high;
 }
 
 /* Of its own, with nothing closed: enough for a process that is only this test. */
@@ -261,8 +252,13 @@ static inline int fake_crowded(struct sublet_claim *claim)
 	return -EBUSY;
 }
 
-int sublet_claim(struct sublet_arena *arena, uint64_t bytes, const struct sublet_claim_options *options,
-		 struct sublet_claim *claim)
+int sublet__arena_call(const struct sublet_arena *arena)
+{
+	return arena ? 0 : -EINVAL;
+}
+
+int sublet__claim_for_guest(struct sublet_arena *arena, uint64_t bytes,
+			    const struct sublet_claim_options *options, struct sublet_claim *claim)
 {
 	arena->claims++;
 	arena->last_deadline_ns = options->deadline_ns;

@@ -50,7 +50,7 @@ void arena_close(void)
 	sublet__zeroer_stop(sublet__instance_of(arena)); /* nothing else may run meanwhile */
 	if (sublet__arena_verify(arena, text, sizeof text))
 		fail_msg("verify: %s", text);
-	sublet_arena_destroy(arena);
+	assert_int_equal(sublet_arena_destroy(arena), 0);
 }
 
 void setup(const struct sublet_soft_options *options)

@@ -91,7 +91,7 @@ static int teardown(void **state)
 	assert_int_equal(sublet_unmap(mm, heap, HEAP), 0);
 	assert_int_equal(sublet_claim(arena, AREA, NULL, &claim), 0);
 	assert_int_equal(sublet_release(arena, &claim), 0);
-	sublet_arena_destroy(arena);
+	assert_int_equal(sublet_arena_destroy(arena), 0);
 	return 0;
 }
 

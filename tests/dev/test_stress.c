@@ -553,7 +553,7 @@ static void world_close(void)
 	sublet__zeroer_stop(sublet__instance_of(world.arena)); /* verify wants nobody else at work */
 	if (sublet__arena_verify(world.arena, text, sizeof text))
 		fail_msg("verify: %s", text);
-	sublet_arena_destroy(world.arena);
+	assert_int_equal(sublet_arena_destroy(world.arena), 0);
 }
 
 static void run(bool faults)

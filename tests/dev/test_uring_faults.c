@@ -245,7 +245,7 @@ static void close_leaves_it_behind(void **unused)
 		uint64_t start = now_ns();
 		sublet_device_close(w.device);
 		assert_true(now_ns() - start < job.timeout_ns + RESET_NS + SLACK_NS);
-		sublet_arena_destroy(w.arena);
+		assert_int_equal(sublet_arena_destroy(w.arena), 0);
 		close(w.fd);
 		assert_true(slow_file_held() > 0);
 		assert_true(fds_count() > fds);

@@ -216,7 +216,7 @@ static int child_memlock_none(void)
 	for (uint32_t i = 0; i < 3; i++)
 		must(sublet_device_open_uring(arena, NULL, &device) == -ENOMEM);
 	must(!device && fds_count() == fds && !status_kib("VmPin"));
-	sublet_arena_destroy(arena);
+	assert_int_equal(sublet_arena_destroy(arena), 0);
 	return 0;
 }
 
@@ -258,7 +258,7 @@ static int child_memlock_tight(void)
 	must(sublet_submit(device, &job, &bo[0], 1, NULL) == 0);
 	sublet_device_close(device);
 	must(!status_kib("VmPin"));
-	sublet_arena_destroy(arena);
+	assert_int_equal(sublet_arena_destroy(arena), 0);
 	return 0;
 }
 
@@ -285,7 +285,7 @@ static int child_forbidden(void)
 	    prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &program))
 		return 77;
 	must(sublet_device_open_uring(arena, NULL, &device) == -EOPNOTSUPP);
-	sublet_arena_destroy(arena);
+	assert_int_equal(sublet_arena_destroy(arena), 0);
 	return 0;
 }
 

@@ -134,7 +134,7 @@ void world_open_on(struct world *w, struct sublet_arena *arena, int flags)
 	if (err == -EOPNOTSUPP)
 		print_message("no io_uring here\n");
 	if (w->fd < 0 || err == -EOPNOTSUPP) {
-		sublet_arena_destroy(w->arena);
+		assert_int_equal(sublet_arena_destroy(w->arena), 0);
 		if (w->fd >= 0)
 			close(w->fd);
 		skip();
@@ -157,7 +157,7 @@ void world_close(struct world *w)
 	sublet__zeroer_stop(sublet__instance_of(w->arena)); /* nothing else may run meanwhile */
 	if (sublet__arena_verify(w->arena, text, sizeof text))
 		fail_msg("%s", text);
-	sublet_arena_destroy(w->arena);
+	assert_int_equal(sublet_arena_destroy(w->arena), 0);
 	close(w->fd);
 }
 

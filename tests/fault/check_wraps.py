@@ -28,7 +28,7 @@ CANNOT_FAIL = {
     "wakes a thread of ours; a full socket does as well": "send recv",
     "ends the process": "_exit abort __stack_chk_fail",
     "works on memory": "memcpy memmove memset __memcpy_chk __memset_chk __memmove_chk snprintf __snprintf_chk strchr "
-                       "strcmp strerror strlen strncmp strnlen strrchr strstr strtol __isoc23_strtol "
+                       "strcspn strcmp strerror strlen strncmp strnlen strrchr strstr strtol __isoc23_strtol "
                        "__cmsg_nxthdr gnu_dev_major gnu_dev_minor",
     "is part of the program": "_GLOBAL_OFFSET_TABLE_ __cpu_model __cpu_indicator_init __ehdr_start",
     "is a counter of a build for coverage": "__gcov_exit __gcov_init __gcov_merge_add",

@@ -123,7 +123,8 @@ static const struct known system_calls[] = {
 	{ SYS_getdents64, "getdents", ENOMEM },
 	{ SYS_statx, "statx", EIO },
 	{ SYS_pidfd_open, "pidfd_open", ENFILE },
-	{ SYS_munmap, "munmap", 0 }, /* of whole mappings only, so nothing is split */
+	{ SYS_munlock, "munlock", 0 }, /* of a whole mapping, right after it was made */
+	{ SYS_munmap, "munmap", 0 },   /* of whole mappings only, so nothing is split */
 	{ SYS_close, "close", 0 },
 	{ SYS_write, "write", 0 }, /* to an eventfd or an empty pipe of ours */
 	{ SYS_futex, "futex", 0 },

@@ -303,5 +303,5 @@ void world_use(struct world *w)
 
 void world_close(struct world *w)
 {
-	sublet_arena_destroy(w->arena);
+	must(!sublet_arena_destroy(w->arena));
 }

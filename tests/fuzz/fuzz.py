@@ -24,13 +24,15 @@ SANITIZERS = ["-fsanitize=fuzzer,address,undefined", "-fno-sanitize-recover=all"
 TARGETS = {
     "sizes": (["src/cli/parse.c", "src/cli/format.c"], ["-lm"]),
     "settings": (["src/bridge/settings.c"], []),
-    "proc": ([], []),
+    "proc": (["src/linux/confine.c", "src/linux/helper.c", "src/linux/thread.c",
+              "src/linux/thread_memory.c", "src/linux/wait.c"], ["-lpthread"]),
     "names": (["src/control/owner.c", "src/control/wire.c"], ["-lcjson"]),
     "server": (["src/control/connection.c", "src/control/owner.c", "src/control/wire.c", "src/control/server.c",
-                "src/control/instance.c", "src/linux/confine.c", "src/linux/helper.c", "src/linux/thread.c",
-                "src/linux/thread_memory.c", "src/linux/wait.c"],
+                "src/control/instance.c", "src/linux/cgroup.c", "src/linux/confine.c", "src/linux/helper.c",
+                "src/linux/proc.c", "src/linux/thread.c", "src/linux/thread_memory.c", "src/linux/wait.c"],
                ["-Wl,--wrap=sublet__wire_send", "-Wl,--wrap=nanosleep", "-lpthread"]),
-    "client": (["src/control/instance.c", "src/control/owner.c", "src/control/wire.c"], []),
+    "client": (["src/control/instance.c", "src/control/owner.c", "src/control/wire.c", "src/core/struct.c",
+                "src/linux/here.c"], []),
 }
 
 

@@ -55,10 +55,14 @@ static void claims(void)
 						  .deadline_ns = 50 * SUBLET_MS };
 	struct sublet_claim claim;
 
+	char text[200];
+
 	must(sublet_claim(arena, 16 * SUBLET_MIB, &all, &claim) == -EBUSY);
-	/* or, where time runs out in the middle of one, what another thread has in its hand */
-	must(claim.blocker_count && (claim.blockers[0].kind == SUBLET_BLOCKER_PLATFORM ||
-				     claim.blockers[0].kind == SUBLET_BLOCKER_CALL));
+	/* at once: no window is tried, and nothing waited for */
+	must(!claim.windows_tried && !claim.waits);
+	must(claim.blocker_count && claim.blockers[0].kind == SUBLET_BLOCKER_PLATFORM);
+	must(sublet_blocker_describe(&claim, 0, text, sizeof text) > 0);
+	must(strstr(text, "memory that does not move under valgrind"));
 	must(!sublet_claim(arena, SUBLET_MIB, &all, &claim));
 	memset(claim.addr, 1, SUBLET_MIB);
 	must(!sublet_release(arena, &claim));
@@ -182,6 +186,6 @@ int main(int argc, char **argv)
 		must(!sublet_unlock(mm, heap, BYTES));
 	if (strcmp(mode, "clean") && strcmp(mode, "done"))
 		sink = heap[4100];
-	sublet_arena_destroy(arena);
+	must(!sublet_arena_destroy(arena));
 	return 0;
 }

@@ -116,7 +116,10 @@ static void test_given_descriptor(void **state)
 	assert_ptr_equal(b.linear, map);
 	sublet__backing_close(&b);
 	assert_int_equal(map[5], 42);
+	assert_int_equal(mprotect(map, BYTES, PROT_READ), 0);
+	assert_int_equal(sublet__backing_open(&b, &o, BYTES), -EINVAL); /* it cannot be written */
 	munmap(map, BYTES);
+	assert_int_equal(sublet__backing_open(&b, &o, BYTES), -EINVAL); /* there is nothing */
 	close(o.fd);
 
 	o.linear = NULL;
@@ -170,6 +173,29 @@ static void test_file_size_limit(void **state)
 		assert_int_equal(sublet__backing_open(&b, &o, BYTES), -EFBIG);
 	}
 	assert_int_equal(setrlimit(RLIMIT_FSIZE, &old), 0);
+}
+
+/* No descriptor left is no lack of the kernel's, whatever the kind. */
+static void test_open_file_limit(void **state)
+{
+	static const enum sublet_backing kinds[] = { SUBLET_BACKING_THP, SUBLET_BACKING_MEMFD };
+	struct rlimit old, none;
+	struct sublet__backing b;
+
+	(void)state;
+	assert_int_equal(getrlimit(RLIMIT_NOFILE, &old), 0);
+	none = (struct rlimit){ 3, old.rlim_max };
+	for (size_t i = 0; i < sizeof kinds / sizeof *kinds; i++) {
+		struct sublet_arena_options o = options_of(kinds[i]);
+		int err = sublet__backing_open(&b, &o, BYTES);
+		if (err)
+			continue; /* not on this machine */
+		sublet__backing_close(&b);
+		assert_int_equal(setrlimit(RLIMIT_NOFILE, &none), 0);
+		err = sublet__backing_open(&b, &o, BYTES);
+		assert_int_equal(setrlimit(RLIMIT_NOFILE, &old), 0);
+		assert_int_equal(err, -EMFILE);
+	}
 }
 
 static void test_map_lines(void **state)
@@ -232,6 +258,7 @@ int main(void)
 		cmocka_unit_test(test_given_descriptor),
 		cmocka_unit_test(test_unprivileged_huge_tmpfs),
 		cmocka_unit_test(test_file_size_limit),
+		cmocka_unit_test(test_open_file_limit),
 		cmocka_unit_test(test_map_lines),
 		cmocka_unit_test(test_copy_and_zero),
 		cmocka_unit_test(test_numbers),

@@ -74,7 +74,7 @@ static int teardown(void **state)
 	assert_int_equal(sublet_arena_stats(arena, &stats), 0);
 	assert_int_equal(stats.lent_bytes, 0);
 	assert_int_equal(stats.area_claimed_bytes, 0);
-	sublet_arena_destroy(arena);
+	assert_int_equal(sublet_arena_destroy(arena), 0);
 	return 0;
 }
 
@@ -285,7 +285,7 @@ static void wrong_device(void **unused)
 	sublet_device_close(far_device);
 	sublet_device_close(second);
 	sublet_device_close(device);
-	sublet_arena_destroy(elsewhere);
+	assert_int_equal(sublet_arena_destroy(elsewhere), 0);
 }
 
 #define TEST(name) cmocka_unit_test_setup_teardown(name, setup, teardown)

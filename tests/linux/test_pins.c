@@ -118,7 +118,7 @@ static void test_extents_are_true(void **unused)
 		assert_int_equal(sublet_unpin(&pin), 0);
 		churn(arena, 5);
 		check_filled(words, 3);
-		sublet_arena_destroy(arena);
+		assert_int_equal(sublet_arena_destroy(arena), 0);
 	}
 }
 
@@ -171,7 +171,7 @@ static void test_fork_under_longterm(void **unused)
 		assert_true(WIFEXITED(status) && WEXITSTATUS(status) == 7);
 		churn(arena, 3);
 		check_filled(words, 5);
-		sublet_arena_destroy(arena);
+		assert_int_equal(sublet_arena_destroy(arena), 0);
 	}
 }
 
@@ -220,7 +220,7 @@ static void test_pin_beside_child(void **unused)
 		}
 	}
 	check_filled(words, 5);
-	sublet_arena_destroy(arena);
+	assert_int_equal(sublet_arena_destroy(arena), 0);
 }
 
 struct pinner {
@@ -249,7 +249,7 @@ static void *pinner_main(void *arg)
 static void fork_between(struct sublet_arena *arena, const struct pinner *p)
 {
 	int status;
-	pid_t pid = fork(); /* with a message and an abort, otherwise */
+	pid_t pid = fork(); /* a child without the page, otherwise */
 	(void)arena;
 
 	if (!pid)
@@ -311,7 +311,7 @@ static void test_between_pins(void **unused)
 		for (uint32_t i = 0; i < 8; i++)
 			pthread_join(thread[i], NULL);
 		check_filled(p.words, 5);
-		sublet_arena_destroy(arena);
+		assert_int_equal(sublet_arena_destroy(arena), 0);
 	}
 }
 
@@ -377,7 +377,7 @@ static void test_address_spaces(void **unused)
 				assert_int_equal(words[i][w], w * (i + 7ull));
 		assert_int_equal(sublet_unmap(mm[2], words[2], 8 << 20), 0);
 		assert_int_equal(calls[2][SUBLET_NOTIFIER_UNMAP], 1);
-		sublet_arena_destroy(arena);
+		assert_int_equal(sublet_arena_destroy(arena), 0);
 		assert_int_equal(calls[0][SUBLET_NOTIFIER_EXIT], 1);
 	}
 }

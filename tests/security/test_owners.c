@@ -323,7 +323,7 @@ static void on_each(void (*check)(struct sublet_arena *arena))
 		if (!arena)
 			continue;
 		check(arena);
-		sublet_arena_destroy(arena);
+		assert_int_equal(sublet_arena_destroy(arena), 0);
 	}
 }
 

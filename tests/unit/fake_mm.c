@@ -299,6 +299,7 @@ static int op_block(void *ctx, uint32_t vpn, uint32_t pages)
 	struct fake_mm *mm = ctx;
 	int err = fake_enter(mm->fake, FAKE_BLOCK, mm, vpn, pages);
 
+	err = !err && mm->fake->options.stays ? -EOPNOTSUPP : err;
 	if (!range_ok(mm, "block: range", vpn, pages) || pages > mm->fake->options.run_pages_max) {
 		fake_violation(mm->fake, "block: longer than a run", vpn);
 		return err;

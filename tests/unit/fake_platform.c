@@ -353,7 +353,9 @@ static int engine_open(struct fake *fake)
 			.ctx = &fake->mm[i],
 			.base = fake->mm[i].base,
 			.pages = o->mm_pages,
-			.features = o->no_track ? 0 : SUBLET__MM_TRACK,
+			.features = o->stays      ? SUBLET__MM_STAYS
+				    : o->no_track ? 0
+						  : SUBLET__MM_TRACK,
 			.mapping_limit = o->mapping_limit,
 		};
 		err = sublet__mm_create(fake->arena, &mm, &fake->engine_mm[i]);

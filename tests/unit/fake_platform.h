@@ -90,6 +90,7 @@ struct fake_options {
 	uint32_t mms;           /* 0: 1 */
 	uint32_t mapping_limit; /* 0: no limit to speak of */
 	uint64_t base;          /* 0: 4 GiB, 8 GiB, ... */
+	bool stays;             /* as under valgrind: nothing moves */
 	bool no_track;
 	bool virtual_time;
 	bool dirty_zero_frames; /* frames hold garbage at first, and the engine is told so */

@@ -160,3 +160,8 @@ struct sublet_stats stats_of(struct fake *f)
 						   stats.area_held_bytes + stats.area_isolated_bytes);
 	return stats;
 }
+
+int fork_begin(struct sublet_mm *mm)
+{
+	return sublet__mm_fork_begin(mm, engine_now(mm->arena) + SUBLET__FORK_WAIT_NS);
+}

@@ -59,4 +59,7 @@ void claim_give(struct fake *f, struct sublet_claim *claim);
 
 struct sublet_stats stats_of(struct fake *f);
 
+/* As a fork of this mm alone begins: -errno of sublet__mm_fork_begin. */
+int fork_begin(struct sublet_mm *mm);
+
 #endif

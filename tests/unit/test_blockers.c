@@ -165,7 +165,7 @@ static void waits_for_others(void **unused)
 		struct passing pass = { .f = &f, .held = forked ? NULL : &held, .child = &child };
 		if (forked) {
 			fill(&f, 0, vpn, 512, 1);
-			assert_int_equal(sublet__mm_fork_begin(f.engine_mm[0]), 0);
+			assert_int_equal(fork_begin(f.engine_mm[0]), 0);
 			fake_child_fork(&child, &f.mm[0]);
 			sublet__mm_fork_end(f.engine_mm[0], 1234);
 		} else {
@@ -207,6 +207,46 @@ static void waits_for_others(void **unused)
 	assert_int_equal(claim_take(&f, 2 * 512 * PAGE, NULL, &claim), -EBUSY);
 	assert_int_equal(claim.blockers[0].kind, SUBLET_BLOCKER_PROTECTED);
 	assert_in_range(atomic_load(&f.clock_ns) - began, 0, 1 * SUBLET_MS);
+	fixture_close(&f);
+}
+
+/*
+ * Memory that does not move, as under valgrind: what is free or discardable is had, whatever lies beside it; what is not is
+ * refused at once, by name, without a try.
+ */
+static void what_stays(void **unused)
+{
+	static struct fake f;
+	struct sublet_claim claim, held;
+	struct sublet_pin pin;
+	(void)unused;
+
+	fixture_open(&f,
+		     &(struct fake_options){ .area_frames = 8 * 512, .virtual_time = true, .stays = true });
+	uint32_t vpn = map_pages(&f, 512 + 16, SUBLET_MOVABLE),
+		 cache = map_pages(&f, 512, SUBLET_DISCARDABLE);
+	fill(&f, 0, vpn, 512 + 16, 1);
+	assert_int_equal(sublet_unlock(f.engine_mm[0], addr_of(&f, 0, cache), 512 * PAGE), SUBLET_UNLOCKED);
+	uint64_t began = atomic_load(&f.clock_ns);
+	/* as much as six of eight pageblocks, the cache among them */
+	assert_int_equal(claim_take(&f, 6 * 512 * PAGE, NULL, &claim), 0);
+	assert_in_range(claim.dropped_bytes, PAGE, 512 * PAGE);
+	assert_int_equal(claim.moved_bytes, 0);
+	claim_give(&f, &claim);
+	/* and beside what stays, in the same 2 MiB, less */
+	for (uint32_t i = 0; i < 4; i++) {
+		assert_int_equal(claim_take(&f, 96 * PAGE, NULL, &held), 0);
+		claim_give(&f, &held);
+	}
+	assert_int_equal(claim_take(&f, 7 * 512 * PAGE, NULL, &claim), -EBUSY);
+	assert_int_equal(claim.windows_tried + claim.waits, 0);
+	assert_int_equal(blockers_of(&claim, SUBLET_BLOCKER_PLATFORM), claim.blocker_count);
+	assert_int_equal(claim.blockers[0].error, -EOPNOTSUPP);
+	assert_int_equal(sublet_pin(f.engine_mm[0], addr_of(&f, 0, vpn), PAGE,
+				    SUBLET_PIN_READ | SUBLET_PIN_LONGTERM, NULL, &pin),
+			 -EOPNOTSUPP);
+	assert_true(atomic_load(&f.clock_ns) - began < SUBLET_MS);
+	check_fill(&f, 0, vpn, 512 + 16, 1);
 	fixture_close(&f);
 }
 
@@ -323,7 +363,7 @@ static void gone_before_it_is_named(void **unused)
 	uint32_t word = a32_load_relaxed(&f.arena->frames[pfn].word);
 	assert_int_equal(
 		sublet_notifier_add(mm, addr_of(&f, 0, vpn), 16 * PAGE, &ops, NULL, "tag", &notifier), 0);
-	assert_int_equal(sublet__mm_fork_begin(mm), 0);
+	assert_int_equal(fork_begin(mm), 0);
 	fake_child_fork(&child, &f.mm[0]);
 	sublet__mm_fork_end(mm, 1234);
 	assert_int_equal(sublet_unmap(mm, addr_of(&f, 0, vpn), 16 * PAGE),
@@ -383,11 +423,17 @@ static void beside_a_long_call(void **unused)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(pin_until_the_deadline), cmocka_unit_test(no_room),
-		cmocka_unit_test(another_claim),          cmocka_unit_test(waits_for_others),
-		cmocka_unit_test(beside_a_call),          cmocka_unit_test(watched),
-		cmocka_unit_test(platform_failures),      cmocka_unit_test(gone_before_it_is_named),
-		cmocka_unit_test(beside_a_fork),          cmocka_unit_test(beside_a_long_call),
+		cmocka_unit_test(pin_until_the_deadline),
+		cmocka_unit_test(no_room),
+		cmocka_unit_test(another_claim),
+		cmocka_unit_test(waits_for_others),
+		cmocka_unit_test(what_stays),
+		cmocka_unit_test(beside_a_call),
+		cmocka_unit_test(watched),
+		cmocka_unit_test(platform_failures),
+		cmocka_unit_test(gone_before_it_is_named),
+		cmocka_unit_test(beside_a_fork),
+		cmocka_unit_test(beside_a_long_call),
 	};
 	return cmocka_run_group_tests(tests, NULL, NULL);
 }

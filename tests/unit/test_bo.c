@@ -388,7 +388,7 @@ static void tracked_while_a_child_shares(void **unused)
 	uint32_t vpn = map_pages(&f, 32, SUBLET_MOVABLE);
 	struct sublet_bo bo = bo_over(&fd, vpn, 32, SUBLET_BO_TRACKED);
 	dma_fill(&fd, bo, 32, 1);
-	assert_int_equal(sublet__mm_fork_begin(mm), 0); /* tells it first */
+	assert_int_equal(fork_begin(mm), 0); /* tells it first */
 	assert_int_equal(info_of(&fd, bo).bound_bytes, 0);
 	sublet__mm_fork_end(mm, 4711);
 	assert_int_equal(fill_once(bo, 1),
@@ -425,7 +425,7 @@ static void a_child_shared_before(void **unused)
 	mm = f.engine_mm[0];
 	uint32_t vpn = map_pages(&f, 64, SUBLET_MOVABLE);
 	struct sublet_bo bo = bo_over(&fd, vpn, 32, SUBLET_BO_TRACKED);
-	assert_int_equal(sublet__mm_fork_begin(mm), 0);
+	assert_int_equal(fork_begin(mm), 0);
 	sublet__mm_fork_end(mm, 4711);
 	struct sublet_bo other = bo_over(&fd, map_pages(&f, 64, SUBLET_MOVABLE), 32, SUBLET_BO_TRACKED);
 	struct sublet_job job = job_of(SUBLET_JOB_FILL, 1);

@@ -117,7 +117,7 @@ static void discard_makes_room(void **unused)
 	fixture_close(&f);
 }
 
-/* Only whole folios are unlocked; a lock of a part locks its folio. */
+/* Units that lie in the range as a whole are unlocked; a lock locks the units that it touches. */
 static void discard_parts(void **unused)
 {
 	static struct fake f;
@@ -126,11 +126,37 @@ static void discard_parts(void **unused)
 	fixture_open(&f, NULL);
 	uint32_t vpn = map_pages(&f, 64, SUBLET_DISCARDABLE);
 	assert_int_equal(unlock_range(&f, vpn, 63), 0);
-	assert_int_equal(stats_of(&f).area_discardable_bytes, 0); /* one folio of 64: not whole */
+	assert_int_equal(stats_of(&f).area_discardable_bytes,
+			 48 * PAGE); /* the last of four units is not whole */
 	assert_int_equal(unlock_range(&f, vpn, 64), 0);
 	assert_int_equal(stats_of(&f).area_discardable_bytes, 64 * PAGE);
-	assert_int_equal(lock_range(&f, vpn + 3, 1), SUBLET_INTACT);
+	assert_int_equal(lock_range(&f, vpn + 19, 1), SUBLET_INTACT);
+	assert_int_equal(stats_of(&f).area_discardable_bytes, 48 * PAGE);
+	assert_int_equal(lock_range(&f, vpn, 64), SUBLET_INTACT);
+	/* Less than a unit, or two halves of two: nothing could be unlocked, and nobody is told that it was. */
+	assert_int_equal(unlock_range(&f, vpn, 15), -EINVAL);
+	assert_int_equal(unlock_range(&f, vpn + 1, 15), -EINVAL);
+	assert_int_equal(unlock_range(&f, vpn + 8, 16), -EINVAL);
+	/* Bytes, too: one less at either end, and the unit is not whole. */
+	char *at = addr_of(&f, 0, vpn);
+	assert_int_equal(sublet_unlock(f.engine_mm[0], at, UNIT - 1), -EINVAL);
+	assert_int_equal(sublet_unlock(f.engine_mm[0], at + 1, UNIT), -EINVAL);
 	assert_int_equal(stats_of(&f).area_discardable_bytes, 0);
+	assert_int_equal(sublet_unlock(f.engine_mm[0], at + 1, 2 * UNIT), SUBLET_UNLOCKED);
+	assert_int_equal(stats_of(&f).area_discardable_bytes, UNIT);
+	/* A mapping's own size is all of it, though it is no number of pages, whatever is mapped behind it. */
+	for (uint32_t bytes = 4097; bytes < 40 * PAGE; bytes += 4099) {
+		void *small[3];
+		for (uint32_t i = 0; i < 3; i++)
+			assert_int_equal(sublet_map(f.engine_mm[0], bytes, SUBLET_DISCARDABLE, &small[i]), 0);
+		uint64_t before = stats_of(&f).area_discardable_bytes;
+		for (uint32_t i = 0; i < 3; i++)
+			assert_int_equal(sublet_unlock(f.engine_mm[0], small[i], bytes), SUBLET_UNLOCKED);
+		assert_int_equal(stats_of(&f).area_discardable_bytes - before,
+				 3 * ((bytes + PAGE - 1) / PAGE) * PAGE);
+		for (uint32_t i = 0; i < 3; i++)
+			assert_int_equal(sublet_unmap(f.engine_mm[0], small[(i + 1) % 3], bytes), 0);
+	}
 	assert_int_equal(unlock_range(&f, vpn + 1000, 1), -EINVAL);
 	assert_int_equal(lock_range(&f, vpn, 65), -EINVAL);
 	uint32_t movable = map_pages(&f, 16, SUBLET_MOVABLE);
@@ -153,7 +179,10 @@ static void discard_pins(void **unused)
 	assert_int_equal(sublet_pin(f.engine_mm[0], addr_of(&f, 0, vpn), PAGE, SUBLET_PIN_READ, NULL, &pin),
 			 0);
 	fake_device_hold(&f.mm[0], vpn, 64, 1);
-	assert_int_equal(unlock_range(&f, vpn, 64), 0);
+	assert_int_equal(unlock_range(&f, vpn, 64), SUBLET_KEPT);
+	assert_int_equal(unlock_range(&f, vpn + 16, 16),
+			 SUBLET_KEPT); /* it moves along with what is pinned */
+	assert_int_equal(stats_of(&f).area_discardable_bytes, 0);
 	struct sublet_claim_options o = { SUBLET_OPTIONS(sublet_claim_options),
 					  .flags = SUBLET_CLAIM_NOWAIT };
 	assert_int_equal(claim_take(&f, bytes_of(&f, f.options.area_frames), &o, &claim), -EBUSY);
@@ -215,7 +244,7 @@ static void discard_held(void **unused)
 		if (order & 1)
 			assert_int_equal(unlock_range(&f, vpn, 64), 0);
 		if (order & 2) {
-			assert_int_equal(sublet__mm_fork_begin(mm), 0);
+			assert_int_equal(fork_begin(mm), 0);
 			sublet__mm_fork_end(mm, 77);
 		} else {
 			sublet__mm_note_protected(mm, addr, 64 * PAGE, true);
@@ -223,12 +252,14 @@ static void discard_held(void **unused)
 		fixture_verify(&f);
 		/* what is unlocked at the fork is not accessible: the child shares nothing of it */
 		assert_int_equal(stats_of(&f).area_held_bytes, (order & 3) == 3 ? 0 : 64 * PAGE);
+		/* what a child shares stays locked, and what was locked again is the next child's */
+		bool is_shared = (order & 3) == 2;
 		if (order & 4)
-			assert_int_equal(unlock_range(&f, vpn, 64), 0);
+			assert_int_equal(unlock_range(&f, vpn, 64), is_shared ? SUBLET_KEPT : 0);
 		fixture_verify(&f);
 		assert_int_equal(lock_range(&f, vpn, 64), SUBLET_INTACT);
 		fixture_verify(&f);
-		assert_int_equal(unlock_range(&f, vpn, 64), 0);
+		assert_int_equal(unlock_range(&f, vpn, 64), is_shared ? SUBLET_KEPT : 0);
 		fixture_verify(&f);
 		if (order & 2)
 			assert_int_equal(sublet__mm_fork_restore(mm, sublet__mm_fork_epoch(mm)), 0);
@@ -273,7 +304,7 @@ static void discard_platform_fails(void **unused)
 	uint32_t vpn = map_pages(&f, 1024, SUBLET_DISCARDABLE);
 	fill(&f, 0, vpn, 1024, 6);
 	fake_fail(&f, 1u << FAKE_UNMAP, 2, -ENOMEM, true);
-	assert_int_equal(unlock_range(&f, vpn, 1024), 0);
+	assert_int_equal(unlock_range(&f, vpn, 1024), SUBLET_KEPT);
 	assert_true(fake_fail_end(&f));
 	fixture_verify(&f);
 	assert_int_equal(stats_of(&f).area_discardable_bytes, 512 * PAGE);
@@ -305,6 +336,175 @@ static void discard_hidden(void **unused)
 	fixture_close(&f);
 }
 
+/* In pieces of whatever size all of it becomes discardable, and each piece is locked alone. */
+static void discard_pieces(void **unused)
+{
+	static const uint32_t piece[] = { 16, 32, 48, 64, 80, 256, 512, 528, 1024 };
+	static struct fake f;
+	struct sublet_claim claim;
+	(void)unused;
+
+	for (uint32_t k = 0; k < sizeof piece / sizeof *piece; k++) {
+		fixture_open(&f, NULL);
+		uint32_t pages = 1024 + 8, vpn = map_pages(&f, pages, SUBLET_DISCARDABLE), even = 0;
+		fill(&f, 0, vpn, pages, k);
+		for (uint32_t at = 0; at < pages; at += piece[k])
+			assert_int_equal(unlock_range(&f, vpn + at, min_u32(piece[k], pages - at)),
+					 SUBLET_UNLOCKED);
+		assert_int_equal(stats_of(&f).area_discardable_bytes, pages * PAGE);
+		for (uint32_t at = 0; at < pages; at += 2 * piece[k]) {
+			uint32_t n = min_u32(piece[k], pages - at);
+			assert_int_equal(lock_range(&f, vpn + at, n), SUBLET_INTACT);
+			check_part(&f, 0, vpn, at, n, k);
+			even += n;
+		}
+		assert_int_equal(stats_of(&f).area_discardable_bytes, (pages - even) * PAGE);
+		/* counted by blocks, of which there are three */
+		assert_true(a32_load_relaxed(&f.engine_mm[0]->mapping_count) + 3 >= fake_mappings(&f.mm[0]));
+		fixture_verify(&f);
+		/* A claim of everything drops what is unlocked, moves what is not, and mixes up neither. */
+		uint64_t normal = stats_of(&f).normal_free_bytes / PAGE;
+		if (even <= normal) {
+			assert_int_equal(claim_take(&f, f.options.area_frames * PAGE, NULL, &claim), 0);
+			assert_int_equal(claim.dropped_bytes, (pages - even) * PAGE);
+			claim_give(&f, &claim);
+		}
+		for (uint32_t at = 0; at < pages; at += piece[k]) {
+			uint32_t n = min_u32(piece[k], pages - at);
+			bool was_locked = at / piece[k] % 2 == 0;
+			assert_int_equal(lock_range(&f, vpn + at, n),
+					 was_locked || even > normal ? SUBLET_INTACT : SUBLET_DISCARDED);
+			if (was_locked || even > normal)
+				check_part(&f, 0, vpn, at, n, k);
+			else
+				check_zero(&f, 0, vpn + at, n);
+		}
+		fixture_close(&f);
+	}
+}
+
+/* In both zones. */
+static uint64_t discardable_bytes(const struct fake *f)
+{
+	uint64_t frames = 0;
+
+	for (uint32_t pb = 0; pb < f->arena->frames_total >> f->arena->pageblock_order; pb++)
+		frames += sublet__account_get(&f->arena->pageblocks[pb], ACCOUNT_DISCARDABLE);
+	return frames * PAGE;
+}
+
+/* Any ranges, in any order, against what should be locked unit by unit; nothing that is locked is ever lost (G1). */
+static void discard_any_ranges(void **unused)
+{
+	enum { PAGES = 1024 + 40, UNITS = (PAGES + 15) / 16 };
+	static struct fake f;
+	struct sublet_claim claim;
+	uint64_t state = seed_get("discard_any_ranges");
+	(void)unused;
+
+	for (uint32_t round = 0; round < 20; round++) {
+		bool unlocked[UNITS] = { false };
+		fixture_open(&f, &(struct fake_options){ .area_frames = 2048, .normal_frames = 2048 });
+		uint32_t vpn = map_pages(&f, PAGES, SUBLET_DISCARDABLE);
+		char *memory = addr_of(&f, 0, vpn);
+		fill(&f, 0, vpn, PAGES, round);
+		for (uint32_t step = 0; step < 200; step++) {
+			uint64_t from = below(&state, PAGES * (uint32_t)PAGE - 1);
+			uint64_t bytes = 1 + below(&state, (uint32_t)(PAGES * PAGE - from));
+			uint64_t end = from + bytes;
+			bool is_lock = below(&state, 2), any = false;
+			for (uint32_t u = 0; u < UNITS; u++) {
+				uint64_t low = u * UNIT,
+					 high = low + UNIT < PAGES * PAGE ? low + UNIT : PAGES * PAGE;
+				bool touched = low < end && high > from;
+				/* the last page of a mapping is there as a whole */
+				bool whole = low >= from &&
+					     (high <= end || (u == UNITS - 1 && high - end < PAGE));
+				any |= whole;
+				if (is_lock ? touched : whole)
+					unlocked[u] = !is_lock;
+			}
+			if (is_lock)
+				assert_int_equal(sublet_lock(f.engine_mm[0], memory + from, bytes),
+						 SUBLET_INTACT);
+			else
+				assert_int_equal(sublet_unlock(f.engine_mm[0], memory + from, bytes),
+						 any ? SUBLET_UNLOCKED : -EINVAL);
+			uint64_t want = 0;
+			for (uint32_t u = 0; u < UNITS; u++)
+				want += unlocked[u] ? min_u32(16, PAGES - u * 16) * PAGE : 0;
+			assert_int_equal(discardable_bytes(&f), want);
+			if (step % 50 == 49) { /* memory moves meanwhile, what is unlocked stays */
+				fixture_verify(&f);
+				for (uint32_t n = 0; n < 20; n++)
+					sublet__chaos_move(f.arena, f.engine_mm[0], rng(&state));
+			}
+		}
+		assert_int_equal(claim_take(&f, f.options.area_frames * PAGE, NULL, &claim), 0);
+		claim_give(&f, &claim);
+		for (uint32_t u = 0; u < UNITS; u++) {
+			uint32_t n = min_u32(16, PAGES - u * 16);
+			/* what moved out of the area before it was unlocked is in nobody's way */
+			bool lost = a32_load_relaxed(&f.engine_mm[0]->pte[vpn + u * 16]) == PTE_DROPPED;
+			assert_false(lost && !unlocked[u]);
+			assert_int_equal(lock_range(&f, vpn + u * 16, n),
+					 lost ? SUBLET_DISCARDED : SUBLET_INTACT);
+			if (lost)
+				check_zero(&f, 0, vpn + u * 16, n);
+			else
+				check_part(&f, 0, vpn, u * 16, n, round);
+		}
+		fixture_close(&f);
+	}
+}
+
+/* Each piece that is unlocked alone takes kernel mappings: they are counted, and not spent without end. */
+static void discard_mappings(void **unused)
+{
+	static struct fake f;
+	uint32_t kept = 0;
+	(void)unused;
+
+	fixture_open(&f, &(struct fake_options){ .mapping_limit = 24 });
+	struct sublet_mm *mm = f.engine_mm[0];
+	uint32_t vpn = map_pages(&f, 1024, SUBLET_DISCARDABLE);
+	for (uint32_t u = 0; u < 64; u += 2) {
+		int answer = unlock_range(&f, vpn + u * 16, 16);
+		assert_in_range(answer, SUBLET_UNLOCKED, SUBLET_KEPT);
+		kept += answer == SUBLET_KEPT;
+		assert_true(a32_load_relaxed(&mm->mapping_count) <= 24);
+		assert_true(fake_mappings(&f.mm[0]) <= 25);
+	}
+	assert_in_range(kept, 1, 31);
+	assert_int_equal(stats_of(&f).area_discardable_bytes, (32 - kept) * UNIT);
+	assert_int_equal(lock_range(&f, vpn, 1024), SUBLET_INTACT);
+	assert_int_equal(unlock_range(&f, vpn, 1024), SUBLET_UNLOCKED); /* in one piece there is room */
+	fixture_close(&f);
+}
+
+/* A lock that fails leaves alone what others hold of the units at its edges. */
+static void discard_lock_fails_beside(void **unused)
+{
+	static struct fake f;
+	struct sublet_claim rest;
+	(void)unused;
+
+	fixture_open(&f, &(struct fake_options){ .area_frames = 512, .normal_frames = FAKE_NORMAL_NONE });
+	uint32_t vpn = map_pages(&f, 48, SUBLET_DISCARDABLE);
+	fill(&f, 0, vpn, 48, 1);
+	assert_int_equal(unlock_range(&f, vpn + 16, 32), SUBLET_UNLOCKED);
+	assert_int_equal(claim_take(&f, (512 - 16) * PAGE, NULL, &rest), 0);
+	assert_int_equal(rest.dropped_bytes, 32 * PAGE);
+	/* the first half of the first unit is somebody's */
+	assert_int_equal(lock_range(&f, vpn + 8, 24), -ENOMEM);
+	check_part(&f, 0, vpn, 0, 16, 1);
+	assert_int_equal(stats_of(&f).area_discardable_bytes, 0);
+	claim_give(&f, &rest);
+	assert_int_equal(lock_range(&f, vpn, 48), SUBLET_DISCARDED);
+	check_part(&f, 0, vpn, 0, 16, 1);
+	fixture_close(&f);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -313,6 +513,8 @@ int main(void)
 		cmocka_unit_test(discard_lock_no_memory), cmocka_unit_test(discard_held),
 		cmocka_unit_test(discard_unmap),          cmocka_unit_test(discard_platform_fails),
 		cmocka_unit_test(discard_hidden),         cmocka_unit_test(discard_makes_room),
+		cmocka_unit_test(discard_pieces),         cmocka_unit_test(discard_any_ranges),
+		cmocka_unit_test(discard_mappings),       cmocka_unit_test(discard_lock_fails_beside),
 	};
 	return cmocka_run_group_tests(tests, NULL, NULL);
 }

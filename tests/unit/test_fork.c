@@ -8,7 +8,7 @@ enum { CHILD = 4711 };
 
 static void fork_now(struct fake *f, struct fake_child *child)
 {
-	assert_int_equal(sublet__mm_fork_begin(f->engine_mm[0]), 0);
+	assert_int_equal(fork_begin(f->engine_mm[0]), 0);
 	fake_child_fork(child, &f->mm[0]);
 	sublet__mm_fork_end(f->engine_mm[0], CHILD);
 }
@@ -99,7 +99,7 @@ static void fork_map_between(void **unused)
 
 	fixture_open(&f, NULL);
 	map_pages(&f, 16, SUBLET_MOVABLE);
-	assert_int_equal(sublet__mm_fork_begin(f.engine_mm[0]), 0);
+	assert_int_equal(fork_begin(f.engine_mm[0]), 0);
 	uint32_t vpn = map_pages(&f, 700, SUBLET_MOVABLE), drop = map_pages(&f, 64, SUBLET_DISCARDABLE);
 	fill(&f, 0, vpn, 700, 1);
 	assert_int_equal(fake_kind_of(&f.mm[0], vpn), FAKE_COPIED);
@@ -144,84 +144,12 @@ static void fork_epochs(void **unused)
 	check_fill(&f, 0, vpn, 500, 3);
 	assert_int_equal(stats_of(&f).area_held_bytes, 0);
 	/* while a fork is under way nothing is restored */
-	assert_int_equal(sublet__mm_fork_begin(f.engine_mm[0]), 0);
+	assert_int_equal(fork_begin(f.engine_mm[0]), 0);
 	assert_int_equal(restore_now(&f), -EAGAIN);
 	sublet__mm_fork_end(f.engine_mm[0], 0); /* it failed */
 	assert_int_equal(stats_of(&f).children, 0);
 	assert_int_equal(restore_now(&f), 0);
 	check_fill(&f, 0, vpn, 500, 3);
-	fixture_close(&f);
-}
-
-/* A pin over the fork is waited for, for a bounded time; then there is no fork, and nothing is lost (G2, G7). */
-static void fork_pins(void **unused)
-{
-	static struct fake f;
-	struct fake_child child;
-	struct sublet_pin pin;
-	(void)unused;
-
-	fixture_open(&f, &(struct fake_options){ .virtual_time = true });
-	uint32_t vpn = map_pages(&f, 1000, SUBLET_MOVABLE);
-	fill(&f, 0, vpn, 1000, 1);
-	assert_int_equal(sublet_pin(f.engine_mm[0], addr_of(&f, 0, vpn), PAGE, SUBLET_PIN_WRITE, NULL, &pin),
-			 0);
-	uint64_t start = atomic_load(&f.clock_ns);
-	assert_int_equal(sublet__mm_fork_begin(f.engine_mm[0]), -EAGAIN);
-	sublet__mm_fork_end(f.engine_mm[0], 0);
-	assert_in_range(atomic_load(&f.clock_ns) - start, SUBLET_SEC, SUBLET_SEC + 50 * SUBLET_MS);
-	assert_int_equal(restore_now(&f), 0);
-	fixture_verify(&f);
-	assert_int_equal(sublet_unpin(&pin), 0);
-	fork_now(&f, &child);
-	fake_child_exit(&child);
-	assert_int_equal(restore_now(&f), 0);
-	check_fill(&f, 0, vpn, 1000, 1);
-	fixture_close(&f);
-}
-
-struct asker {
-	const struct sublet_pin *pin;
-	_Atomic bool stop;
-	int answer; /* the first that was not one extent */
-};
-
-static void *asker_main(void *arg)
-{
-	struct asker *a = arg;
-	struct sublet_extent extent;
-
-	a->answer = 1;
-	while (!atomic_load(&a->stop) && a->answer == 1)
-		a->answer = sublet_pin_extents(a->pin, 0, &extent, 1);
-	return NULL;
-}
-
-/* A pin keeps its extents while a fork tries, waits for it, and gives up (G2). */
-static void fork_asks_pins(void **unused)
-{
-	static struct fake f;
-	struct sublet_pin pin;
-	pthread_t thread;
-	(void)unused;
-
-	fixture_open(&f, &(struct fake_options){ .virtual_time = true });
-	uint32_t vpn = map_pages(&f, 16, SUBLET_MOVABLE);
-	assert_int_equal(sublet_pin(f.engine_mm[0], addr_of(&f, 0, vpn), PAGE, SUBLET_PIN_WRITE, NULL, &pin),
-			 0);
-	struct asker asker = { .pin = &pin };
-	threads_begin();
-	assert_int_equal(pthread_create(&thread, NULL, asker_main, &asker), 0);
-	for (uint32_t i = 0; i < 30; i++) {
-		assert_int_equal(sublet__mm_fork_begin(f.engine_mm[0]), -EAGAIN);
-		sublet__mm_fork_end(f.engine_mm[0], 0);
-	}
-	atomic_store(&asker.stop, true);
-	pthread_join(thread, NULL);
-	threads_end();
-	assert_int_equal(asker.answer, 1);
-	assert_int_equal(sublet_unpin(&pin), 0);
-	assert_int_equal(restore_now(&f), 0);
 	fixture_close(&f);
 }
 
@@ -234,7 +162,7 @@ static void fork_epoch_read_early(void **unused)
 	fixture_open(&f, NULL);
 	uint32_t vpn = map_pages(&f, 1000, SUBLET_MOVABLE);
 	fill(&f, 0, vpn, 1000, 1);
-	assert_int_equal(sublet__mm_fork_begin(f.engine_mm[0]), 0);
+	assert_int_equal(fork_begin(f.engine_mm[0]), 0);
 	uint32_t epoch = sublet__mm_fork_epoch(f.engine_mm[0]);
 	sublet__mm_fork_end(f.engine_mm[0], 4711);
 	assert_int_equal(sublet__mm_fork_restore(f.engine_mm[0], epoch), -EAGAIN);
@@ -356,7 +284,7 @@ static void fork_failures(void **unused)
 			fill(&f, 0, vpn, 16, 1);
 			fill(&f, 0, vpn + 1184, 16, 2);
 			fake_fail(&f, FAKE_CAN_FAIL, n, -ENOMEM, persistent);
-			int err = sublet__mm_fork_begin(f.engine_mm[0]);
+			int err = fork_begin(f.engine_mm[0]);
 			if (err) {
 				assert_int_equal(err, -ENOMEM);
 				sublet__mm_fork_end(f.engine_mm[0], 0);
@@ -459,18 +387,11 @@ static void fork_race(void **unused)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(fork_snapshot),
-		cmocka_unit_test(fork_parked),
-		cmocka_unit_test(fork_map_between),
-		cmocka_unit_test(fork_epochs),
-		cmocka_unit_test(fork_pins),
-		cmocka_unit_test(fork_failures),
-		cmocka_unit_test(fork_asks_pins),
-		cmocka_unit_test(fork_protected_cut),
-		cmocka_unit_test(fork_unmap_at_the_end),
-		cmocka_unit_test(fork_epoch_read_early),
-		cmocka_unit_test(fork_protected),
-		cmocka_unit_test(fork_race),
+		cmocka_unit_test(fork_snapshot),         cmocka_unit_test(fork_parked),
+		cmocka_unit_test(fork_map_between),      cmocka_unit_test(fork_epochs),
+		cmocka_unit_test(fork_failures),         cmocka_unit_test(fork_protected_cut),
+		cmocka_unit_test(fork_unmap_at_the_end), cmocka_unit_test(fork_epoch_read_early),
+		cmocka_unit_test(fork_protected),        cmocka_unit_test(fork_race),
 	};
 	return cmocka_run_group_tests(tests, NULL, NULL);
 }

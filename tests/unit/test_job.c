@@ -99,7 +99,7 @@ static void job_has_versions(void **unused)
 	wide.job.size_bytes = sizeof wide;
 	assert_int_equal(submit_error(&fd, &wide.job, bo), 0);
 	wide.newer = 1;
-	assert_int_equal(submit_error(&fd, &wide.job, bo), -EINVAL);
+	assert_int_equal(submit_error(&fd, &wide.job, bo), -E2BIG);
 	wide.job.size_bytes = offsetof(struct sublet_job, timeout_ns);
 	wide.job.timeout_ns = 1; /* is not looked at */
 	assert_int_equal(submit_error(&fd, &wide.job, bo), 0);

@@ -478,7 +478,7 @@ static void longterm_and_fork(void **unused)
 		uint32_t vpn = map_pages(&f, 700, SUBLET_MOVABLE);
 		fill(&f, 0, vpn, 700, 9);
 		assert_int_equal(pin(&f, vpn + 100, 500, LONG_WRITE, NULL, &p), 0);
-		assert_int_equal(sublet__mm_fork_begin(mm), 0);
+		assert_int_equal(fork_begin(mm), 0);
 		if (when == 0) {
 			static const struct sublet__window_range any = { .to = MOVE_AREA_FIRST };
 			assert_int_equal(sublet_unpin(&p), 0);
@@ -502,7 +502,7 @@ static void longterm_and_fork(void **unused)
 		if (when == 2)
 			assert_int_equal(sublet_unpin(&p), 0);
 
-		assert_int_equal(sublet__mm_fork_begin(mm), 0);
+		assert_int_equal(fork_begin(mm), 0);
 		fake_child_fork(&second, &f.mm[0]);
 		sublet__mm_fork_end(mm, 78);
 		for (uint32_t i = 0; i < 700; i++)

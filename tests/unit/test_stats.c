@@ -71,23 +71,30 @@ static void stats_percentiles(void **unused)
 	assert_int_equal(sublet_histogram_percentile_ns(&none, 500), 0);
 }
 
-/* A caller's size is respected: no byte beyond it is written, and too small is refused. */
+/* A caller's size is respected: no byte beyond it is written, what we do not know is 0, too small is refused. */
 static void stats_sizes(void **unused)
 {
+	enum { KNOWN = sizeof(struct sublet_stats), MORE = 64, FIRST = 16 };
 	static struct fake f;
-	struct sublet_stats stats;
-	unsigned char *bytes = (unsigned char *)&stats;
+	union {
+		struct sublet_stats stats;
+		unsigned char bytes[KNOWN + 2 * MORE];
+	} room;
 	(void)unused;
 
 	fixture_open(&f, NULL);
-	for (size_t size = 0; size <= sizeof stats + 64; size += 8) {
-		memset(&stats, 0xee, sizeof stats);
-		stats.size_bytes = size;
-		int err = sublet_arena_stats(f.arena, &stats);
-		assert_int_equal(err, size < 8 ? -EINVAL : 0);
-		for (size_t i = size < 8 ? 8 : size; i < sizeof stats; i++)
-			assert_int_equal(bytes[i], 0xee);
+	for (size_t size = 0; size <= KNOWN + MORE; size += 8) {
+		memset(&room, 0xee, sizeof room);
+		room.stats.size_bytes = size;
+		assert_int_equal(sublet_arena_stats(f.arena, &room.stats), size < FIRST ? -EINVAL : 0);
+		assert_int_equal(room.stats.size_bytes, size);
+		for (size_t i = KNOWN; i < size; i++)
+			assert_int_equal(room.bytes[i], 0);
+		for (size_t i = size < FIRST ? 8 : size; i < sizeof room; i++)
+			assert_int_equal(room.bytes[i], 0xee);
 	}
+	room.stats.size_bytes = UINT64_MAX;
+	assert_int_equal(sublet_arena_stats(f.arena, &room.stats), -E2BIG);
 	fixture_close(&f);
 }
 

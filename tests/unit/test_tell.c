@@ -289,7 +289,7 @@ static void tell_others(void **unused)
 
 	t.decline = 3; /* a fork waits for a device, as for a pin */
 	struct fake_child child;
-	assert_int_equal(sublet__mm_fork_begin(mm), 0);
+	assert_int_equal(fork_begin(mm), 0);
 	assert_int_equal(t.calls[SUBLET_NOTIFIER_MOVE], 4);
 	fake_child_fork(&child, &f.mm[0]);
 	sublet__mm_fork_end(mm, 7);
@@ -334,7 +334,7 @@ static void tell_lock_in_fork(void **unused)
 	uint32_t vpn = map_pages(&f, 16, SUBLET_DISCARDABLE);
 	watch(&f, &t, vpn, 16);
 	assert_int_equal(sublet_unlock(mm, addr_of(&f, 0, vpn), 16 * PAGE), 0);
-	assert_int_equal(sublet__mm_fork_begin(mm), 0);
+	assert_int_equal(fork_begin(mm), 0);
 	assert_int_equal(t.calls[SUBLET_NOTIFIER_MOVE], 0);
 	assert_int_equal(sublet_lock(mm, addr_of(&f, 0, vpn), 16 * PAGE), SUBLET_INTACT);
 	assert_int_equal(fake_kind_of(&f.mm[0], vpn), FAKE_PRIVATE);
