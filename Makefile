@@ -40,6 +40,10 @@ torture: deps-test build
 	@SUBLET=$(BUILD)/sublet SUBLET_BUILD=$(BUILD) python3 tests/clients/torture.py --budget $(or $(SECONDS),600) \
 		$(if $(BACKINGS),--backings "$(BACKINGS)") $(if $(PERIODS),--periods "$(PERIODS)") $(if $(SEED),--seed $(SEED))
 
+## programs  longer real programs, plain and lent: containers, debuggers, sound, interpreters; PROGRAMS="NAME..." chooses
+programs: deps-programs build
+	@SUBLET=$(BUILD)/sublet SUBLET_BUILD=$(BUILD) PYTHONDONTWRITEBYTECODE=1 python3 tests/programs/programs.py $(PROGRAMS)
+
 ## fuzz      every fuzz target for SECONDS=60; what they find is in build/fuzz/TARGET
 fuzz: deps-test
 	@mkdir -p $(BUILD)
@@ -68,7 +72,7 @@ $(BUILD)/build.ninja: | deps-build
 	@meson setup $(BUILD) $(MESON_ARGS)
 	@printf '%s\n' "$$MESON_ARGS" >$(BUILD)/meson-args
 
-deps-build deps-run deps-test:
+deps-build deps-run deps-test deps-programs:
 	@tools/deps.sh $(@:deps-%=%)
 
-.PHONY: all build run test mutants coverage torture fuzz bench install clean help deps-build deps-run deps-test
+.PHONY: all build run test mutants coverage torture programs fuzz bench install clean help deps-build deps-run deps-test deps-programs

@@ -3,7 +3,7 @@
 #
 # Install the Debian or Ubuntu packages that a make target needs and that are missing.
 #
-#   tools/deps.sh build|run|test
+#   tools/deps.sh build|run|test|programs
 #
 # Each group contains the ones before it. Says nothing and starts nothing where all is there. On other
 # systems, or without the right to install, it names what is missing and leaves it at that: the build
@@ -21,6 +21,8 @@ run="redis-server redis-tools"
 test="binutils clang gdb libclang-rt-dev g++ git libcap2-bin memcached memtester openssl php-cli socat sqlite3 spin stress-ng
 	valgrind xz-utils"
 test_optional="clang-format-14 gcc-aarch64-linux-gnu gcovr libc6-dev-arm64-cross libfabric-dev libibverbs-dev libucx-dev qemu-user"
+# Every one of them is optional: `make programs` tries those that are there, and names the others.
+programs_optional="bubblewrap mawk perl pulseaudio pulseaudio-utils rt-tests util-linux"
 
 optional=""
 case "${1:-build}" in
@@ -30,8 +32,14 @@ test)
 	wanted="$build $run $test"
 	optional=$test_optional
 	;;
+programs)
+	wanted="$build $run $test"
+	# Python's own tests are a package of the version.
+	version=$(python3 -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null || true)
+	optional="$test_optional $programs_optional${version:+ libpython$version-testsuite}"
+	;;
 *)
-	echo "usage: tools/deps.sh build|run|test" >&2
+	echo "usage: tools/deps.sh build|run|test|programs" >&2
 	exit 2
 	;;
 esac

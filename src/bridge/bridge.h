@@ -67,6 +67,11 @@ void sublet__lockall_prepare(void);
  */
 bool sublet__futex_kernel_wakes(const void *word);
 void sublet__futex_forget(const void *addr, size_t bytes);
+
+/* fork.c: SYS_clone, SYS_clone3 and SYS_fork by syscall(), with its arguments. */
+#define SUBLET__CALL_CLONE3 435
+long sublet__fork_syscall(long number, long a, long b, long c, long d, long e, long f);
+
 /* The system call itself: what libc's syscall() is to the engine (--wrap), and to all until that is looked up. */
 long __wrap_syscall(long number, long a, long b, long c, long d, long e, long f);
 

@@ -11,6 +11,11 @@
  * its parent, each overwriting the other: refused. vfork(), posix_spawn(), system() and popen()
  * share the address space on purpose until they exec, and pass.
  *
+ * The system calls by syscall() run no handlers either; sandboxes (bwrap, LXC) make their first process so, because
+ * libc's clone() wants a stack. Parent and child return from the same call, so what the handlers would do is done around
+ * it: ours alone, since jemalloc and libc get no say in an ordinary program either. With a stack of its own the child
+ * does not return here: refused.
+ *
  * A thread that a program makes with clone() itself may have its tid in lent memory. The kernel clears
  * that word from within the dying thread, which cannot wait for a page that is just being moved, and
  * wakes it as process-shared: so it does not move, and futex.c lets waits for it be.
@@ -22,6 +27,8 @@
 #include <errno.h>
 #include <sched.h>
 #include <stdarg.h>
+#include <string.h>
+#include <sys/syscall.h>
 #include <sys/types.h>
 #include <unistd.h>
 
@@ -29,20 +36,24 @@ typedef int clone_fn(int (*fn)(void *), void *stack, int flags, void *arg, ...);
 
 pid_t _Fork(void); /* newer than some headers */
 
-/* A real fork() that fails runs the parent's handlers too, which take the preparation back. */
-SUBLET__INTERPOSER pid_t fork(void)
+/* False: errno says why there can be no new process. */
+static bool prepare(enum sublet__owner owner)
 {
-	pid_t (*real)(void) = SUBLET__REAL(fork);
-	enum sublet__owner owner = sublet__bridge_state();
 	int err = owner == SUBLET__OWNER_STUCK  ? -EPIPE
 		  : owner == SUBLET__OWNER_LENT ? sublet__linux_fork_prepare()
 						: 0;
 
-	if (err != 0) {
+	if (err != 0)
 		errno = ENOMEM;
-		return -1;
-	}
-	return real();
+	return err == 0;
+}
+
+/* A real fork() that fails runs the parent's handlers too, which take the preparation back. */
+SUBLET__INTERPOSER pid_t fork(void)
+{
+	pid_t (*real)(void) = SUBLET__REAL(fork);
+
+	return prepare(sublet__bridge_state()) ? real() : -1;
 }
 SUBLET__ALIAS(__fork, fork);
 
@@ -91,3 +102,57 @@ SUBLET__INTERPOSER int clone(int (*fn)(void *), void *stack, int flags, void *ar
 	return real(fn, stack, flags, arg, parent_tid, tls, child_tid);
 }
 SUBLET__ALIAS(__clone, clone);
+
+/* ---- by syscall() ---- */
+
+/* The beginning of the kernel's struct clone_args, which is newer than some headers. */
+struct clone3_args {
+	uint64_t flags, pidfd, child_tid, parent_tid, exit_signal, stack;
+};
+
+#define CLONE3_BYTES_MIN 64
+
+/* Whether the call makes a process with memory of its own; *stack: its stack, or 0 where it goes on with the caller's. */
+static bool is_new_process(long number, long a, long b, uint64_t *stack)
+{
+	struct clone3_args args;
+
+	*stack = 0;
+	switch (number) {
+	case SYS_clone: /* on each of our machines: flags, stack */
+		*stack = (uint64_t)b;
+		return (a & CLONE_VM) == 0;
+	case SUBLET__CALL_CLONE3:
+		/* Programs ask with nothing whether it is there. */
+		if (a == 0 || b < CLONE3_BYTES_MIN)
+			return false;
+		memcpy(&args, (const void *)(uintptr_t)a, sizeof(args));
+		*stack = args.stack;
+		return (args.flags & CLONE_VM) == 0;
+	default:
+		return true;
+	}
+}
+
+long sublet__fork_syscall(long number, long a, long b, long c, long d, long e, long f)
+{
+	enum sublet__owner owner = sublet__bridge_state();
+	uint64_t stack;
+	long result;
+
+	if (owner == SUBLET__OWNER_OTHER || !is_new_process(number, a, b, &stack))
+		return sublet__real.syscall(number, a, b, c, d, e, f);
+	if (stack != 0 && is_shared()) {
+		errno = ENOSYS;
+		return -1;
+	}
+	if (!prepare(owner))
+		return -1;
+	result = sublet__real.syscall(number, a, b, c, d, e, f);
+	/* A child's child too: what it shares with all before it is known by its pid. */
+	if (result == 0)
+		sublet__linux_fork_child();
+	else
+		sublet__linux_fork_cancel();
+	return result;
+}

@@ -89,10 +89,23 @@ static bool is_kernels(uintptr_t addr)
 	return false;
 }
 
+/* What the kernel has cleared: its thread has ended, and nobody goes to sleep on it. Whatever is listed is malloc's. */
+static void forget_cleared(void)
+{
+	for (uint32_t i = 0; i < KERNEL_WORDS_MAX; i++) {
+		uintptr_t word = atomic_load_explicit(&kernel.word[i], memory_order_relaxed);
+
+		if (word != 0 && atomic_load_explicit((_Atomic uint32_t *)word, memory_order_relaxed) == 0)
+			sublet__futex_forget((const void *)word, sizeof(uint32_t));
+	}
+}
+
 bool sublet__futex_kernel_wakes(const void *word)
 {
 	if (is_kernels((uintptr_t)word))
 		return true;
+	if (atomic_load_explicit(&kernel.count, memory_order_relaxed) >= KERNEL_WORDS_MAX)
+		forget_cleared();
 	for (uint32_t i = 0; i < KERNEL_WORDS_MAX; i++) {
 		uintptr_t none = 0;
 
@@ -173,7 +186,9 @@ static long futex_call(long addr, long op, long val, long timeout, long addr2, l
 		result = sublet__real.syscall(SYS_futex, addr, op, val, timeout, addr2, val3);
 		if (result != -1 || errno != EFAULT || !(pi || command == FUTEX_WAKE_OP) || tries == TRIES)
 			return result;
-		if (!settle(addr, pi) && !(has_two(command) && settle(addr2, pi)))
+		/* Both: the second is the one that is written, or either is. */
+		bool second = has_two(command) && settle(addr2, pi);
+		if (!settle(addr, pi) && !second)
 			return refused(EFAULT);
 	}
 }
@@ -197,7 +212,7 @@ static long futex_mixed(long addr, long op, long val, long val2, long addr2, lon
 		return sublet__real.syscall(SYS_futex, addr, own | command, wake < INT_MAX ? wake : INT_MAX,
 					    0, addr, val3);
 	case FUTEX_WAKE_OP:
-		wake = sublet__real.syscall(SYS_futex, (long)&nobody, other | command, 1, val2, addr2, val3);
+		wake = futex_call((long)&nobody, other | command, 1, val2, addr2, val3);
 		if (wake < 0)
 			return wake;
 		more = sublet__real.syscall(SYS_futex, addr, own | FUTEX_WAKE, val, 0, 0, 0);
@@ -259,6 +274,16 @@ static bool is_futex(long number)
 	       (number >= CALL_FUTEX_WAKE && number <= CALL_FUTEX_REQUEUE);
 }
 
+/* Where a process-creating call may come back twice, it does so on copies of one stack. */
+static bool is_fork(long number)
+{
+#ifdef SYS_fork
+	if (number == SYS_fork)
+		return true;
+#endif
+	return number == SYS_clone || number == SUBLET__CALL_CLONE3;
+}
+
 /* Not inlined: it has a frame. */
 __attribute__((noinline)) static long any_futex(long number, long a, long b, long c, long d, long e, long f)
 {
@@ -287,6 +312,8 @@ long sublet__futex_syscall(long number, long a, long b, long c, long d, long e, 
 {
 	if (__builtin_expect(is_futex(number), 0))
 		return any_futex(number, a, b, c, d, e, f);
+	if (__builtin_expect(is_fork(number), 0))
+		return sublet__fork_syscall(number, a, b, c, d, e, f);
 	return sublet__real.syscall(number, a, b, c, d, e, f);
 }
 

@@ -338,6 +338,11 @@ static void on_child(void)
 		pthread_setcancelstate(mine.cancel_state, NULL);
 }
 
+void sublet__linux_fork_child(void)
+{
+	on_child();
+}
+
 bool sublet__linux_in_child(struct sublet_arena *arena)
 {
 	return a32_load_acquire(&sublet__instance_of(arena)->in_child);

@@ -67,12 +67,14 @@ int sublet__linux_companion_add(struct sublet_arena *arena, const struct sublet_
  * process has ended, and fork() must not be called (it answers the same). What is pinned, or used by a device, for more
  * than a second is no error: the child does not have it (core/arena.h).
  * After 0 either fork() follows (the handlers then know) or sublet__linux_fork_cancel; until then the
- * thread is not cancelled.
+ * thread is not cancelled. A process that comes without handlers calls sublet__linux_fork_child before it touches
+ * lent memory, and its parent sublet__linux_fork_cancel.
  */
 int sublet__linux_fork_prepare(void);
 /* Register the handlers now and not with the first arena: for a layer whose arena a task of the helper creates. -errno */
 int sublet__linux_fork_register(void);
 void sublet__linux_fork_cancel(void);
+void sublet__linux_fork_child(void);
 
 /*
  * Have the engine's sublet__mm_fork_restore called once more, soon and by another thread, though

@@ -295,7 +295,7 @@ static void child_main(char **blocks)
 	exit(23);
 }
 
-static int check_fork(void)
+static int check_forks_by(pid_t (*fork_)(void))
 {
 	char *blocks[BLOCKS];
 	int status;
@@ -306,7 +306,7 @@ static int check_fork(void)
 		memset(blocks[i], 1, BLOCK_BYTES);
 	}
 	for (int round = 0; round < 3; round++) {
-		pid_t child = fork();
+		pid_t child = fork_();
 
 		CHECK(child >= 0);
 		if (child == 0)
@@ -317,6 +317,31 @@ static int check_fork(void)
 	}
 	CHECK(system("exit 3") == 3 << 8);
 	return 0;
+}
+
+static int check_fork(void)
+{
+	return check_forks_by(fork);
+}
+
+/* As sandboxes make their first process. */
+static pid_t call_clone(void)
+{
+	return (pid_t)syscall(SYS_clone, SIGCHLD, NULL, NULL, NULL, NULL);
+}
+
+static pid_t call_clone3(void)
+{
+	uint64_t args[11] = { [4] = SIGCHLD };
+	pid_t child = (pid_t)syscall(435, args, sizeof(args));
+
+	return child < 0 && errno == ENOSYS ? call_clone()
+					    : child; /* older than Linux 5.3, or forbidden in here */
+}
+
+static int check_fork_calls(void)
+{
+	return check_forks_by(call_clone) || check_forks_by(call_clone3);
 }
 
 static int in_clone(void *arg)
@@ -537,6 +562,7 @@ int main(int argc, char **argv)
 		{ "created-arena", check_created_arena },
 		{ "fork", check_fork },
 		{ "clone", check_clone },
+		{ "fork-calls", check_fork_calls },
 		{ "sync", check_sync },
 		{ "signals", check_signals },
 		{ "descriptors", check_descriptors },

@@ -38,7 +38,8 @@ struct call {
 	uint32_t flags[3]; /* of the array that arg[0] led to */
 };
 static struct call calls[2];
-static int count;
+static volatile int
+	count; /* libc promises that syscall() does not come back to this file, and here it does */
 static long results[2];
 
 static long record(long number, long a, long b, long c, long d, long e, long f)
@@ -51,6 +52,11 @@ static long record(long number, long a, long b, long c, long d, long e, long f)
 		for (int i = 0; i < (number == REQUEUE ? 2 : 3); i++)
 			call->flags[i] = ((const struct waiter *)a)[i].flags;
 	return results[count++];
+}
+
+long sublet__fork_syscall(long number, long a, long b, long c, long d, long e, long f)
+{
+	return record(-number, a, b, c, d, e, f);
 }
 
 /* The page of a lent word is not there `away` times. */
@@ -125,14 +131,14 @@ static void expect_op(const uint32_t *addr, int op, const uint32_t *addr2, int e
 static void test_kernel_writes(void **context)
 {
 	static const struct {
-		int op;
-		bool again, keep;
+		int op, words; /* how many of them are waited for */
+		bool keep;
 	} cases[] = {
-		{ FUTEX_LOCK_PI, true, true },         { 13 /* LOCK_PI2 */, true, true },
-		{ FUTEX_TRYLOCK_PI, true, true },      { FUTEX_UNLOCK_PI, true, true },
-		{ FUTEX_WAIT_REQUEUE_PI, true, true }, { FUTEX_CMP_REQUEUE_PI, true, true },
-		{ FUTEX_WAKE_OP, true, false },        { FUTEX_WAIT, false, false },
-		{ FUTEX_WAKE, false, false },          { FUTEX_CMP_REQUEUE, false, false },
+		{ FUTEX_LOCK_PI, 1, true },         { 13 /* LOCK_PI2 */, 1, true },
+		{ FUTEX_TRYLOCK_PI, 1, true },      { FUTEX_UNLOCK_PI, 1, true },
+		{ FUTEX_WAIT_REQUEUE_PI, 2, true }, { FUTEX_CMP_REQUEUE_PI, 2, true },
+		{ FUTEX_WAKE_OP, 2, false },        { FUTEX_WAIT, 0, false },
+		{ FUTEX_WAKE, 0, false },           { FUTEX_CMP_REQUEUE, 0, false },
 	};
 
 	(void)context;
@@ -142,15 +148,23 @@ static void test_kernel_writes(void **context)
 		for (int flag = 0; flag <= PRIVATE; flag += PRIVATE) {
 			away = 3, settled = kept = 0;
 			assert_int_equal(syscall(SYS_futex, lent, cases[i].op | flag, 1, 0, lent + 9, 0),
-					 cases[i].again ? 7 : -1);
-			assert_int_equal(settled, cases[i].again ? 3 : 0);
-			assert_int_equal(kept, cases[i].keep ? 3 : 0);
+					 cases[i].words ? 7 : -1);
+			assert_int_equal(settled, 3 * cases[i].words);
+			assert_int_equal(kept, cases[i].keep ? 3 * cases[i].words : 0);
 			/* Not lent: the program's own mistake. */
 			away = 1;
 			assert_int_equal(syscall(SYS_futex, other, cases[i].op | PRIVATE, 1, 0, other, 0),
 					 -1);
 			assert_int_equal(errno, EFAULT);
 		}
+	/* Only the second one is lent; with the flag it is one call, and without two, of which the second one wakes. */
+	away = 3, settled = kept = 0;
+	assert_int_equal(syscall(SYS_futex, other, FUTEX_WAKE_OP | PRIVATE, 1, 1, lent + 9, 0), 7);
+	assert_int_equal(settled, 3);
+	away = 3, settled = 0;
+	assert_int_equal(syscall(SYS_futex, other, FUTEX_WAKE_OP, 1, 1, lent + 9, 0), 14);
+	assert_int_equal(settled, 3);
+	assert_int_equal(kept, 0);
 	/* A word that the kernel clears at the end of a thread stays too, and waits for it stay process-shared. */
 	sublet__real.syscall = record;
 	kept = 0;
@@ -305,6 +319,7 @@ static void test_new_calls(void **context)
 static void test_kernel_words(void **context)
 {
 	(void)context;
+	memset(lent, 1, sizeof(lent)); /* the threads are alive */
 	assert_true(sublet__futex_kernel_wakes(&lent[5]));
 	assert_true(sublet__futex_kernel_wakes(&lent[5]));
 	expect_op(&lent[5], FUTEX_WAIT, NULL, FUTEX_WAIT);
@@ -320,8 +335,16 @@ static void test_kernel_words(void **context)
 	expect_op(&lent[5], FUTEX_WAIT, NULL, FUTEX_WAIT | PRIVATE);
 	expect_op(&lent[162], FUTEX_WAIT, NULL, FUTEX_WAIT);
 	assert_true(sublet__futex_kernel_wakes(&lent[200]));
+	/* Where it is full, those whose threads have ended make room. */
+	assert_false(sublet__futex_kernel_wakes(&lent[201]));
+	lent[150] = 0;
+	assert_true(sublet__futex_kernel_wakes(&lent[201]));
+	expect_op(&lent[201], FUTEX_WAIT, NULL, FUTEX_WAIT);
+	expect_op(&lent[150], FUTEX_WAIT, NULL, FUTEX_WAIT | PRIVATE);
+	assert_false(sublet__futex_kernel_wakes(&lent[202]));
 	sublet__futex_forget(lent, sizeof(lent));
 	expect_op(&lent[200], FUTEX_WAIT, NULL, FUTEX_WAIT | PRIVATE);
+	memset(lent, 0, sizeof(lent));
 }
 
 /* All arguments arrive, errno is the call's, and before libc was looked up it is the kernel itself. */
@@ -352,6 +375,22 @@ static void test_everything_else(void **context)
 	assert_int_equal(other[0], 9);
 }
 
+/* What makes a process is another file's business, with all of its arguments. */
+static void test_new_processes(void **context)
+{
+	static const long numbers[] = { SYS_clone, SUBLET__CALL_CLONE3 };
+
+	(void)context;
+	for (size_t i = 0; i < sizeof(numbers) / sizeof(numbers[0]); i++) {
+		count = 0;
+		(void)syscall(numbers[i], 1, 2, 3, 4, 5, 6);
+		assert_int_equal(count, 1);
+		assert_int_equal(calls[0].number, -numbers[i]);
+		for (long k = 0; k < 6; k++)
+			assert_int_equal(calls[0].arg[k], k + 1);
+	}
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -362,6 +401,7 @@ int main(void)
 		cmocka_unit_test_setup(test_new_calls, setup),
 		cmocka_unit_test_setup(test_kernel_words, setup),
 		cmocka_unit_test_setup(test_kernel_writes, setup),
+		cmocka_unit_test_setup(test_new_processes, setup),
 		cmocka_unit_test_setup(test_everything_else, setup),
 	};
 

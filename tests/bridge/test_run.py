@@ -135,7 +135,7 @@ class Run(unittest.TestCase):
     # ---- from the inside ----
 
     def test_inside(self):
-        for what in ("memory", "sizes", "created-arena", "fork", "clone", "sync", "descriptors", "no-descriptors", "robust",
+        for what in ("memory", "sizes", "created-arena", "fork", "fork-calls", "clone", "sync", "descriptors", "no-descriptors", "robust",
                      "small-stacks", "protection-fork"):
             for chaos in ((), ("--chaos", "1ms")):
                 with self.subTest(what, chaos=chaos):
