@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: MIT
 """What the tests of docs/security.md share: those of the clients, and a look into /proc at an instance."""
 import os
-import platform
 import re
 import sys
 
@@ -51,22 +50,6 @@ def arena_mappings(pid):
     shared = [m for m in mappings(pid) if m.permissions[3] == "s" and m.inode[1] != "0"]
     largest = max(shared, key=lambda m: m.bytes)
     return largest, [m for m in mappings(pid) if m.inode == largest.inode]
-
-
-SYS_KCMP = {"x86_64": 312}.get(platform.machine(), 272)
-KCMP_VM = 1
-
-
-def helpers(pid):
-    """The helper process of a lent program: the one that shares its memory."""
-    def comm(other):
-        try:
-            with open(f"/proc/{other}/comm", encoding="utf-8") as file:
-                return file.read().strip()
-        except OSError:
-            return ""
-    return [int(other) for other in os.listdir("/proc") if other.isdigit() and comm(other) == "sublet-helper"
-            and lent.libc.syscall(SYS_KCMP, pid, int(other), KCMP_VM, 0, 0) == 0]
 
 
 class Case(lent.Case):
