@@ -21,7 +21,7 @@ ENV = {"GLIBC_TUNABLES": "glibc.pthread.rseq=0"}
 class KernelAccess(lent.Case):
     def check(self, mode, options):
         """How often memory moved meanwhile, as far as it was seen."""
-        seconds = "2" if IS_LONG else "0.25"
+        seconds = "1" if IS_LONG else "0.25"
         (code, out, err), stat = self.run_lent(CLIENT, mode, seconds, options=(*options, *lent.CHAOS), env=ENV)
         if code == lent.SKIPPED:
             print(f"  {mode}: {out.decode().strip()}")

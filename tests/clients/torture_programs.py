@@ -193,6 +193,36 @@ class Hammer(Storm):
     size = 9_000_000
 
 
+class KernelAccess(SelfChecking):
+    """Futexes that inherit priority, /proc/self/mem, stacks in the heap: what the kernel writes without waiting for a page."""
+    success = b"PASS: "
+    failures = (b"FAIL",)
+    modes = ("mutexes", "robust", "conditions", "pi-calls", "wake-op", "tid", "mem", "altstack", "heapstack", "io")
+
+    def command(self, round_):
+        return os.path.join(PROGRAM_OF, "client_kernel_access"), round_.chance.choice(self.modes), "0.7"
+
+
+class PiStress(SelfChecking):
+    needs = ("pi_stress",)
+    success = b"Total inversion performed"
+
+    def command(self, _round):
+        return lent.program("pi_stress"), "--duration", "1", "--groups", "1", "--quiet"
+
+
+class Bwrap(Batch):
+    """A sandbox, which is lent, and starts its child by a system call of its own."""
+    needs = ("bwrap",)
+
+    def command(self, _round):
+        return (lent.program("bwrap"), "--bind", "/", "/", "--dev", "/dev", "--unshare-all", "--proc", "/proc", "--die-with-parent",
+                sys.executable, "-c", test_python.SCRIPT)
+
+    def env(self):
+        return {"PYTHONMALLOC": "malloc"}
+
+
 class Futures(Batch):
     needs = ("g++",)
     built = None
@@ -386,6 +416,19 @@ class Filler(Server):
         round_.end_filler(self.instance)
 
 
+class Debugged(Filler):
+    """A debugger comes and goes."""
+    needs = ("gdb",)
+
+    def work(self, round_):
+        while round_.time_left() > 0 and self.instance.process.poll() is None:
+            subprocess.run([lent.program("gdb"), "-nx", "-batch", "-p", str(self.instance.pid), "-ex", "bt", "-ex", "detach"],
+                           stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+                           timeout=lent.TIMEOUT_S, check=False)
+        if self.instance.process.poll() is not None:
+            raise EOFError(self.instance.process.stdout.read())
+
+
 class Redis(Server):
     """Writes all the time; snapshots, rewrites of its log and a plain replica on the loopback must have every one."""
     needs = ("redis-server",)
@@ -501,7 +544,7 @@ class Memcached(Server):
 PROGRAMS = {"memtester": Memtester, "stress-ng": StressNg, "redis": Redis, "memcached": Memcached, "sqlite": Sqlite,
             "python": Python, "gcc": Gcc, "xz": Xz, "unxz": Unxz, "openssl": Openssl, "git": Git, "filler": Filler,
             "storm": Storm, "storm-of-forks": StormOfForks, "hammer": Hammer, "futures": Futures, "python-forks": PythonForks, "bash": Bash,
-            "php": Php}
+            "php": Php, "kernel-access": KernelAccess, "pi-stress": PiStress, "bwrap": Bwrap, "debugged": Debugged}
 
 
 def present():

@@ -3,6 +3,7 @@
 """PulseAudio, whose mutexes inherit priority: a lent server plays to a null sink, and to a pipe, where the samples are looked at."""
 import array
 import os
+import subprocess
 import threading
 import wave
 
@@ -28,7 +29,8 @@ class Sound(real.Case):
         modules = (*modules, f"module-native-protocol-unix auth-anonymous=1 socket={self.path('native')}")
         command = [lent.program("pulseaudio"), "--system=no", "--exit-idle-time=-1", "--daemonize=no", "--use-pid-file=no",
                    "--resample-method=trivial", "-n", *(word for module in modules for word in ("-L", module))]
-        instance = self.lent(*command, options=("--area", "64M", *lent.CHAOS), name="sound")
+        instance = self.lent(*command, options=("--area", "64M", *lent.CHAOS), name="sound",
+                             stderr=subprocess.DEVNULL)
         lent.wait_for(lambda: instance.process.poll() is not None or self.run_plain("pactl", "info")[0] == 0)
         return instance
 
@@ -66,11 +68,10 @@ class Sound(real.Case):
         reader.start()
         instance = self.server(f"module-pipe-sink file={fifo} format=s16le rate={RATE} channels=1")
         self.play()
-        want = self.samples.tobytes()
-        lent.wait_for(lambda: got.find(want[-4000:]) >= 0, 30)
-        begin = got.find(want[:4000])
-        self.assertGreaterEqual(begin, 0)
-        self.assertEqual(bytes(got[begin:begin + len(want)]), want)
+        lent.wait_for(lambda: got.find(self.samples[-2000:].tobytes()) >= 0, 30)
+        heard = array.array("h", bytes(got[:len(got) // 2 * 2]))
+        # A player that comes late on a busy machine is heard as silence in between. No sample of ours is silent, and none may be lost.
+        self.assertEqual(array.array("h", (sample for sample in heard if sample)), self.samples)
         self.finish(instance)
 
 
