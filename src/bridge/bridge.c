@@ -115,7 +115,7 @@ static struct sublet_arena_options options_of(const struct sublet__settings *s)
 	};
 }
 
-/* The end of a line: what refused it, and what to do. */
+/* The end of a line: the cause of the refusal, and the remedy. */
 static const char *why_no_arena(int err, const struct sublet__settings *s,
 				char text[SUBLET__LIMIT_TEXT_BYTES])
 {
@@ -137,7 +137,7 @@ static const char *why_no_arena(int err, const struct sublet__settings *s,
 	}
 }
 
-/* What a task of the helper does at the start, and how far it came. */
+/* The order to a task of the helper at the start, and how far the task came. */
 struct creation {
 	const struct sublet__settings *settings;
 	bool has_arena;

@@ -94,7 +94,7 @@ static int do_note_locked(struct call *c)
 	return 0;
 }
 
-/* A child that shares the memory is not waited for: what is shared does not move. What moves now is. */
+/* Shared memory does not move, so a child that shares it is not waited for. A move that goes on now is waited for. */
 static int do_pin(struct call *c)
 {
 	uint32_t flags = c->flag ? SUBLET_PIN_WRITE : SUBLET_PIN_READ;

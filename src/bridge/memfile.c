@@ -11,7 +11,7 @@
  * has put it by lseek; until an lseek has gone to such an offset once, nothing is asked. A file of another process at the
  * same offset costs a pin that is not needed.
  *
- * What libc does inside (fread on such a file) does not come by here; docs/hazards.md says so.
+ * Reads and writes that libc makes inside (fread on such a file) do not come by here; docs/hazards.md says so.
  */
 /* With it the headers define inline functions of these names. */
 #undef _FORTIFY_SOURCE
@@ -65,7 +65,7 @@ static ssize_t real_io(int fd, void *data, size_t bytes, off64_t offset, bool wr
 	return write ? REAL(pwrite64)(fd, data, bytes, offset) : REAL(pread64)(fd, data, bytes, offset);
 }
 
-/* What cannot be pinned does not move (a child of fork() shares it), or is ordinary memory; a rare EIO is met again. */
+/* Memory that cannot be pinned is shared with a child of fork() and does not move, or is ordinary. EIO is rare: try again. */
 static ssize_t piece_io(int fd, void *data, size_t bytes, off64_t offset, bool write)
 {
 	const void *addr = (const void *)(uintptr_t)offset;
@@ -128,7 +128,7 @@ static ssize_t mem_vector(int fd, const struct iovec *vector, int count, off64_t
 
 /* ---- calls without an offset ---- */
 
-/* Where the next byte of the file is, if that is in the lent window; else -1. */
+/* The position of the file, if that is in the lent window; else -1. */
 static off64_t lent_position(int fd, size_t bytes)
 {
 	int saved = errno;

@@ -46,19 +46,6 @@
 #error "the helper's filter does not know this machine"
 #endif
 
-#ifndef F_ADD_SEALS
-#define F_ADD_SEALS 1033
-#endif
-#ifndef SYS_futex_waitv
-#define SYS_futex_waitv 449
-#endif
-#ifndef SYS_pidfd_open
-#define SYS_pidfd_open 434
-#endif
-#ifndef SYS_pidfd_send_signal
-#define SYS_pidfd_send_signal 424
-#endif
-
 /* Calls that are allowed whatever their arguments are. */
 static const int allowed[] = {
 	/* waiting and time */

@@ -6,7 +6,7 @@
  * own for all the rest. The program stays single-threaded for the kernel (unshare, setns) and for libc; its filters,
  * limits, descriptors and signals do not meet ours; a claim works while the program is stopped.
  *
- *   who is its parent   An intermediate process that ends at once, so that the helper belongs to init and wait() of the
+ *   its parent          An intermediate process that ends at once, so that the helper belongs to init and wait() of the
  *                       program never sees it. Where init is the program itself, or the program reaps orphans, the helper
  *                       is its child without a signal at its end: only wait calls with __WALL or __WCLONE see it.
  *   its session         its own: Ctrl-C, kill(-pgid) and the end of a terminal do not reach it. All signals are blocked.
@@ -14,7 +14,7 @@
  *   its descriptors     what the arena needs, and standard error where that is a terminal, a device or a file. A pipe or a
  *                       socket has a reader that waits for its end, which the helper would delay.
  *
- * When does it end? With the program: at exit, at a signal's, at exec. Nothing signals exec to another process. But the
+ * Its end: with the program, that is at exit, by a signal, at exec. Nothing signals exec to another process. But the
  * kernel clears the word of set_tid_address when the main thread leaves its address space, by exec or by its end, if
  * somebody else uses that address space, and wakes a futex there; libc has one for the main thread. The helper's first
  * task waits on it. The kernel wakes one waiter, which may be the wrong one: somebody may join the main thread. So the task
@@ -22,7 +22,7 @@
  * whether it lives, and kcmp whether its address space still is this one. A main thread that has ended has none, which
  * /proc/PID/status says; where there is no /proc, the helper ends with the main thread.
  *
- * How does a thread of the program have something done by a task? By an order: one slot, two futex words, and the same
+ * An order is how a thread of the program has a task do something: one slot, two futex words, and the same
  * calls that any lock of libc makes. The first task takes orders and never takes a lock of the engine, so a caller
  * may hold one.
  *
@@ -52,18 +52,6 @@
 #include <linux/futex.h>
 #include <linux/kcmp.h>
 
-#ifndef SYS_futex_waitv
-#define SYS_futex_waitv 449
-#endif
-#ifndef SYS_pidfd_open
-#define SYS_pidfd_open 434
-#endif
-#ifndef SYS_pidfd_send_signal
-#define SYS_pidfd_send_signal 424
-#endif
-#ifndef SYS_close_range
-#define SYS_close_range 436
-#endif
 #define WAITV_SIZE_U32 2u
 #define WAITV_PRIVATE  128u
 

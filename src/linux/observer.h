@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT */
-/* linux/observer.h: who looks at the program's memory from outside at the moment. */
+/* linux/observer.h: debuggers and core dumps that look at the program's memory at the moment. */
 #ifndef SUBLET_LINUX_OBSERVER_H
 #define SUBLET_LINUX_OBSERVER_H
 

@@ -32,18 +32,8 @@
 #include <string.h>
 #include <sys/mman.h>
 
-#ifndef F_ADD_SEALS
-#define F_ADD_SEALS  1033
-#define F_SEAL_WRITE 8
-#endif
-#ifndef MFD_ALLOW_SEALING
-#define MFD_ALLOW_SEALING 2u
-#endif
 #ifndef MFD_NOEXEC_SEAL
 #define MFD_NOEXEC_SEAL 8u
-#endif
-#ifndef SYS_pidfd_open
-#define SYS_pidfd_open 434
 #endif
 #define PAGE_BYTES ((size_t)4096)
 
