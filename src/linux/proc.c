@@ -360,6 +360,6 @@ int sublet__linux_fd_high(int fd)
 	int high = fd < least ? fcntl(fd, F_DUPFD_CLOEXEC, least) : -1;
 	if (high < 0)
 		return fd;
-	sublet__raw_close(fd);
+	close(fd);
 	return high;
 }

@@ -349,9 +349,12 @@ static bool args_simplify(struct shrink *s)
 	return any;
 }
 
-static void list_shrink(const struct model *m, struct model_found *found)
+static void list_shrink(const struct model *m, const struct model_hunt *hunt, struct model_found *found)
 {
-	struct shrink s = { .m = m, .found = found, .until_ns = wall_ns() + SHRINK_NS };
+	struct shrink s = { .m = m, .found = found, .until_ns = UINT64_MAX };
+
+	if (!hunt->unhurried)
+		s.until_ns = wall_ns() + SHRINK_NS;
 
 	s.try.op = calloc(found->list.count + 1, sizeof *s.try.op);
 	assert_non_null(s.try.op);
@@ -376,7 +379,7 @@ void model_hunt(const struct model *m, const struct model_hunt *hunt, struct mod
 	if (progress->step < found->list.count)
 		found->list.count = progress->step + 1;
 	found->was = found->list.count;
-	list_shrink(m, found);
+	list_shrink(m, hunt, found);
 }
 
 static void found_print(const struct model *m, const struct model_found *found)

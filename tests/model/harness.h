@@ -83,6 +83,7 @@ struct model_hunt {
 	uint32_t length;
 	const struct model_op *choice; /* else all sequences of these */
 	uint32_t choices;
+	bool unhurried; /* a found list is made short however long that takes: the number of runs alone bounds it */
 };
 
 struct model_found {

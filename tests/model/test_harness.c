@@ -113,7 +113,8 @@ static void expect_shrunk(enum wrongness wrong, enum model_verdict verdict, cons
 	/* 400 of them also where MODEL_STRIDE leaves most lists out: few have it in them to go wrong */
 	struct model_hunt hunt = { .seed = seed_get("shrunk"),
 				   .lists = 400ull * model_stride(),
-				   .length = wrong == LOOPS ? 40 : 1500 };
+				   .length = wrong == LOOPS ? 40 : 1500,
+				   .unhurried = true };
 	model_hunt(&m, &hunt, &found);
 	assert_int_equal(found.verdict, verdict);
 	assert_true(found.again);
