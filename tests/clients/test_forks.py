@@ -99,7 +99,7 @@ class Forks(lent.Case):
         for _ in range(3):
             self.popen(["bash", "-c", f"while :; do {lent.SUBLET} list; done"], stdout=subprocess.DEVNULL,
                        stderr=subprocess.DEVNULL)
-        for attempt in range(8):
+        for attempt in range(3):
             process = self.popen([lent.SUBLET, "run", "--area", "64M", "--", lent.program("bash"), "-c", PIPES],
                                  stdout=subprocess.PIPE, stderr=subprocess.PIPE)
             out, err = process.communicate(timeout=lent.TIMEOUT_S)
