@@ -49,12 +49,18 @@ int sublet__hooks_install(void);
 
 /*
  * sticky.c: lent memory that must not move, whatever mprotect does to its pages.
- *   add        from now on
- *   unprotect  the program may read and write the range again: what of it is not sticky may move. True:
- *              sublet__linux_fork_again is wanted
- *   forget     malloc gives the memory back
+ *   add            from now on, until malloc gives the memory back
+ *   add_object     the same, for an object that may end before
+ *   remove_object  it has ended, if it was one: its frames may move again, but for others'. True as below
+ *   protect        the program changes the protection of the range: it does not move
+ *   unprotect      the program may read and write the range again: what of it is not sticky may move. True:
+ *                  sublet__linux_fork_again is wanted
+ *   forget         malloc gives the memory back
  */
 void sublet__sticky_add(const void *addr, size_t bytes);
+void sublet__sticky_add_object(const void *object, size_t bytes);
+bool sublet__sticky_remove_object(const void *object, size_t bytes);
+void sublet__sticky_protect(const void *addr, size_t bytes);
 bool sublet__sticky_unprotect(const void *addr, size_t bytes);
 void sublet__sticky_forget(const void *addr, size_t bytes);
 
@@ -84,7 +90,7 @@ int sublet__engine_map(size_t bytes, size_t align_bytes, void **addr);
 int sublet__engine_commit(void *addr, size_t bytes);
 int sublet__engine_decommit(void *addr, size_t bytes);
 int sublet__engine_unmap(void *addr, size_t bytes);
-/* True: sublet__linux_fork_again is wanted. */
+/* True: each page had the mark already; of an unmark: sublet__linux_fork_again is wanted. */
 bool sublet__engine_note_protected(const void *addr, size_t bytes, bool is_protected);
 /* A short pin for a read or write of the memory. -EBUSY: a child of fork() shares it. Others as sublet_pin. */
 int sublet__engine_pin(const void *addr, size_t bytes, bool write, struct sublet_pin *pin);

@@ -138,7 +138,7 @@ static int protect_lent(void *addr, size_t bytes, int protection, int key)
 	int err;
 
 	if (!plain)
-		(void)sublet__engine_note_protected(addr, bytes, true);
+		sublet__sticky_protect(addr, bytes);
 	err = key < 0 ? sublet__real.mprotect(addr, bytes, protection)
 		      : sublet__real.pkey_mprotect(addr, bytes, protection, key);
 	if (plain && err == 0 && sublet__sticky_unprotect(addr, bytes))

@@ -6,25 +6,32 @@
  * mprotect(), which takes it back when the pages are plainly readable and writable again, and what a
  * program does once and for all: MADV_DONTDUMP, a thread's stack, a robust mutex. The ranges of the
  * second kind are remembered here, so that an mprotect() of theirs or of their neighbours' does not
- * take their mark with it. They end when malloc gives the memory back.
+ * take their mark with it. They end when malloc gives the memory back; a mutex ends when it is destroyed.
  *
- * A small table is enough for what programs do. When it is full nothing is unmarked any more: memory
- * that could move stays, and never the other way round.
+ * Ranges for good are frames, and grow together. An object is remembered by its own bytes, so that its frames are known
+ * to be free of others when it ends. It is made a range for good where the program had changed, or changes, the
+ * protection of a frame of its: from the mark alone it could not be told which of the two is over.
+ *
+ * A small table is enough for what programs do. Objects get half of it, and are ranges for good beyond that. When it is
+ * full nothing is unmarked any more: memory that could move stays, and never the other way round.
  */
 #include "bridge/bridge.h"
 
 #include <pthread.h>
 
-#define RANGES_MAX 128u
+#define RANGES_MAX  256u
+#define OBJECTS_MAX (RANGES_MAX / 2)
 
 struct range {
 	uintptr_t start, end;
+	bool is_object; /* then start and end are its own, and not those of its frames */
 };
 
 /* The lock guards all of it; it nests in jemalloc's locks, and the engine's nest in it. */
 static struct {
 	pthread_mutex_t lock;
 	_Atomic uint32_t count; /* read without the lock, for the way out when there is nothing */
+	uint32_t objects;
 	bool full;
 	struct range range[RANGES_MAX];
 } sticky = { .lock = PTHREAD_MUTEX_INITIALIZER };
@@ -41,11 +48,26 @@ static void count_set(uint32_t count)
 }
 
 /* Whole frames: the engine marks nothing smaller. */
-static struct range outwards(const void *addr, size_t bytes)
+static struct range outwards(uintptr_t start, uintptr_t end)
 {
 	uintptr_t mask = (uintptr_t)sublet__bridge.frame_bytes - 1;
 
-	return (struct range){ (uintptr_t)addr & ~mask, ((uintptr_t)addr + bytes + mask) & ~mask };
+	return (struct range){ start & ~mask, (end + mask) & ~mask, false };
+}
+
+static struct range frames_of(const void *addr, size_t bytes)
+{
+	return outwards((uintptr_t)addr, (uintptr_t)addr + bytes);
+}
+
+static struct range frames_at(uint32_t i)
+{
+	return outwards(sticky.range[i].start, sticky.range[i].end);
+}
+
+static bool meets(struct range a, struct range b)
+{
+	return a.start < b.end && a.end > b.start;
 }
 
 /* Lock held. */
@@ -53,6 +75,7 @@ static void drop(uint32_t i)
 {
 	uint32_t last = count_get() - 1;
 
+	sticky.objects -= sticky.range[i].is_object;
 	sticky.range[i] = sticky.range[last];
 	count_set(last);
 }
@@ -64,6 +87,7 @@ static void put(struct range added)
 
 	if (count < RANGES_MAX) {
 		sticky.range[count] = added;
+		sticky.objects += added.is_object;
 		count_set(count + 1);
 		return;
 	}
@@ -75,16 +99,13 @@ static void put(struct range added)
 	sticky.full = true;
 }
 
-void sublet__sticky_add(const void *addr, size_t bytes)
+/* Lock held. Put it, with all that it touches. */
+static void put_for_good(struct range added)
 {
-	struct range added = outwards(addr, bytes);
-
-	(void)pthread_mutex_lock(&sticky.lock);
-	(void)sublet__engine_note_protected(addr, bytes, true);
 	for (uint32_t i = 0; i < count_get();) {
 		struct range r = sticky.range[i];
 
-		if (r.end < added.start || r.start > added.end) {
+		if (r.is_object || r.end < added.start || r.start > added.end) {
 			i++;
 			continue;
 		}
@@ -93,28 +114,124 @@ void sublet__sticky_add(const void *addr, size_t bytes)
 		drop(i);
 	}
 	put(added);
+}
+
+void sublet__sticky_add(const void *addr, size_t bytes)
+{
+	(void)pthread_mutex_lock(&sticky.lock);
+	(void)sublet__engine_note_protected(addr, bytes, true);
+	put_for_good(frames_of(addr, bytes));
+	(void)pthread_mutex_unlock(&sticky.lock);
+}
+
+/* Lock held. */
+static bool find_object(const void *object, uint32_t *at)
+{
+	for (uint32_t i = 0; i < count_get(); i++)
+		if (sticky.range[i].is_object && sticky.range[i].start == (uintptr_t)object) {
+			*at = i;
+			return true;
+		}
+	return false;
+}
+
+/* Lock held. */
+static bool is_met(struct range frames)
+{
+	for (uint32_t i = 0; i < count_get(); i++)
+		if (meets(frames, frames_at(i)))
+			return true;
+	return false;
+}
+
+/* Lock held. Mark the frames. True: one of them was marked before, and by nothing that is remembered here. */
+static bool mark(struct range frames)
+{
+	size_t bytes = sublet__bridge.frame_bytes;
+	bool had = false;
+
+	for (uintptr_t at = frames.start; at < frames.end; at += bytes)
+		had |= sublet__engine_note_protected((void *)at, bytes, true) &&
+		       !is_met((struct range){ at, at + bytes, false });
+	return had;
+}
+
+void sublet__sticky_add_object(const void *object, size_t bytes)
+{
+	struct range frames = frames_of(object, bytes);
+	uint32_t at;
+
+	(void)pthread_mutex_lock(&sticky.lock);
+	if (mark(frames) || sticky.objects == OBJECTS_MAX)
+		put_for_good(frames);
+	else if (!find_object(object, &at))
+		put((struct range){ (uintptr_t)object, (uintptr_t)object + bytes, true });
+	(void)pthread_mutex_unlock(&sticky.lock);
+}
+
+/* Lock held. Unmark the gaps between the ranges, in order: the ranges themselves are never without their mark. */
+static bool unmark(struct range whole)
+{
+	bool again = false;
+
+	for (uintptr_t at = whole.start; at < whole.end && !sticky.full;) {
+		uintptr_t gap_end = whole.end, next = whole.end;
+
+		for (uint32_t i = 0; i < count_get(); i++) {
+			struct range r = frames_at(i);
+
+			if (r.end > at && r.start < gap_end) {
+				gap_end = r.start;
+				next = r.end;
+			}
+		}
+		if (gap_end > at)
+			again |= sublet__engine_note_protected((void *)at, gap_end - at, false);
+		at = next;
+	}
+	return again;
+}
+
+bool sublet__sticky_remove_object(const void *object, size_t bytes)
+{
+	bool again = false;
+	uint32_t at;
+
+	if (count_get() == 0)
+		return false;
+	(void)pthread_mutex_lock(&sticky.lock);
+	if (find_object(object, &at)) {
+		drop(at);
+		again = unmark(frames_of(object, bytes));
+	}
+	(void)pthread_mutex_unlock(&sticky.lock);
+	return again;
+}
+
+void sublet__sticky_protect(const void *addr, size_t bytes)
+{
+	struct range changed = frames_of(addr, bytes);
+
+	(void)pthread_mutex_lock(&sticky.lock);
+	(void)sublet__engine_note_protected(addr, bytes, true);
+	for (uint32_t i = 0; i < count_get();) {
+		struct range frames = frames_at(i);
+
+		if (!sticky.range[i].is_object || !meets(frames, changed)) {
+			i++;
+			continue;
+		}
+		drop(i);
+		put_for_good(frames);
+		i = 0; /* others have changed places; objects become fewer each time */
+	}
 	(void)pthread_mutex_unlock(&sticky.lock);
 }
 
 bool sublet__sticky_unprotect(const void *addr, size_t bytes)
 {
-	struct range whole = outwards(addr, bytes);
-	bool again = false;
-
 	(void)pthread_mutex_lock(&sticky.lock);
-	/* The gaps between the ranges, in order: the ranges themselves are never without their mark. */
-	for (uintptr_t at = whole.start; at < whole.end && !sticky.full;) {
-		uintptr_t gap_end = whole.end, next = whole.end;
-
-		for (uint32_t i = 0; i < count_get(); i++)
-			if (sticky.range[i].end > at && sticky.range[i].start < gap_end) {
-				gap_end = sticky.range[i].start;
-				next = sticky.range[i].end;
-			}
-		if (gap_end > at)
-			again |= sublet__engine_note_protected((void *)at, gap_end - at, false);
-		at = next;
-	}
+	bool again = unmark(frames_of(addr, bytes));
 	(void)pthread_mutex_unlock(&sticky.lock);
 	return again;
 }
@@ -122,7 +239,7 @@ bool sublet__sticky_unprotect(const void *addr, size_t bytes)
 void sublet__sticky_forget(const void *addr, size_t bytes)
 {
 	uintptr_t mask = (uintptr_t)sublet__bridge.frame_bytes - 1;
-	uintptr_t start = ((uintptr_t)addr + mask) & ~mask, end = ((uintptr_t)addr + bytes) & ~mask;
+	struct range gone = { ((uintptr_t)addr + mask) & ~mask, ((uintptr_t)addr + bytes) & ~mask, false };
 
 	if (count_get() == 0)
 		return;
@@ -130,16 +247,16 @@ void sublet__sticky_forget(const void *addr, size_t bytes)
 	for (uint32_t i = 0; i < count_get();) {
 		struct range r = sticky.range[i];
 
-		if (start >= end || r.end <= start || r.start >= end) {
+		if (gone.start >= gone.end || !meets(r, gone)) {
 			i++;
 			continue;
 		}
 		drop(i);
 		/* What is left of it; both parts end before or begin after, and are not met again. */
-		if (r.start < start)
-			put((struct range){ r.start, start });
-		if (r.end > end)
-			put((struct range){ end, r.end });
+		if (r.start < gone.start)
+			put((struct range){ r.start, gone.start, r.is_object });
+		if (r.end > gone.end)
+			put((struct range){ gone.end, r.end, r.is_object });
 	}
 	(void)pthread_mutex_unlock(&sticky.lock);
 }

@@ -11,11 +11,12 @@
  *
  * One more process-shared futex is the kernel's own: it wakes pthread_join() at the thread's tid,
  * which lies on the thread's stack. A stack that the program allocated itself is therefore kept
- * from moving. So is a robust mutex: when its owner dies the kernel marks it from within the dying
- * thread, which cannot wait for a page that is just being moved. It would pass the mutex over, and
- * whoever waits for it would wait for ever.
+ * from moving. So is a robust mutex, until it is destroyed: when its owner dies the kernel marks it from within the dying
+ * thread, which cannot wait for a page that is just being moved. It would pass the mutex over, and a thread that waits
+ * for it would wait for ever. And so is a mutex that inherits priorities, whose word the kernel writes as well.
  */
 #include "bridge/bridge.h"
+#include "linux/linux.h"
 
 #include <errno.h>
 #include <pthread.h>
@@ -41,10 +42,21 @@ SUBLET__INTERPOSER int pthread_mutex_init(pthread_mutex_t *mutex, const pthread_
 		return EINVAL;
 	if ((robust == PTHREAD_MUTEX_ROBUST || protocol == PTHREAD_PRIO_INHERIT) &&
 	    sublet__bridge_owner(mutex, sizeof(*mutex)) == SUBLET__OWNER_LENT)
-		sublet__sticky_add(mutex, sizeof(*mutex));
+		sublet__sticky_add_object(mutex, sizeof(*mutex));
 	return SUBLET__REAL(pthread_mutex_init)(mutex, attr);
 }
 SUBLET__ALIAS(__pthread_mutex_init, pthread_mutex_init);
+
+SUBLET__INTERPOSER int pthread_mutex_destroy(pthread_mutex_t *mutex)
+{
+	int err = SUBLET__REAL(pthread_mutex_destroy)(mutex);
+
+	if (err == 0 && sublet__bridge_owner(mutex, sizeof(*mutex)) == SUBLET__OWNER_LENT &&
+	    sublet__sticky_remove_object(mutex, sizeof(*mutex)))
+		sublet__linux_fork_again(sublet__bridge.arena);
+	return err;
+}
+SUBLET__ALIAS(__pthread_mutex_destroy, pthread_mutex_destroy);
 
 SUBLET__INTERPOSER int pthread_cond_init(pthread_cond_t *cond, const pthread_condattr_t *attr)
 {

@@ -196,6 +196,29 @@ static int check_protection(void)
 	return 0;
 }
 
+/* A mutex whose word the kernel writes stays until it is destroyed; another at its address stays again. */
+static int check_mutexes_destroyed(void)
+{
+	char *m = filled(16 * MIB, 1);
+	pthread_mutex_t *robust = (pthread_mutex_t *)(m + 4 * MIB), *inherits = robust + 1;
+	pthread_mutexattr_t attr[2];
+
+	(void)pthread_mutexattr_init(&attr[0]);
+	(void)pthread_mutexattr_init(&attr[1]);
+	CHECK(pthread_mutexattr_setrobust(&attr[0], PTHREAD_MUTEX_ROBUST) == 0);
+	CHECK(pthread_mutexattr_setprotocol(&attr[1], PTHREAD_PRIO_INHERIT) == 0);
+	for (int round = 0; round < 2; round++) {
+		CHECK(pthread_mutex_init(robust, &attr[0]) == 0);
+		CHECK(pthread_mutex_init(inherits, &attr[1]) == 0);
+		CHECK(pthread_mutex_lock(inherits) == 0);
+		CHECK(pthread_mutex_destroy(inherits) == EBUSY && pthread_mutex_destroy(robust) == 0);
+		check_stays((char *)inherits, m + 8 * MIB);
+		CHECK(pthread_mutex_unlock(inherits) == 0 && pthread_mutex_destroy(inherits) == 0);
+		check_moves((char *)inherits);
+	}
+	return 0;
+}
+
 static int check_protection_fork(void)
 {
 	char *m = filled(16 * MIB, 1), *code = m + 2 * MIB, *guard = m + 8 * MIB;
@@ -570,6 +593,7 @@ int main(int argc, char **argv)
 		{ "protection", check_protection },
 		{ "protection-fork", check_protection_fork },
 		{ "robust", check_robust },
+		{ "mutexes-destroyed", check_mutexes_destroyed },
 		{ "small-stacks", check_small_stacks },
 	};
 

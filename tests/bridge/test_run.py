@@ -143,7 +143,9 @@ class Run(unittest.TestCase):
 
     def test_what_must_not_move(self):
         """While all the rest does: protected pages, and those that mprotect cannot set free again."""
-        self.assert_runs(self.run_program(CLIENT, "protection", options=("--area", "128M", "--chaos", "1ms")))
+        for what in ("protection", "mutexes-destroyed"):
+            with self.subTest(what):
+                self.assert_runs(self.run_program(CLIENT, what, options=("--area", "128M", "--chaos", "1ms")))
 
     def test_small_stacks_and_nothing_to_spare(self):
         """The area is full: what malloc asks for comes in small pieces, or from elsewhere."""

@@ -12,7 +12,7 @@
 
 #define PAGE  ((uintptr_t)4096)
 #define BASE  ((uintptr_t)1 << 30)
-#define PAGES 512u
+#define PAGES 1024u
 
 struct sublet__bridge sublet__bridge;
 
@@ -25,11 +25,14 @@ bool sublet__engine_note_protected(const void *addr, uint64_t bytes, bool is_pro
 	uintptr_t start = (uintptr_t)addr / frame * frame,
 		  end = ((uintptr_t)addr + bytes + frame - 1) / frame * frame;
 
+	bool had = true;
+
 	for (uintptr_t at = start; at < end; at += PAGE) {
+		had &= marked[(at - BASE) / PAGE];
 		marked[(at - BASE) / PAGE] = is_protected;
 		cleared[(at - BASE) / PAGE] |= !is_protected;
 	}
-	return !is_protected;
+	return !is_protected || had;
 }
 
 void sublet__bridge_say(const char *format, ...)
@@ -112,6 +115,78 @@ static void test_huge_frames(void **context)
 	assert_true(sublet__sticky_unprotect(page(64), 64 * PAGE));
 }
 
+static char *object(unsigned int n, unsigned int at)
+{
+	return (char *)page(n) + at;
+}
+
+static void test_objects(void **context)
+{
+	(void)context;
+	sublet__sticky_add_object(object(10, 0), 40);
+	sublet__sticky_add_object(object(10, 40), 40);
+	sublet__sticky_add_object(object(10, PAGE - 20), 40); /* in two */
+	sublet__sticky_add_object(object(10, 40), 40);        /* initialised again */
+	assert_false(sublet__sticky_unprotect(page(10), 2 * PAGE));
+	assert_false(sublet__sticky_remove_object(object(10, 80), 40)); /* is none */
+	assert_false(sublet__sticky_remove_object(object(10, 0), 40));
+	assert_marked(10, 12, true);
+	assert_true(sublet__sticky_remove_object(object(10, PAGE - 20), 40));
+	assert_marked(10, 11, true);
+	assert_marked(11, 12, false);
+	assert_true(sublet__sticky_remove_object(object(10, 40), 40));
+	assert_false(sublet__sticky_remove_object(object(10, 40), 40)); /* twice */
+	assert_marked(9, 12, false);
+	/* The address is used again, and beside a range for good. */
+	sublet__sticky_add_object(object(10, 40), 40);
+	sublet__sticky_add(object(10, 800), 8);
+	assert_false(sublet__sticky_remove_object(object(10, 40), 40));
+	assert_marked(10, 11, true);
+	/* malloc takes the memory back before the object ends. */
+	sublet__sticky_add_object(object(20, 0), 40);
+	sublet__sticky_forget(page(10), 20 * PAGE);
+	protect(10, 11);
+	assert_true(sublet__sticky_unprotect(page(10), 11 * PAGE));
+	assert_marked(10, 21, false);
+	assert_false(sublet__sticky_remove_object(object(20, 0), 40));
+}
+
+/* A page whose protection is another, before or since, keeps its mark when the object ends. */
+static void test_objects_in_protected_pages(void **context)
+{
+	(void)context;
+	protect(30, 1);
+	sublet__sticky_add_object(object(30, 0), 40);
+	assert_false(sublet__sticky_remove_object(object(30, 0), 40));
+	sublet__sticky_add_object(object(40, 0), 40);
+	sublet__sticky_add_object(object(41, 0), 40);
+	sublet__sticky_add_object(object(42, 0), 40);
+	sublet__sticky_protect(object(41, 1000), 10);
+	assert_true(sublet__sticky_remove_object(object(40, 0), 40));
+	assert_false(sublet__sticky_remove_object(object(41, 0), 40));
+	assert_true(sublet__sticky_remove_object(object(42, 0), 40));
+	/* One of two frames; the other has an object already. */
+	protect(50, 1);
+	sublet__sticky_add_object(object(51, 500), 40);
+	sublet__sticky_add_object(object(50, PAGE - 20), 40);
+	assert_false(sublet__sticky_remove_object(object(50, PAGE - 20), 40));
+	for (unsigned int i = 29; i < 60; i++)
+		assert_int_equal(marked[i], i == 30 || i == 41 || i == 50 || i == 51);
+}
+
+/* More objects than there is room for: what ends was for good, and nothing is said. */
+static void test_many_objects(void **context)
+{
+	(void)context;
+	for (unsigned int i = 0; i < 500; i++)
+		sublet__sticky_add_object(object(i, 0), 40);
+	for (unsigned int i = 0; i < 500; i++)
+		(void)sublet__sticky_remove_object(object(i, 0), 40);
+	assert_marked(0, 100, false);
+	assert_marked(200, 500, true);
+	assert_int_equal(said, 0);
+}
+
 static void test_random(void **context)
 {
 	static bool kept[PAGES];
@@ -151,13 +226,13 @@ static void test_random(void **context)
 static void test_full(void **context)
 {
 	(void)context;
-	for (unsigned int i = 0; i < 200; i++)
+	for (unsigned int i = 0; i < 300; i++)
 		sublet__sticky_add(page(2 * i), PAGE);
 	assert_int_equal(said, 1);
-	protect(401, 10);
+	protect(601, 10);
 	assert_false(sublet__sticky_unprotect(page(0), PAGES * PAGE));
-	assert_marked(401, 411, true);
-	for (unsigned int i = 0; i < 200; i++)
+	assert_marked(601, 611, true);
+	for (unsigned int i = 0; i < 300; i++)
 		assert_true(marked[2 * i]);
 	assert_int_equal(said, 1);
 }
@@ -165,8 +240,13 @@ static void test_full(void **context)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-		cmocka_unit_test_setup(test_gaps, reset),        cmocka_unit_test_setup(test_forget, reset),
-		cmocka_unit_test_setup(test_huge_frames, reset), cmocka_unit_test_setup(test_random, reset),
+		cmocka_unit_test_setup(test_gaps, reset),
+		cmocka_unit_test_setup(test_forget, reset),
+		cmocka_unit_test_setup(test_huge_frames, reset),
+		cmocka_unit_test_setup(test_random, reset),
+		cmocka_unit_test_setup(test_objects, reset),
+		cmocka_unit_test_setup(test_objects_in_protected_pages, reset),
+		cmocka_unit_test_setup(test_many_objects, reset),
 		cmocka_unit_test_setup(test_full, reset),
 	};
 
