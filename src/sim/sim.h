@@ -131,6 +131,7 @@ struct sim_page {
 	uint8_t kind;
 	bool locked;       /* by the program; the engine may lock more */
 	bool is_protected; /* by the program: it must stay */
+	bool is_seen;      /* mapped since the engine was asked to note something of it */
 	bool tracked;
 	bool dirty;
 	bool blocked;

@@ -301,7 +301,8 @@ static void do_chaos(struct sim *s)
 
 /*
  * mlock, mprotect: the kernel's pages are marked after the engine was told, and unmarked before, so that at no time
- * does the engine know less than what it must keep.
+ * does the engine know less than what it must keep. A page that gets its memory between the two, by a commit of its
+ * unit's other pages, is none of the program's yet, which can only protect what it has.
  */
 static void do_note(struct sim *s, struct sim_region *r, bool protect)
 {
@@ -312,11 +313,14 @@ static void do_note(struct sim *s, struct sim_region *r, bool protect)
 	if (r->is_noted)
 		return; /* of two that contradict each other nobody knows which is the last */
 	r->is_noted = true;
+	for (uint32_t i = range.first; i < range.first + range.pages; i++) {
+		struct sim_page *p = page_at(s, r, i);
+		p->is_seen = p->kind == KIND_SHARED || p->kind == KIND_PRIVATE || p->kind == KIND_COPIED;
+	}
 	for (uint32_t set = 0; set < 2; set++) {
 		for (uint32_t i = range.first; set == on && i < range.first + range.pages; i++) {
 			struct sim_page *p = page_at(s, r, i);
-			bool mark = on && (p->kind == KIND_SHARED || p->kind == KIND_PRIVATE ||
-					   p->kind == KIND_COPIED);
+			bool mark = on && p->is_seen;
 			if (protect)
 				p->is_protected = mark;
 			else
