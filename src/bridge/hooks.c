@@ -12,7 +12,8 @@
  *   purge_*       refused. jemalloc purges only what it could not decommit, and a refusal costs
  *                 nothing but the memory; a purge that gave frames back would have to get frames
  *                 again on the spot, and there is no way to report that it could not
- *   split, merge  allowed on one side of the window's edge: jemalloc's bookkeeping, not ours
+ *   split, merge  allowed on one side of the window's edge: jemalloc's bookkeeping, not ours. But what jemalloc kept of
+ *                 the ordinary memory of before the hooks is not split: its threads would fill that first
  *
  * Rules. jemalloc holds locks while it calls: nothing here may malloc, and the engine never does.
  * A child of fork() has a private copy of the memory, but no arena: what it needs from here on is
@@ -72,6 +73,7 @@ typedef int (*mallctl_fn)(const char *name, void *old, size_t *old_bytes, void *
 static mallctl_fn real_mallctl;
 static _Atomic bool installing;
 static _Atomic size_t kept_bytes; /* of ordinary memory that jemalloc may use and did not yet */
+static _Atomic bool fell_back;    /* ordinary memory was given since the hooks are there */
 
 static int bridge_mallctl(const char *name, void *old, size_t *old_bytes, void *new, size_t new_bytes);
 
@@ -174,13 +176,11 @@ static void *hook_alloc(extent_hooks *h, void *new_addr, size_t size, size_t ali
 	void *addr = NULL;
 	bool is_lent;
 
-	(void)h;
+	(void)h, (void)arena;
 	if (new_addr != NULL)
 		return NULL; /* jemalloc would like to grow in place; it copes */
 	is_lent = sublet__bridge_state() == SUBLET__OWNER_LENT && !atomic_load(&installing);
 	if (is_lent) {
-		if (arena == 0)
-			note_kept(SIZE_MAX); /* it has used it up, as far as anybody can tell */
 		*commit = *commit || !is_by_page();
 		addr = alloc_lent(size, alignment, *commit);
 		if (addr != NULL) {
@@ -189,6 +189,8 @@ static void *hook_alloc(extent_hooks *h, void *new_addr, size_t size, size_t ali
 		}
 	}
 	/* No addresses or no memory for the engine: the program need not suffer for it. */
+	if (is_lent)
+		atomic_store(&fell_back, true); /* before: the block may be split by another thread at once */
 	addr = ordinary_alloc(size, alignment);
 	if (addr == NULL)
 		return NULL;
@@ -285,10 +287,14 @@ static bool hook_split(extent_hooks *h, void *addr, size_t size, size_t size_a, 
 		       unsigned int arena)
 {
 	(void)h, (void)size_b, (void)committed, (void)arena;
+	if (sublet__bridge_state() != SUBLET__OWNER_LENT ||
+	    sublet__bridge_owner(addr, size) != SUBLET__OWNER_OTHER)
+		return false;
+	/* Of its first mappings: jemalloc purges it, forgets it, and asks for lent memory. */
+	if (!atomic_load(&fell_back))
+		return true;
 	/* jemalloc takes the first part, and keeps or gives back the second. */
-	if (sublet__bridge_state() == SUBLET__OWNER_LENT &&
-	    sublet__bridge_owner(addr, size) == SUBLET__OWNER_OTHER)
-		note_kept(size_a);
+	note_kept(size_a);
 	return false;
 }
 
@@ -364,7 +370,7 @@ static bool hook_arena(unsigned int arena)
 /*
  * What of the heap stays in ordinary memory: what is in use by now, or was and is dirty. jemalloc's own
  * structures are not the program's heap. What it kept of its first mappings is addresses without
- * memory, until it is cut up: hook_split().
+ * memory, and would be cut up: hook_split().
  */
 static void note_first_memory(void)
 {

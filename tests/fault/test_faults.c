@@ -9,6 +9,7 @@
  * message: the list is below, and only a failure that stays may lead there.
  *
  *   test_faults [SCENARIO [N [once|for_good|lost [WAY]]]]   one scenario, one n: in this process, for a debugger
+ *   test_faults --memory | --rest    half of them: those of memory on pages of 4 KiB and of THP; all others
  */
 #include "scenarios.h"
 
@@ -306,18 +307,29 @@ static int loop(const struct scenario *s, const struct way *way)
 	return bad;
 }
 
-static int loop_each(const struct scenario *s, const char *only)
+static const struct scenario *const all[] = { memory_scenarios, device_scenarios, control_scenarios };
+
+static bool is_wanted(size_t group, const struct scenario *s, const struct way *way, const char *only)
+{
+	bool is_memory = all[group] == memory_scenarios && way->backing != SUBLET_BACKING_HUGETLB;
+
+	if (only && !strcmp(only, "--memory"))
+		return is_memory;
+	if (only && !strcmp(only, "--rest"))
+		return !is_memory;
+	return !only || strstr(s->name, only);
+}
+
+static int loop_each(size_t group, const char *only)
 {
 	int bad = 0;
 
-	for (; s->name; s++)
+	for (const struct scenario *s = all[group]; s->name; s++)
 		for (size_t i = 0; i < (s->flags & EACH_WAY ? WAYS : 1); i++)
-			if (!only || strstr(s->name, only))
+			if (is_wanted(group, s, &ways[i], only))
 				bad += loop(s, &ways[i]);
 	return bad;
 }
-
-static const struct scenario *const all[] = { memory_scenarios, device_scenarios, control_scenarios };
 
 static void *nothing(void *arg)
 {
@@ -381,10 +393,11 @@ int main(int argc, char **argv)
 	clock_gettime(CLOCK_MONOTONIC, &t0);
 	if (argc > 2)
 		return one(argv, argc);
-	huge_pages_reserve();
+	if (argc < 2 || strcmp(argv[1], "--memory") != 0)
+		huge_pages_reserve();
 	warm_up();
 	for (size_t k = 0; k < sizeof all / sizeof *all; k++)
-		bad += loop_each(all[k], argc > 1 ? argv[1] : NULL);
+		bad += loop_each(k, argc > 1 ? argv[1] : NULL);
 	clock_gettime(CLOCK_MONOTONIC, &t1);
 	printf("%u runs, %u with a fault, %u of them ended with their last words, %u skipped, %ld s\n", runs,
 	       faults, aborts, skips, (long)(t1.tv_sec - t0.tv_sec));

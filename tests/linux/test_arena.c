@@ -209,7 +209,7 @@ static void exec_child(void)
 static void *forker_main(void *arg)
 {
 	(void)arg;
-	for (int i = 0; i < 5; i++) {
+	for (int i = 0; i < 3; i++) {
 		pid_t pid = fork();
 		int status = -1;
 		if (!pid) {

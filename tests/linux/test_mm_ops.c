@@ -347,7 +347,7 @@ static void fork_with_programs(void)
 
 	programs_start();
 	move_for_ms(30, SUBLET__MAP_SHARED);
-	for (int round = 0; round < 3; round++) {
+	for (int round = 0; round < 2; round++) {
 		each_block(sublet__mm_privatize);
 		pid_t pid = fork();
 		if (!pid)

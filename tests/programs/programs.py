@@ -2,7 +2,8 @@
 # SPDX-License-Identifier: MIT
 """`make programs`: the suites of real programs that take too long for `make test`, one after the other, and what became of them.
 
-usage: programs.py [NAME...]. Without names, all of them: test_NAME.py here, and kernel_access of tests/clients in its long form.
+usage: programs.py [NAME...]. Without names, all of them: test_NAME.py here, and
+those of tests/clients that are long, or have a long form.
 """
 import glob
 import os
@@ -12,11 +13,13 @@ import time
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 SKIPPED = 77
+CLIENTS = ("gcc", "git", "xz", "kernel_access")
 
 
 def suites(names):
     found = {os.path.basename(path)[5:-3]: path for path in sorted(glob.glob(os.path.join(HERE, "test_*.py")))}
-    found["kernel_access"] = os.path.join(HERE, os.pardir, "clients", "test_kernel_access.py")
+    for name in CLIENTS:
+        found[name] = os.path.join(HERE, os.pardir, "clients", f"test_{name}.py")
     unknown = [name for name in names if name not in found]
     if unknown:
         sys.exit(f"programs: no {', '.join(unknown)}; there are {', '.join(found)}")
