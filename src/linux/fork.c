@@ -51,7 +51,7 @@
 #define LOOK_MAX_NS   (50 * SUBLET_MS)
 #define LOOK_SHARE    8u /* of the age of the youngest token: so late, in proportion, is its end seen */
 #define RETRY_MIN_NS  (5 * SUBLET_MS)
-#define RETRY_MAX_NS  (50 * SUBLET_MS) /* of memory or mappings that the kernel refused: no call waits for these */
+#define RETRY_MAX_NS  (50 * SUBLET_MS) /* the kernel refused memory or a mapping */
 
 /* What one thread remembers from prepare to the end of its fork. */
 struct fork_here {

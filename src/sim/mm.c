@@ -60,7 +60,8 @@ static void page_drop(struct sim_mm *mm, uint32_t vpn)
 		frame_unmap(mm, "unmap of", p->pfn, vpn);
 	if (p->kind != KIND_NONE)
 		kind_set(mm->sim, p, KIND_NONE);
-	p->locked = p->is_protected = p->is_seen = p->tracked = p->dirty = p->uninherited = p->block_failed = false;
+	p->locked = p->is_protected = p->is_seen = false;
+	p->tracked = p->dirty = p->uninherited = p->block_failed = false;
 }
 
 /* ---- the program ---- */
