@@ -441,7 +441,8 @@ static void folio_leave(struct sublet_mm *mm, uint32_t pfn, uint32_t word, struc
 void sublet__mm_strip(struct sublet_mm *mm, uint32_t vpn, uint32_t pages, uint32_t entry)
 {
 	struct sublet_arena *arena = mm->arena;
-	uint32_t before = sublet__mm_mappings_of(mm, vpn, pages);
+	bool is_mapped = entry != PTE_DROPPED; /* that was unlocked: not mapped, before or after */
+	uint32_t before = is_mapped ? sublet__mm_mappings_of(mm, vpn, pages) : 0;
 	struct leaving leaving = { 0 };
 
 	for (uint32_t at = vpn; at < vpn + pages;) {
@@ -460,7 +461,8 @@ void sublet__mm_strip(struct sublet_mm *mm, uint32_t vpn, uint32_t pages, uint32
 		at += step;
 	}
 	leaving_flush(arena, &leaving);
-	sublet__mm_mappings_changed(mm, vpn, pages, before);
+	if (is_mapped)
+		sublet__mm_mappings_changed(mm, vpn, pages, before);
 }
 
 /* ---- map, unmap ---- */
