@@ -40,7 +40,7 @@ torture: deps-test build
 	@SUBLET=$(BUILD)/sublet SUBLET_BUILD=$(BUILD) python3 tests/clients/torture.py --budget $(or $(SECONDS),600) \
 		$(if $(BACKINGS),--backings "$(BACKINGS)") $(if $(PERIODS),--periods "$(PERIODS)") $(if $(SEED),--seed $(SEED))
 
-## programs  longer real programs, plain and lent: containers, debuggers, sound, interpreters; PROGRAMS="NAME..." chooses
+## programs  longer real programs, plain and lent: containers, debuggers, sound, interpreters, gcc, git, xz; PROGRAMS="NAME..." chooses
 programs: deps-programs build
 	@SUBLET=$(BUILD)/sublet SUBLET_BUILD=$(BUILD) PYTHONDONTWRITEBYTECODE=1 python3 tests/programs/programs.py $(PROGRAMS)
 

@@ -51,7 +51,8 @@ int sublet__hooks_install(void);
  * sticky.c: lent memory that must not move, whatever mprotect does to its pages.
  *   add            from now on, until malloc gives the memory back
  *   add_object     the same, for an object that may end before
- *   remove_object  it has ended, if it was one: its frames may move again, but for others'. True as below
+ *   remove_object  the object has ended: its frames may move again, except those of others. An address of no object is
+ *                  ignored. True as below
  *   protect        the program changes the protection of the range: it does not move
  *   unprotect      the program may read and write the range again: what of it is not sticky may move. True:
  *                  sublet__linux_fork_again is wanted

@@ -290,7 +290,7 @@ static bool hook_split(extent_hooks *h, void *addr, size_t size, size_t size_a, 
 	if (sublet__bridge_state() != SUBLET__OWNER_LENT ||
 	    sublet__bridge_owner(addr, size) != SUBLET__OWNER_OTHER)
 		return false;
-	/* Of its first mappings: jemalloc purges it, forgets it, and asks for lent memory. */
+	/* The memory is of jemalloc's first mappings: jemalloc purges and forgets it, and asks for lent memory. */
 	if (!atomic_load(&fell_back))
 		return true;
 	/* jemalloc takes the first part, and keeps or gives back the second. */

@@ -9,8 +9,8 @@
  * take their mark with it. They end when malloc gives the memory back; a mutex ends when it is destroyed.
  *
  * Ranges for good are frames, and grow together. An object is remembered by its own bytes, so that its frames are known
- * to be free of others when it ends. It is made a range for good where the program had changed, or changes, the
- * protection of a frame of its: from the mark alone it could not be told which of the two is over.
+ * to be free of others when it ends. It becomes a range for good where the program has changed, or changes, the
+ * protection of one of its frames: the mark alone does not tell which of the two is over.
  *
  * A small table is enough for what programs do. Objects get half of it, and are ranges for good beyond that. When it is
  * full nothing is unmarked any more: memory that could move stays, and never the other way round.

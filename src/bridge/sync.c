@@ -29,9 +29,17 @@ static bool is_refused(int shared, const void *object, size_t bytes)
 	       sublet__bridge_owner(object, bytes) != SUBLET__OWNER_OTHER;
 }
 
+static void object_ended(const void *object, size_t bytes)
+{
+	if (sublet__bridge_owner(object, bytes) == SUBLET__OWNER_LENT &&
+	    sublet__sticky_remove_object(object, bytes))
+		sublet__linux_fork_again(sublet__bridge.arena);
+}
+
 SUBLET__INTERPOSER int pthread_mutex_init(pthread_mutex_t *mutex, const pthread_mutexattr_t *attr)
 {
-	int shared = PTHREAD_PROCESS_PRIVATE, robust = PTHREAD_MUTEX_STALLED, protocol = PTHREAD_PRIO_NONE;
+	int shared = PTHREAD_PROCESS_PRIVATE, robust = PTHREAD_MUTEX_STALLED, protocol = PTHREAD_PRIO_NONE,
+	    err;
 
 	if (attr != NULL) {
 		(void)pthread_mutexattr_getpshared(attr, &shared);
@@ -43,7 +51,10 @@ SUBLET__INTERPOSER int pthread_mutex_init(pthread_mutex_t *mutex, const pthread_
 	if ((robust == PTHREAD_MUTEX_ROBUST || protocol == PTHREAD_PRIO_INHERIT) &&
 	    sublet__bridge_owner(mutex, sizeof(*mutex)) == SUBLET__OWNER_LENT)
 		sublet__sticky_add_object(mutex, sizeof(*mutex));
-	return SUBLET__REAL(pthread_mutex_init)(mutex, attr);
+	err = SUBLET__REAL(pthread_mutex_init)(mutex, attr);
+	if (err != 0)
+		object_ended(mutex, sizeof(*mutex));
+	return err;
 }
 SUBLET__ALIAS(__pthread_mutex_init, pthread_mutex_init);
 
@@ -51,9 +62,8 @@ SUBLET__INTERPOSER int pthread_mutex_destroy(pthread_mutex_t *mutex)
 {
 	int err = SUBLET__REAL(pthread_mutex_destroy)(mutex);
 
-	if (err == 0 && sublet__bridge_owner(mutex, sizeof(*mutex)) == SUBLET__OWNER_LENT &&
-	    sublet__sticky_remove_object(mutex, sizeof(*mutex)))
-		sublet__linux_fork_again(sublet__bridge.arena);
+	if (err == 0)
+		object_ended(mutex, sizeof(*mutex));
 	return err;
 }
 SUBLET__ALIAS(__pthread_mutex_destroy, pthread_mutex_destroy);

@@ -280,7 +280,7 @@ static bool folio_protect(struct sublet_mm *mm, uint32_t head)
 bool sublet__mm_note_protected(struct sublet_mm *mm, const void *addr, uint64_t bytes, bool is_protected)
 {
 	uint32_t vpn, pages;
-	bool again = false, had = is_protected;
+	bool again = false, had = is_protected, any = false;
 
 	if (!window_part(mm, addr, bytes, &vpn, &pages))
 		return false;
@@ -292,6 +292,7 @@ bool sublet__mm_note_protected(struct sublet_mm *mm, const void *addr, uint64_t 
 			uint32_t pte = a32_load_relaxed(&mm->pte[i]);
 			if (!(pte & PTE_PRESENT))
 				continue;
+			any = true;
 			had &= (pte & PTE_PROTECTED) != 0;
 			a32_store_release(&mm->pte[i],
 					  is_protected ? pte | PTE_PROTECTED : pte & ~PTE_PROTECTED);
@@ -313,5 +314,5 @@ bool sublet__mm_note_protected(struct sublet_mm *mm, const void *addr, uint64_t 
 	sublet__invalidate_end(mm, &told);
 	if (again)
 		a32_store_seq_cst(&mm->fork_held, 1); /* something to restore, for the next fork_restore */
-	return again || had;
+	return again || (any && had);
 }

@@ -104,9 +104,9 @@ int sublet__mm_fork_restore(struct sublet_mm *mm, uint32_t epoch);
  * State that the program set on its own memory, for ranges of the window (page-aligned outwards):
  * a locked range is locked again after each remap; a folio with a protected page does not move, and is
  * not restored after a fork while it has one. Ranges that are not mapped are ignored.
- * note_protected(true) tells whether each page that is mapped had the mark before. note_protected(false) returns true
- * where a folio that a fork made private may be restored now: the caller has the platform call sublet__mm_fork_restore
- * again.
+ * note_protected(true) tells whether some page is mapped, and each mapped page had the mark before.
+ * note_protected(false) returns true where a folio that a fork made private may be restored now: the caller has the
+ * platform call sublet__mm_fork_restore again.
  */
 void sublet__mm_note_locked(struct sublet_mm *mm, const void *addr, uint64_t bytes, bool locked);
 bool sublet__mm_note_protected(struct sublet_mm *mm, const void *addr, uint64_t bytes, bool is_protected);

@@ -132,9 +132,9 @@ static void leak_check(const struct holdings *before, bool has_lost_device)
 #endif
 	if (has_lost_device && now.mappings > before->mappings)
 		now.mappings = before->mappings, now.vm_kib = before->vm_kib; /* its tables live on */
+	/* And its ring, with an eventfd, where the kernel did not end its jobs in time. */
 	if (has_lost_device && now.fds == before->fds + 2)
-		now.fds =
-			before->fds; /* and its ring, with an eventfd: the kernel had not ended its jobs in time */
+		now.fds = before->fds;
 	if (now.fds != before->fds || now.threads != before->threads || now.mappings != before->mappings ||
 	    now.vm_kib != before->vm_kib)
 		wrong("left behind: %d descriptors, %d threads, %d mappings, %lld KiB",

@@ -185,6 +185,9 @@ static void fork_protected(void **unused)
 	uint32_t vpn = map_pages(&f, 1024, SUBLET_MOVABLE);
 	fill(&f, 0, vpn, 1024, 1);
 	assert_false(sublet__mm_note_protected(mm, addr_of(&f, 0, vpn + 70), PAGE, true));
+	assert_true(
+		sublet__mm_note_protected(mm, addr_of(&f, 0, vpn + 70), PAGE, true)); /* it had the mark */
+	assert_false(sublet__mm_note_protected(mm, addr_of(&f, 0, vpn + 1024), PAGE, true)); /* not mapped */
 	fork_now(&f, &child);
 	fake_child_exit(&child);
 	assert_int_equal(restore_now(&f), 0);
