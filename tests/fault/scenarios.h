@@ -37,6 +37,9 @@ enum scenario_flags {
 		<< 7, /* a failure that stays: the device dies, and holds what it may still write to (G11) */
 	MAY_LOSE = 1u << 9, /* maps over what is mapped: also as a kernel that loses it when it fails */
 	WARMS_UP = 1u << 8, /* makes as many threads as any other */
+	RESTORES =
+		1u
+		<< 10, /* the thread that undoes a fork is at work when the engine is looked at: verified until it is not */
 };
 
 extern const struct scenario memory_scenarios[], device_scenarios[], control_scenarios[];

@@ -177,7 +177,7 @@ static bool run(const struct scenario *s, const struct way *way, uint64_t n, enu
 	if (!err && faulted && mode != LOST && !(s->flags & MAY_SUCCEED))
 		wrong("succeeded without what it asked for");
 	if (has_world)
-		world_check(&w, err && !may_keep(s, mode), s->flags & MAY_HOLD);
+		world_check(&w, err && !may_keep(s, mode), s->flags & (MAY_HOLD | RESTORES));
 	if (!err && s->after)
 		s->after(&w);
 	if (s->finish)
