@@ -56,14 +56,14 @@ int sublet__hooks_install(void);
  *   protect        the program changes the protection of the range: it does not move
  *   unprotect      the program may read and write the range again: what of it is not sticky may move. True:
  *                  sublet__linux_fork_again is wanted
- *   forget         malloc gives the memory back
+ *   forget         malloc gives the memory back: what was sticky in it may move. True as above
  */
 void sublet__sticky_add(const void *addr, size_t bytes);
 void sublet__sticky_add_object(const void *object, size_t bytes);
 bool sublet__sticky_remove_object(const void *object, size_t bytes);
 void sublet__sticky_protect(const void *addr, size_t bytes);
 bool sublet__sticky_unprotect(const void *addr, size_t bytes);
-void sublet__sticky_forget(const void *addr, size_t bytes);
+bool sublet__sticky_forget(const void *addr, size_t bytes);
 
 /* lockall.c: note what malloc and the arena have mapped by now; the end of the constructor's work. */
 void sublet__lockall_prepare(void);

@@ -33,6 +33,7 @@
  * the control socket already.
  */
 #include "bridge/bridge.h"
+#include "linux/linux.h"
 
 #include <sublet/map.h>
 
@@ -207,7 +208,8 @@ static void *hook_alloc(extent_hooks *h, void *new_addr, size_t size, size_t ali
 /* The program has no use for it any more. */
 static void forget(const void *addr, size_t size)
 {
-	sublet__sticky_forget(addr, size);
+	if (sublet__sticky_forget(addr, size))
+		sublet__linux_fork_again(sublet__bridge.arena);
 	sublet__futex_forget(addr, size);
 }
 

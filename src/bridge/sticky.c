@@ -236,14 +236,11 @@ bool sublet__sticky_unprotect(const void *addr, size_t bytes)
 	return again;
 }
 
-void sublet__sticky_forget(const void *addr, size_t bytes)
+/* Lock held. Take the bytes of [gone) out of the ranges. True: some of them were in one. */
+static bool take_out(struct range gone)
 {
-	uintptr_t mask = (uintptr_t)sublet__bridge.frame_bytes - 1;
-	struct range gone = { ((uintptr_t)addr + mask) & ~mask, ((uintptr_t)addr + bytes) & ~mask, false };
+	bool any = false;
 
-	if (count_get() == 0)
-		return;
-	(void)pthread_mutex_lock(&sticky.lock);
 	for (uint32_t i = 0; i < count_get();) {
 		struct range r = sticky.range[i];
 
@@ -251,6 +248,7 @@ void sublet__sticky_forget(const void *addr, size_t bytes)
 			i++;
 			continue;
 		}
+		any = true;
 		drop(i);
 		/* What is left of it; both parts end before or begin after, and are not met again. */
 		if (r.start < gone.start)
@@ -258,5 +256,19 @@ void sublet__sticky_forget(const void *addr, size_t bytes)
 		if (r.end > gone.end)
 			put((struct range){ gone.end, r.end, r.is_object });
 	}
+	return any;
+}
+
+/* The memory of a decommitted page may stay for its neighbours' sake, and the mark with it: taken back here. */
+bool sublet__sticky_forget(const void *addr, size_t bytes)
+{
+	uintptr_t mask = (uintptr_t)sublet__bridge.frame_bytes - 1;
+	struct range gone = { ((uintptr_t)addr + mask) & ~mask, ((uintptr_t)addr + bytes) & ~mask, false };
+
+	if (count_get() == 0)
+		return false;
+	(void)pthread_mutex_lock(&sticky.lock);
+	bool again = take_out(gone) && unmark(gone);
 	(void)pthread_mutex_unlock(&sticky.lock);
+	return again;
 }
