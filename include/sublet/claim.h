@@ -56,6 +56,7 @@ struct sublet_blocker {
 	char owner[SUBLET_OWNER_BYTES]; /* "" where there is none */
 };
 
+/* A claim names so many places. Each user is named before any user is named twice. */
 #define SUBLET_BLOCKERS_MAX 8
 
 /* A claim, and what it cost; filled in by sublet_claim on failure too (blockers, counters). */

@@ -9,6 +9,7 @@
 #include "core/claim.h"
 
 #include <errno.h>
+#include <string.h>
 
 /* Who has the frame at pfn. blockers_lock is held, and claim_lock is not. */
 static void claim_describe(struct sublet_arena *arena, uint32_t pfn, struct sublet_blocker *b)
@@ -44,29 +45,53 @@ static bool user_find(struct sublet_arena *arena, uint32_t kind, uint32_t pfn, c
 	return sublet__notifier_decliner(arena->mm[index], vpn & ~(run - 1), run, owner);
 }
 
+static bool is_of_one_user(const struct sublet_blocker *a, const struct sublet_blocker *b)
+{
+	return a->kind == b->kind && a->error == b->error && !strcmp(a->owner, b->owner);
+}
+
+/*
+ * The entry that the blocker is to have, or NULL; blockers_lock held. A list that is full takes the blocker in place of a
+ * user's second entry, if that user is not the blocker's: each user is named before anybody is named twice.
+ */
+static struct sublet_blocker *entry_for(struct sublet_claim *claim, const struct sublet_blocker *blocker)
+{
+	struct sublet_blocker *second = NULL;
+
+	if (claim->blocker_count < SUBLET_BLOCKERS_MAX)
+		return &claim->blockers[claim->blocker_count++];
+	for (uint32_t i = 0; i < SUBLET_BLOCKERS_MAX; i++) {
+		if (is_of_one_user(&claim->blockers[i], blocker))
+			return NULL;
+		for (uint32_t j = 0; j < i; j++)
+			if (is_of_one_user(&claim->blockers[i], &claim->blockers[j]))
+				second = &claim->blockers[i];
+	}
+	return second;
+}
+
 void sublet__blocker_add(struct sublet__claim_job *job, uint32_t kind, uint32_t pfn, uint32_t frames,
 			 int error)
 {
 	struct sublet_arena *arena = job->arena;
 	struct sublet_claim *claim = job->claim;
 	uint32_t shift = frames_bytes_shift(arena);
-	uint64_t offset = (uint64_t)pfn << shift;
+	struct sublet_blocker b = { .kind = kind,
+				    .error = error,
+				    .offset_bytes = (uint64_t)pfn << shift,
+				    .bytes = (uint64_t)frames << shift };
 
 	engine_lock(arena, &job->blockers_lock);
 	for (uint32_t i = 0; i < claim->blocker_count; i++)
-		if (claim->blockers[i].kind == kind && claim->blockers[i].offset_bytes == offset)
+		if (claim->blockers[i].kind == kind && claim->blockers[i].offset_bytes == b.offset_bytes)
 			goto out; /* named already, by an earlier look */
-	if (claim->blocker_count < SUBLET_BLOCKERS_MAX) {
-		struct sublet_blocker *b = &claim->blockers[claim->blocker_count++];
-		*b = (struct sublet_blocker){ .kind = kind,
-					      .error = error,
-					      .offset_bytes = offset,
-					      .bytes = (uint64_t)frames << shift };
-		if (kind == SUBLET_BLOCKER_CLAIM)
-			claim_describe(arena, pfn, b);
-		else if (kind == SUBLET_BLOCKER_PIN || kind == SUBLET_BLOCKER_NOTIFIER)
-			(void)user_find(arena, kind, pfn, b->owner, &b->age_ns);
-	}
+	if (kind == SUBLET_BLOCKER_CLAIM)
+		claim_describe(arena, pfn, &b);
+	else if (kind == SUBLET_BLOCKER_PIN || kind == SUBLET_BLOCKER_NOTIFIER)
+		(void)user_find(arena, kind, pfn, b.owner, &b.age_ns);
+	struct sublet_blocker *entry = entry_for(claim, &b);
+	if (entry)
+		*entry = b;
 out:
 	engine_unlock(arena, &job->blockers_lock);
 }
@@ -132,14 +157,14 @@ void sublet__blocker_busy(struct sublet__claim_job *job, uint32_t pfn, uint32_t 
 	sublet__blocker_add(job, kind, pfn, 1u << word_order(word), 0);
 }
 
-/* The first of them, neighbours of one kind together. */
+/* The first of each user, neighbours of one kind together. */
 void sublet__blockers_immovable(struct sublet__claim_job *job)
 {
 	const struct sublet_arena *arena = job->arena;
 	uint32_t end = arena->zone[ZONE_AREA].frames, first = 0, kind = SUBLET_BLOCKER_NONE, slot = 0;
 	int error = 0;
 
-	for (uint32_t pfn = 0; pfn <= end && job->claim->blocker_count < SUBLET_BLOCKERS_MAX;) {
+	for (uint32_t pfn = 0; pfn <= end;) {
 		uint32_t word = pfn < end ? a32_load_acquire(&arena->frames[pfn].word) : 0;
 		bool blocks = (word & FRAME_HEAD) && word_blocks(arena, word);
 		int now_error = 0;

@@ -122,6 +122,45 @@ static void another_claim(void **unused)
 	fixture_close(&f);
 }
 
+/* One user in more places than the list has does not keep the others out of it: each is named (G5). */
+static void each_user_is_named(void **unused)
+{
+	enum { PLACES = SUBLET_BLOCKERS_MAX + 4 };
+	static struct fake f;
+	struct sublet_claim held[PLACES + 1], claim;
+	struct fake_child child;
+	(void)unused;
+
+	fixture_open(&f, &(struct fake_options){ .area_frames = 8 * 512, .virtual_time = true });
+	fill(&f, 0, map_pages(&f, 512, SUBLET_MOVABLE), 512, 1);
+	assert_int_equal(fork_begin(f.engine_mm[0]), 0);
+	fake_child_fork(&child, &f.mm[0]);
+	sublet__mm_fork_end(f.engine_mm[0], 1234);
+	for (uint32_t i = 0; i <= PLACES; i++) {
+		uint64_t frames = i == PLACES ? 20 : 200;
+		assert_int_equal(claim_take(&f, frames * PAGE,
+					    OPTIONS(.owner = i == PLACES ? "disk" : "camera"), &held[i]),
+				 0);
+	}
+	assert_int_equal(claim_take(&f, 7 * 512 * PAGE, OPTIONS(.flags = SUBLET_CLAIM_NOWAIT), &claim),
+			 -EBUSY);
+	assert_int_equal(claim.blocker_count, SUBLET_BLOCKERS_MAX);
+	uint32_t cameras = 0, disks = 0;
+	for (uint32_t i = 0; i < claim.blocker_count; i++) {
+		cameras += !strcmp(claim.blockers[i].owner, "camera");
+		disks += !strcmp(claim.blockers[i].owner, "disk");
+	}
+	assert_true(cameras > 1);
+	assert_int_equal(disks, 1);
+	assert_int_equal(blockers_of(&claim, SUBLET_BLOCKER_CHILD), SUBLET_BLOCKERS_MAX - cameras - disks);
+	assert_true(blockers_of(&claim, SUBLET_BLOCKER_CHILD) > 0);
+	for (uint32_t i = 0; i <= PLACES; i++)
+		claim_give(&f, &held[i]);
+	fake_child_exit(&child);
+	assert_int_equal(sublet__mm_fork_restore(f.engine_mm[0], sublet__mm_fork_epoch(f.engine_mm[0])), 0);
+	fixture_close(&f);
+}
+
 struct passing {
 	struct fake *f;
 	struct sublet_claim *held;
@@ -423,17 +462,12 @@ static void beside_a_long_call(void **unused)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(pin_until_the_deadline),
-		cmocka_unit_test(no_room),
-		cmocka_unit_test(another_claim),
-		cmocka_unit_test(waits_for_others),
-		cmocka_unit_test(what_stays),
-		cmocka_unit_test(beside_a_call),
-		cmocka_unit_test(watched),
-		cmocka_unit_test(platform_failures),
-		cmocka_unit_test(gone_before_it_is_named),
-		cmocka_unit_test(beside_a_fork),
-		cmocka_unit_test(beside_a_long_call),
+		cmocka_unit_test(pin_until_the_deadline), cmocka_unit_test(no_room),
+		cmocka_unit_test(another_claim),          cmocka_unit_test(each_user_is_named),
+		cmocka_unit_test(waits_for_others),       cmocka_unit_test(what_stays),
+		cmocka_unit_test(beside_a_call),          cmocka_unit_test(watched),
+		cmocka_unit_test(platform_failures),      cmocka_unit_test(gone_before_it_is_named),
+		cmocka_unit_test(beside_a_fork),          cmocka_unit_test(beside_a_long_call),
 	};
 	return cmocka_run_group_tests(tests, NULL, NULL);
 }
