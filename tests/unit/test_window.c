@@ -43,11 +43,32 @@ static void window_isolated(void **unused)
 	fixture_close(&f);
 }
 
+/* What was unmapped makes its pageblock cheaper for the next choice. */
+static void window_freed(void **unused)
+{
+	static struct fake f;
+	uint64_t cost;
+	(void)unused;
+
+	fixture_open(&f, &(struct fake_options){ .area_frames = 4 * 512, .no_track = true });
+	uint32_t vpn = map_pages(&f, 4 * 512, SUBLET_MOVABLE);
+	assert_int_not_equal(sublet__window_cheapest(f.arena, 1, 1, &cost), ENGINE_NONE);
+	assert_true(cost > 0);
+	assert_int_equal(sublet_unmap(f.engine_mm[0], addr_of(&f, 0, vpn + 512), 512 * PAGE), 0);
+	sublet__cache_drain(f.arena);
+	uint32_t pb = sublet__window_cheapest(f.arena, 1, 1, &cost);
+	assert_int_not_equal(pb, ENGINE_NONE);
+	assert_int_equal(sublet__account_get(&f.arena->pageblocks[pb], ACCOUNT_FREE), 512);
+	assert_int_equal(cost, 0);
+	fixture_close(&f);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(window_stuck),
 		cmocka_unit_test(window_isolated),
+		cmocka_unit_test(window_freed),
 	};
 	return cmocka_run_group_tests(tests, NULL, NULL);
 }
