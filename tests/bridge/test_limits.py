@@ -14,6 +14,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 import unittest
 
 SUBLET = os.environ.get("SUBLET", "build/sublet")
@@ -41,6 +42,18 @@ def memory_group():
         return folder
     except (OSError, StopIteration):
         return None
+
+
+def remove_group(folder):
+    """A group can be removed when its last process is gone, and the helper of a program ends just after that program."""
+    end = time.monotonic() + 60
+    while True:
+        try:
+            return os.rmdir(folder)
+        except OSError as error:
+            if error.errno != errno.EBUSY or time.monotonic() > end:
+                raise
+        time.sleep(0.01)
 
 
 class Limits(unittest.TestCase):
@@ -185,7 +198,7 @@ class Limits(unittest.TestCase):
         group = memory_group()
         if not group:
             self.skipTest("no memory cgroup of version 1 can be made here")
-        self.addCleanup(os.rmdir, group)
+        self.addCleanup(remove_group, group)
         for limit in (40, 100, 300):
             with open(os.path.join(group, "memory.limit_in_bytes"), "w", encoding="utf-8") as file:
                 file.write(str(limit * MIB))

@@ -283,8 +283,15 @@ def needs(condition, why):
         raise unittest.SkipTest(why)
 
 
+def listen_to_signals():
+    """A background job of a shell ignores SIGINT, and a job of nohup ignores SIGHUP. The programs of a test do not."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
 def main():
     """As unittest.main, but 77 where nothing could be tried."""
+    listen_to_signals()
     doctor = subprocess.run([SUBLET, "doctor", "--json"], capture_output=True, text=True, timeout=60, check=False)
     if not json.loads(doctor.stdout)["run_works"]:
         print("`sublet run` does not work here: see `sublet doctor`")
