@@ -18,9 +18,9 @@ class Redis(redis.Case):
     def stop_child(self, instance):
         """Wait for the child of a save and stop it; its pid."""
         child = lent.wait_for(lambda: self.children(instance.pid), 30, 0.001)[0]
+        lent.wait_for(lambda: instance.stat()["children"] == 1, 30)  # it has signed: from then on a claim names it
         os.kill(child, signal.SIGSTOP)
         self.addCleanup(self.go_on, child)
-        lent.wait_for(lambda: instance.stat()["children"] == 1, 30)
         return child
 
     @staticmethod

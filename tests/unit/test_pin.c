@@ -271,17 +271,17 @@ static void pin_reuse_race(void **unused)
 
 /* ---- a pin of a folio that is being cut ---- */
 
-static _Atomic bool cutter_stopped;
+static _Atomic bool other_stopped;
 
-static void stop_cutter(int signal)
+static void stop_other(int signal)
 {
 	struct timespec ts = { 0, 10000 };
 	int saved = errno;
 
 	(void)signal;
-	atomic_store(&cutter_stopped, true);
+	atomic_store(&other_stopped, true);
 	nanosleep(&ts, NULL);
-	atomic_store(&cutter_stopped, false);
+	atomic_store(&other_stopped, false);
 	errno = saved;
 }
 
@@ -298,8 +298,8 @@ static void *cut_pin_main(void *arg)
 		int err = pin_pages(r->f, vpn, 1, SUBLET_PIN_READ | SUBLET_PIN_NOWAIT, &pin);
 		if (err == -EAGAIN)
 			continue;
-		/* The cutter was stopped somewhere: hold the pin until it has gone on. */
-		for (uint64_t until = 0; atomic_load(&cutter_stopped) || until > wall_ns();)
+		/* The other thread was stopped somewhere: hold the pin until it has gone on. */
+		for (uint64_t until = 0; atomic_load(&other_stopped) || until > wall_ns();)
 			until = until ? until : wall_ns() + 5000;
 		uint32_t head = sublet__frame_head(r->f->arena, pte_pfn(a32_load_relaxed(&mm->pte[vpn])));
 		if (err || head == ENGINE_NONE ||
@@ -356,37 +356,62 @@ static void *cut_main(void *arg)
 	return NULL;
 }
 
-/* G2, G6: whoever pins a page while its folio is cut into pieces has pinned the piece. */
-static void pin_cut_race(void **unused)
+/* Moves the folio to and fro; interrupted at any instruction of it. */
+static void *shift_main(void *arg)
+{
+	struct race *r = arg;
+	struct sublet__window_range anywhere = { .to = MOVE_AREA_FIRST };
+
+	while (!atomic_load(&r->stop))
+		if (sublet__move_page(r->f->engine_mm[0], r->vpn, &anywhere) > 0)
+			atomic_fetch_add_explicit(&r->moves, 1, memory_order_relaxed);
+	return NULL;
+}
+
+/* One thread pins pages of a folio of 64, and another one, which signals stop at any instruction, is in `main`. */
+static void pin_beside(void *(*main)(void *))
 {
 	static struct fake f;
 	struct race race = { .f = &f };
-	struct sigaction action = { .sa_handler = stop_cutter, .sa_flags = SA_RESTART }, old;
-	pthread_t pinner, cutter;
+	struct sigaction action = { .sa_handler = stop_other, .sa_flags = SA_RESTART }, old;
+	pthread_t pinner, other;
 	uint64_t until = wall_ns() + soak_ns(1.5);
-	(void)unused;
 
 	assert_int_equal(sigaction(SIGUSR1, &action, &old), 0);
 	fixture_open(&f, NULL);
 	race.vpn = map_pages(&f, 64, SUBLET_MOVABLE);
 	threads_begin();
 	assert_int_equal(pthread_create(&pinner, NULL, cut_pin_main, &race), 0);
-	assert_int_equal(pthread_create(&cutter, NULL, cut_main, &race), 0);
+	assert_int_equal(pthread_create(&other, NULL, main, &race), 0);
 	while (wall_ns() < until || (!atomic_load(&race.moves) && wall_ns() < until + 20 * SUBLET_SEC)) {
 		struct timespec ts = { 0, 50000 };
-		pthread_kill(cutter, SIGUSR1);
+		pthread_kill(other, SIGUSR1);
 		nanosleep(&ts, NULL);
 	}
 	atomic_store(&race.stop, true);
 	pthread_join(pinner, NULL);
-	pthread_join(cutter, NULL);
+	pthread_join(other, NULL);
 	threads_end();
 	sigaction(SIGUSR1, &old, NULL);
-	print_message("%llu pins, %llu cuts\n", (unsigned long long)atomic_load(&race.pins),
+	print_message("%llu pins, %llu cuts or moves\n", (unsigned long long)atomic_load(&race.pins),
 		      (unsigned long long)atomic_load(&race.moves));
 	assert_true(atomic_load(&race.pins) > 0 && atomic_load(&race.moves) > 0);
 	counts_are_zero(&f, race.vpn, 64);
 	fixture_close(&f);
+}
+
+/* G2, G6: a pin of a page whose folio is being cut into pieces holds the piece. */
+static void pin_cut_race(void **unused)
+{
+	(void)unused;
+	pin_beside(cut_main);
+}
+
+/* G2, G6: a pin of a page whose folio has just moved holds the whole of the new folio. */
+static void pin_publish_race(void **unused)
+{
+	(void)unused;
+	pin_beside(shift_main);
 }
 
 /* G7, G10: the gate keeps new pins of its pages away by turns, nobody for ever, and no other pins. */
@@ -431,7 +456,7 @@ int main(void)
 		cmocka_unit_test(pin_bad_arguments), cmocka_unit_test(pin_holds),
 		cmocka_unit_test(pin_nowait),        cmocka_unit_test(pin_move_race),
 		cmocka_unit_test(pin_reuse_race),    cmocka_unit_test(pin_cut_race),
-		cmocka_unit_test(pin_gate),
+		cmocka_unit_test(pin_publish_race),  cmocka_unit_test(pin_gate),
 	};
 	return cmocka_run_group_tests(tests, NULL, NULL);
 }
